@@ -1,0 +1,1 @@
+"""Algorithms that change weights, biases and activation steps."""

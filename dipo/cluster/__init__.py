@@ -1,0 +1,1 @@
+"""Workers, on Ray or in this process."""

@@ -1,0 +1,1 @@
+"""Writers of quantized models and range files."""

@@ -1,0 +1,1 @@
+"""The graph: loading, operators as torch functions, units, the quantization plan."""

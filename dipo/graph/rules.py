@@ -1,0 +1,25 @@
+"""What a deploy target quantizes: data that the plan and the writers follow. One instance for each target in `export/platforms`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PlatformRules:
+    """One deploy target."""
+
+    name: str
+    operators: frozenset[str]
+    """ONNX operators whose inputs are quantized."""
+    weight_symmetric: bool | None
+    """True or False where the target takes only that; None where it takes both (then symmetric at 8 bits, asymmetric below)."""
+    weight_per_channel: bool
+    act_symmetric: bool
+    act_signed: bool
+    int32_bias: bool
+    """Bias stored as int32 with scale (input scale x weight scale); float otherwise."""
+    fuse_residual_add: bool
+    """Conv + Add + Relu is one kernel: the Conv's output before the Add stays float."""
+    quantize_outputs: bool = False
+    """The network's outputs are quantized too."""

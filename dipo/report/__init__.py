@@ -1,0 +1,1 @@
+"""What was lost, and where: error measures and their tables."""

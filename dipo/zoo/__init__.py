@@ -1,0 +1,1 @@
+"""The embedded MobileNet and its samples."""
