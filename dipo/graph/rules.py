@@ -23,3 +23,7 @@ class PlatformRules:
     """Conv + Add + Relu is one kernel: the Conv's output before the Add stays float."""
     quantize_outputs: bool = False
     """The network's outputs are quantized too."""
+    int8_kernels: bool = False
+    """Widths below 8 bits run on the kernels for 8: a Clip on the codes, between QuantizeLinear and DequantizeLinear,
+    keeps activations inside their limits, and weights are stored less their zero point. Otherwise the Clip is on the
+    numbers before QuantizeLinear, and weights are stored as they are."""

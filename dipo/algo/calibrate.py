@@ -1,0 +1,113 @@
+"""Calibration: what passes through the network is observed once; ranges, scales and rounded weights follow from that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+
+from dipo.algo.captures import Batch
+from dipo.config import CalibConfig
+from dipo.graph.load import array_of, layers_of, name_of, node_name
+from dipo.graph.plan import Plan, QuantizedLayer, QuantizedModel
+from dipo.graph.torch_module import GraphModule, channels_last
+from dipo.quant.observers import Observer, Statistics
+from dipo.quant.ranges import activation_range, qparams_of, weight_qparams
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What one worker saw; merges exactly with what the others saw."""
+
+    statistics: dict[str, Statistics]
+    """By name of the activation."""
+    channel_sums: dict[str, dict[int, NDArray[np.float64]]]
+    """By name of the layer and index of the batch: sums [C] of the layer's output over samples and positions."""
+    counts: dict[str, int]
+    """By name of the layer: elements of a channel that were summed."""
+
+    def merge(self, other: Observed) -> Observed:
+        """What both saw."""
+        return Observed(
+            {name: mine.merge(other.statistics[name]) for name, mine in self.statistics.items()},
+            {name: mine | other.channel_sums[name] for name, mine in self.channel_sums.items()},
+            {name: mine + other.counts[name] for name, mine in self.counts.items()},
+        )
+
+    def channel_means(self) -> dict[str, NDArray[np.float64]]:
+        """Means [C] of the layers' outputs; the batches are added in their order, whoever ran them."""
+        return {
+            name: np.sum([parts[index] for index in sorted(parts)], axis=0) / self.counts[name]
+            for name, parts in self.channel_sums.items()
+        }
+
+
+def observe(
+    model: ir.Model,
+    *,
+    plan: Plan,
+    batches: Sequence[Batch],
+    inputs: Callable[[Batch], Mapping[str, torch.Tensor]],
+    device: torch.device,
+    progress: Callable[[int], None] = lambda samples: None,
+) -> Observed:
+    """Runs the float network over a worker's batches.
+
+    Raises:
+        UserError: An activation has NaN or infinite values.
+    """
+    observers = {name: Observer(name) for name in plan.activations}
+    outputs = {name_of(node.outputs[0]): node_name(node) for node in layers_of(model) if node_name(node) in plan.layers}
+    sums: dict[str, dict[int, NDArray[np.float64]]] = {name: {} for name in outputs.values()}
+    counts = dict.fromkeys(outputs.values(), 0)
+    module = GraphModule(model).to(device).eval()
+    batch_index = 0
+
+    def see(name: str, value: torch.Tensor) -> torch.Tensor:
+        if name in observers:
+            observers[name].update(value)
+        if name in outputs:
+            layer = outputs[name]
+            channel = -1 if model_is_last(value) else 1
+            total = value.movedim(channel, -1).reshape(-1, value.shape[channel]).sum(dim=0)
+            sums[layer][batch_index] = total.double().cpu().numpy()
+            counts[layer] += value.numel() // value.shape[channel]
+        return value
+
+    done = 0
+    with torch.inference_mode():
+        for batch in batches:
+            batch_index = batch.index
+            values = {name: channels_last(value.to(device)) for name, value in inputs(batch).items()}
+            module(values, hook=see)
+            done += len(batch)
+            progress(done)
+    return Observed({name: observer.result() for name, observer in observers.items()}, sums, counts)
+
+
+def model_is_last(value: torch.Tensor) -> bool:
+    """Whether the channels of a layer's output are its last dimension, as a MatMul's and a Gemm's are."""
+    return value.ndim <= 3
+
+
+def quantize_model(model: ir.Model, *, plan: Plan, statistics: Mapping[str, Statistics], cfg: CalibConfig) -> QuantizedModel:
+    """Scales from statistics, and every weight rounded to the nearest code."""
+    activations = {
+        name: qparams_of(activation_range(statistics[name], spec, method=cfg.method, percentile=cfg.percentile, name=name), spec)
+        for name, spec in plan.activations.items()
+    }
+    activations |= {value: activations[source] for value, source in plan.shared.items()}
+    layers = {}
+    for name, layer in plan.layers.items():
+        weight = array_of(model.graph.initializers[layer.weight]).astype(np.float32)
+        method = cfg.weights if cfg.weights != "auto" else "mse" if layer.spec.bits < 8 else "minmax"
+        qparams = weight_qparams(weight, layer.spec, axis=layer.axis, method=method)
+        scale, zero_point = qparams.along(weight.ndim)
+        codes = np.clip(np.rint(weight / scale) + zero_point, qparams.qmin, qparams.qmax).astype(np.int32)
+        bias = None if layer.bias is None else array_of(model.graph.initializers[layer.bias]).astype(np.float32)
+        layers[name] = QuantizedLayer(codes=codes, qparams=qparams, bias=bias)
+    return QuantizedModel(layers=layers, activations=activations)

@@ -1,0 +1,66 @@
+"""Values that one unit hands to the next, kept for all samples of a shard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dipo.quant.functional import TorchQParams, dequantize, quantize
+from dipo.quant.rounding import flat, unflat
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples that run together: cut at fixed sample indices, so that no result depends on the number of workers."""
+
+    index: int
+    """Position among all batches of the run."""
+    start: int
+    """First sample of the data set."""
+    stop: int
+    """One past the last."""
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+def cut(num_samples: int, batch_size: int) -> list[Batch]:
+    """All batches of a run; the last may be shorter."""
+    starts = range(0, num_samples, batch_size)
+    return [Batch(index, start, min(start + batch_size, num_samples)) for index, start in enumerate(starts)]
+
+
+@dataclass(frozen=True, eq=False)
+class Capture:
+    """One value, for the samples of a shard."""
+
+    data: torch.Tensor
+    """[samples, elements], elements in the order of memory (images channels_last): integer codes, or float32."""
+    shape: tuple[int, ...]
+    """Of one sample."""
+    qparams: TorchQParams | None
+    """What the codes stand for; None for floats."""
+
+    @staticmethod
+    def encode(batch: torch.Tensor, qparams: TorchQParams | None) -> torch.Tensor:
+        """A batch of the value, whether or not it has been quantized yet, as it is stored: codes where `qparams` are given."""
+        return batch if qparams is None else quantize(batch, qparams)
+
+    @staticmethod
+    def gather(parts: Sequence[torch.Tensor], qparams: TorchQParams | None) -> Capture:
+        """Puts encoded batches together."""
+        stored = [flat(part).view(len(part), -1) for part in parts]
+        return Capture(torch.cat(stored), tuple(parts[0].shape[1:]), qparams)
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        """Samples start to stop, float32 [stop - start, *shape]."""
+        part = self.data[start:stop]
+        numbers = part if self.qparams is None else dequantize(part, self.qparams)
+        return self.view(numbers)
+
+    def view(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Numbers in the capture's order, as [samples, *shape]."""
+        samples = numbers.numel() // max(1, self.data.shape[1])
+        return unflat(numbers.reshape(-1), (samples, *self.shape))

@@ -1,0 +1,233 @@
+"""The configuration of a job: frozen, typed, checked; the one home of every default."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from dipo.errors import UserError
+from dipo.section import Between, OneOf, Section, choose, options, show
+
+ZOO = Path(__file__).parent / "zoo"
+WIDTHS = Between(2, 16)
+NODE_SETTINGS = ("weight_bits", "act_bits", "weight_symmetric", "weight_per_channel")
+
+
+@dataclass(frozen=True)
+class ModelConfig(Section):
+    """The float network."""
+
+    name: str | None = None
+    """Name in reports and in the run folder's name; null: the file's name."""
+    path: str | None = None
+    """ONNX file. `zoo:FILE` is one that comes with dipo."""
+
+
+@dataclass(frozen=True)
+class DataConfig(Section):
+    """Calibration and evaluation samples."""
+
+    path: str | None = None
+    """Samples: an .npz or .npy file, a folder of images, or a folder of <input>/<n>.bin; which one is found out.
+    `zoo:FILE` is one that comes with dipo."""
+    eval_path: str | None = None
+    """Evaluation samples, where they are not part of data.path."""
+    num: Annotated[int | None, Between(1)] = None
+    """Calibration samples; null: all."""
+    eval_num: Annotated[int | None, Between(1)] = None
+    """Evaluation samples; null: all."""
+    batch_size: Annotated[int, Between(1)] = 16
+    """Samples in a forward batch. Batches are cut at fixed places, so that results do not depend on the workers."""
+    mean: list[float] | None = None
+    """Mean of each channel, or of all, on images after data.scale: (x * scale - mean) / std; null: 0."""
+    std: Annotated[list[float] | None, Between(0, above=True)] = None
+    """Standard deviation of each channel, or of all, on images after data.scale; null: 1."""
+    scale: Annotated[float, Between(0, above=True)] = 1 / 255
+    """Factor on the pixels of uint8 images."""
+    size: Annotated[int | None, Between(1)] = None
+    """Pixels to which an image's shorter side is resized before the centre is cropped; null: the model's height."""
+    layout: Annotated[str, OneOf(("auto", "nchw", "nhwc"))] = "auto"
+    """Order of the axes of stored arrays; auto: the one that fits the model's input."""
+
+    def __post_init__(self) -> None:
+        """Check each option, then mean against std."""
+        super().__post_init__()
+        lengths = {len(values) for values in (self.mean, self.std) if values is not None}
+        if 0 in lengths or len(lengths - {1}) > 1:
+            raise UserError(
+                f"data.mean {show(self.mean)} and data.std {show(self.std)}: give one number, or one for each channel"
+            )
+
+
+@dataclass(frozen=True)
+class AlgoConfig(Section):
+    """What is done to the network after calibration."""
+
+    name: str = "none"
+    """Name in reports and in the run folder's name."""
+    steps: Annotated[list[str], OneOf(("bias_correction", "reconstruct"))] = field(default_factory=list)
+    """Steps, in their order; empty: calibrate and export."""
+    unit: Annotated[str, OneOf(("layer", "block"))] = "block"
+    """What is reconstructed together."""
+    iters: Annotated[int, Between(1)] = 400
+    """Optimizer steps for each unit."""
+    batch_size: Annotated[int, Between(1)] = 32
+    """Samples in an optimizer step."""
+    fp_input_prob: Annotated[float, Between(0, 1)] = 0.0
+    """Probability that an element of an activation keeps its float value during reconstruction (QDrop: 0.5)."""
+    lr_round: Annotated[float, Between(0)] = 1e-3
+    """Learning rate of the rounding, for algo.reference_iters steps; multiplied by reference_iters / iters."""
+    lr_bias: Annotated[float, Between(0)] = 1e-3
+    """Learning rate of the biases, scaled like lr_round."""
+    lr_act: Annotated[float, Between(0)] = 4e-5
+    """Learning rate of the activation scales, scaled like lr_round."""
+    reference_iters: Annotated[int, Between(1)] = 2000
+    """Optimizer steps for which the learning rates are quoted."""
+    reg_strength: Annotated[float, Between(0)] = 0.01
+    """Weight of the regulariser that drives the rounding to 0 or 1."""
+    warmup: Annotated[float, Between(0, 1)] = 0.2
+    """Fraction of the steps before the regulariser sets in."""
+    beta_start: Annotated[float, Between(0, above=True)] = 20.0
+    """Exponent of the regulariser as it sets in."""
+    beta_end: Annotated[float, Between(0, above=True)] = 2.0
+    """Exponent of the regulariser at the last step."""
+    correct_bias: bool = True
+    """Correct the biases after each unit; kept only where that lowers the error of the unit's output."""
+    train_bias: bool = True
+    """Train the biases together with the rounding."""
+
+
+@dataclass(frozen=True)
+class CalibConfig(Section):
+    """How a range is chosen from what was seen."""
+
+    method: Annotated[str, OneOf(("minmax", "percentile", "mse"))] = "minmax"
+    """Range of an activation: all that was seen, a percentile of it, or the least squared error."""
+    percentile: Annotated[float, Between(50, 100)] = 99.99
+    """Per cent of the values that a range keeps (calib.method=percentile)."""
+    weights: Annotated[str, OneOf(("auto", "minmax", "mse"))] = "auto"
+    """Range of a weight; auto: mse below 8 bits, minmax from 8 bits on."""
+
+
+@dataclass(frozen=True)
+class PrecisionConfig(Section):
+    """Widths and grids."""
+
+    weight_bits: Annotated[int, WIDTHS] = 8
+    """Bits of a weight."""
+    act_bits: Annotated[int, WIDTHS] = 8
+    """Bits of an activation."""
+    weight_per_channel: bool | None = None
+    """One scale for each output channel of a weight; null: the platform decides."""
+    weight_symmetric: bool | None = None
+    """Weights with their zero point in the middle; null: the platform decides, and where it takes both, symmetric
+    from 8 bits on, asymmetric below."""
+    first_last_bits: Annotated[int | None, WIDTHS] = 8
+    """Bits in the first and the last layer, where weight_bits or act_bits are below; null: as everywhere."""
+    overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """For the nodes whose name matches a pattern (`/features/*`): weight_bits, act_bits, weight_symmetric or
+    weight_per_channel."""
+    skip: list[str] = field(default_factory=list)
+    """Node-name patterns of what stays float."""
+
+    def __post_init__(self) -> None:
+        """Check each option, then the overrides.
+
+        Raises:
+            UserError: An override sets something else than a width or a grid, or sets it wrongly.
+        """
+        super().__post_init__()
+        settings = {option.name: option for option in options(PrecisionConfig) if option.name in NODE_SETTINGS}
+        for pattern, values in self.overrides.items():
+            key = f"precision.overrides '{pattern}'"
+            if not isinstance(values, dict):
+                raise UserError(f"{key} {show(values)}: give settings such as {{weight_bits:4}}")
+            for name, value in values.items():
+                if name not in settings:
+                    raise UserError(f"{key}: unknown setting '{name}': {choose(str(name), NODE_SETTINGS)}")
+                dataclasses.replace(settings[name], key=f"{key} {name}", optional=False).read(value)
+
+
+@dataclass(frozen=True)
+class PlatformConfig(Section):
+    """The deploy target."""
+
+    name: Annotated[str, OneOf(("ort", "trt"))] = "ort"
+    """Whose rules are followed and whose files are written."""
+
+
+@dataclass(frozen=True)
+class ClusterConfig(Section):
+    """Who does the work."""
+
+    kind: Annotated[str, OneOf(("ray", "inline"))] = "ray"
+    """Ray's workers, or this process."""
+    workers: Annotated[int | None, Between(1)] = None
+    """Number of workers; null: one for each GPU, 2 without GPUs, 1 inline."""
+    threads: Annotated[int, Between(1)] = 1
+    """CPU threads of a worker."""
+    grad_shards: Annotated[int | None, Between(1)] = None
+    """Pieces into which an optimizer step's batch is cut: results depend on it, not on the workers; null: the number
+    of workers."""
+    address: str | None = None
+    """Ray to join: `auto` or `ray://HOST:PORT`; null or `local`: a private one is started."""
+    device: Annotated[str, OneOf(("auto", "cpu", "cuda"))] = "auto"
+    """Where tensors live; auto: the GPU where there is one."""
+    compile: bool = True
+    """Compiled kernels (torch.compile); false: eager ones."""
+
+    def __post_init__(self) -> None:
+        """Check each option, then workers against kind."""
+        super().__post_init__()
+        if self.kind == "inline" and self.workers not in (None, 1):
+            raise UserError(
+                f"cluster.workers {self.workers}: cluster=inline is one process, leave it 1 or take cluster=ray"
+            )
+
+
+@dataclass(frozen=True)
+class RunConfig(Section):
+    """The folder of a run."""
+
+    dir: str | None = None
+    """Folder for all that the run writes; null: outputs/<date>/<time>-<model>-<algo>."""
+
+
+@dataclass(frozen=True)
+class Config(Section):
+    """One job."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    algo: AlgoConfig = field(default_factory=AlgoConfig)
+    calib: CalibConfig = field(default_factory=CalibConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    platform: PlatformConfig = field(default_factory=PlatformConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    seed: Annotated[int, Between(0, 2**32 - 1)] = 0
+    """Seed of everything random."""
+    dry_run: bool = False
+    """Load, plan and check everything, print what would be done, do none of it."""
+
+
+def to_plain(config: Config) -> dict[str, Any]:
+    """The configuration as nested dictionaries of plain values, for config.yaml."""
+    return dataclasses.asdict(config)
+
+
+def resolve_path(path: str) -> Path:
+    """The file or folder that `path` means: one of dipo's own after `zoo:`, else a path with `~` expanded.
+
+    Raises:
+        UserError: dipo has no such file of its own.
+    """
+    if not path.startswith("zoo:"):
+        return Path(path).expanduser()
+    found = ZOO / path.removeprefix("zoo:")
+    if not found.is_file():
+        names = sorted(file.name for file in ZOO.glob("*") if file.suffix in {".onnx", ".npz"})
+        raise UserError(f"{path}: no such file comes with dipo, choose from {', '.join(names)}")
+    return found

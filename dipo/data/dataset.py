@@ -1,0 +1,151 @@
+"""Samples from a path, whatever their form: the one door to this package.
+
+| path | what it is taken for |
+|---|---|
+| `.npz`, `.npy` | arrays, see `npz` |
+| folder with a folder of `.bin` files named like an input | raw samples, see `bin_dir` |
+| folder with `calib` in it, or with `train` and one of `val`, `eval`, `test` | parts, each a folder of another kind |
+| folder of images, or of one folder of images for each class | images, see `image_folder` |
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from dipo.data import bin_dir, image_folder, npz
+from dipo.data.preprocess import LAYOUTS, Preprocessing
+from dipo.data.samples import Dataset, Datasets, InputSpec, Parts, Samples, SubsetDataset
+from dipo.errors import UserError
+
+__all__ = ["Dataset", "Datasets", "InputSpec", "Samples", "open_datasets"]
+
+_EVAL_FOLDERS = ("val", "eval", "test")
+_KNOWN = (
+    "give a .npz with x or calib_x and test_x, a .npy, a folder <input>/<n>.bin, a folder of images or of class "
+    "folders of images, or a folder with calib and val in it"
+)
+
+
+def open_datasets(
+    *,
+    path: Path,
+    eval_path: Path | None,
+    inputs: Sequence[InputSpec],
+    num: int | None,
+    eval_num: int | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    scale: float,
+    size: int | None,
+    layout: str,
+) -> Datasets:
+    """Open the samples for calibration and for evaluation.
+
+    Only headers and file names are read. Of `num` samples out of more, the first are taken, or evenly spaced ones where
+    they lie sorted in class folders.
+
+    Args:
+        path: File or folder; its form is found by itself.
+        eval_path: Samples for evaluation, in any of the same forms; None: those that `path` holds beside the others.
+        inputs: The model's inputs.
+        num: Number of samples for calibration; None: all.
+        eval_num: Number of samples for evaluation; None: all.
+        mean: Subtracted from scaled pixels, one for each channel or one for all; None: 0.
+        std: Divides after that, likewise; None: 1.
+        scale: Multiplies uint8 pixels first. Values that are not uint8 are taken as they are.
+        size: Length of an image file's shorter side before the centre crop, in pixels; None: as long as the crop needs.
+        layout: How stored arrays order their axes: `nchw`, `nhwc`, or `auto`, which compares with the model's input.
+
+    Raises:
+        UserError: Nothing is there, nothing known is there, or it does not fit the model or the settings.
+    """
+    assert inputs
+    how = _preprocessing(mean=mean, std=std, scale=scale, size=size, layout=layout)
+    for spec in inputs:
+        if not spec.shape:
+            raise UserError(f"input '{spec.name}' of the model has no batch dimension: export the model with one")
+    parts = _open(path, key="data.path", inputs=inputs, how=how)
+    evaluation = parts.eval
+    if eval_path is not None:
+        given = _open(eval_path, key="data.eval_path", inputs=inputs, how=how)
+        evaluation = given.eval or given.calib
+    if evaluation is None and eval_num is not None:
+        raise UserError(f"data.eval_num={eval_num}, but {path} has no part for evaluation: give data.eval_path as well")
+    return Datasets(
+        calib=_cut(parts.calib, num, key="data.num", path=path),
+        eval=None if evaluation is None else _cut(evaluation, eval_num, key="data.eval_num", path=eval_path or path),
+    )
+
+
+def _preprocessing(
+    *,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    scale: float,
+    size: int | None,
+    layout: str,
+) -> Preprocessing:
+    known = next((choice for choice in LAYOUTS if choice == layout), None)
+    if known is None:
+        raise UserError(f"data.layout={layout}: choose from {', '.join(LAYOUTS)}")
+    if size is not None and size < 1:
+        raise UserError(f"data.size={size}: give a length in pixels, or nothing for the model's own")
+    numbers = {
+        "mean": (0.0,) if mean is None else tuple(mean),
+        "std": (1.0,) if std is None else tuple(std),
+        "scale": (scale,),
+    }
+    for key, values in numbers.items():
+        if not all(math.isfinite(value) for value in values) or (key != "mean" and 0 in values):
+            raise UserError(f"data.{key}={list(values)}: give finite numbers{'' if key == 'mean' else ' other than 0'}")
+    return Preprocessing(mean=numbers["mean"], std=numbers["std"], scale=numbers["scale"][0], size=size, layout=known)
+
+
+def _open(path: Path, *, key: str, inputs: Sequence[InputSpec], how: Preprocessing) -> Parts:
+    if not path.exists():
+        raise UserError(f"{key}={path} does not exist (seen from {Path.cwd()}): {_KNOWN}")
+    path = path.absolute()  # a worker's working directory may be another
+    if path.is_dir():
+        return _open_folder(path, inputs=inputs, how=how)
+    if path.suffix.lower() == ".npz":
+        return npz.read_npz(path, inputs=inputs, how=how)
+    if path.suffix.lower() == ".npy":
+        return npz.read_npy(path, inputs=inputs, how=how)
+    raise UserError(f"{key}={path} is no kind of samples that dipo knows: {_KNOWN}")
+
+
+def _open_folder(path: Path, *, inputs: Sequence[InputSpec], how: Preprocessing) -> Parts:
+    if bin_dir.is_bin_dir(path, inputs):
+        return bin_dir.read_bin_dir(path, inputs=inputs, how=how)
+    evaluation = _first_folder(path, _EVAL_FOLDERS)
+    # "train" alone may well be the class of that name
+    calib = _first_folder(path, ("calib",) if evaluation is None else ("calib", "train"))
+    if calib is not None:
+        calib_parts = _open_folder(calib, inputs=inputs, how=how)
+        if evaluation is None:
+            return calib_parts
+        return Parts(calib_parts.calib, _open_folder(evaluation, inputs=inputs, how=how).calib)
+    if evaluation is not None and all(entry.name in _EVAL_FOLDERS for entry in path.iterdir()):
+        raise UserError(f"{path} has only samples for evaluation: add a folder calib beside '{evaluation.name}'")
+    if image_folder.is_image_folder(path):
+        return image_folder.read_image_folder(path, inputs=inputs, how=how)
+    if not any(path.iterdir()):
+        raise UserError(f"{path} is empty, there are no samples: {_KNOWN}")
+    names = ", ".join(f"'{spec.name}'" for spec in inputs)
+    raise UserError(f"{path} holds nothing that dipo knows as samples for the input(s) {names}: {_KNOWN}")
+
+
+def _first_folder(path: Path, names: Sequence[str]) -> Path | None:
+    return next((path / name for name in names if (path / name).is_dir()), None)
+
+
+def _cut(dataset: SubsetDataset, num: int | None, *, key: str, path: Path) -> Dataset:
+    if len(dataset) == 0:
+        raise UserError(f"{path} has no samples: {_KNOWN}")
+    if num is None:
+        return dataset
+    if not 1 <= num <= len(dataset):
+        raise UserError(f"{key}={num}, but {path} has {len(dataset)} samples: ask for 1 to {len(dataset)}")
+    return dataset.take(num)

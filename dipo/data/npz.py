@@ -1,0 +1,145 @@
+"""Reader of .npz and .npy files.
+
+A .npz holds `calib_x`, `calib_y`, `test_x`, `test_y` (or `val_`, `eval_` instead of `test_`), or `x` and `y`, or arrays
+named like the model's inputs with `labels` or `y`. All that ends in `y`, and `labels`, may be absent. A .npy holds the
+samples of a model with one input.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dipo.data.preprocess import Fit, Preprocessing, fit
+from dipo.data.samples import InputSpec, Parts, Samples, shape_text, stored_name
+from dipo.data.stored_array import StoredArray, open_npy, open_npz
+from dipo.errors import UserError
+
+_EVAL_PREFIXES = ("test", "val", "eval")
+
+
+@dataclass(frozen=True)
+class ArrayDataset:
+    """Samples in arrays, one for each input."""
+
+    arrays: tuple[StoredArray, ...]
+    fits: tuple[Fit, ...]
+    """How each array becomes an input."""
+    labels: StoredArray | None
+    num: int
+    """The first so many samples of the arrays."""
+
+    def __len__(self) -> int:
+        return self.num
+
+    def take(self, num: int) -> ArrayDataset:
+        """Give the dataset of the first `num` samples."""
+        assert num <= self.num
+        return dataclasses.replace(self, num=num)
+
+    def read(self, start: int, stop: int) -> Samples:
+        """Give samples `start` to `stop` (not included).
+
+        Raises:
+            UserError: The file cannot be read, or a sample has NaN or Inf.
+        """
+        assert 0 <= start <= stop <= self.num
+        inputs = {
+            how.spec.name: how.apply(array.load()[start:stop], first=start, source=array.source)
+            for array, how in zip(self.arrays, self.fits, strict=True)
+        }
+        return Samples(inputs, None if self.labels is None else _as_labels(self.labels.load()[start:stop]))
+
+    def describe(self) -> str:
+        """Say what this is, for the log."""
+        shapes = ", ".join(
+            (f"{how.spec.name} " if len(self.fits) > 1 else "")
+            + shape_text(how.sample_shape)
+            + (" (pixels, normalised)" if how.pixels is not None else "")
+            for how in self.fits
+        )
+        kind = self.arrays[0].path.suffix.removeprefix(".").lower()
+        return f"{kind}, {self.num} samples of {shapes}, {'labels' if self.labels else 'no labels'}"
+
+
+def read_npy(path: Path, *, inputs: Sequence[InputSpec], how: Preprocessing) -> Parts:
+    """Open a .npy file: the samples of the model's only input, without labels.
+
+    Raises:
+        UserError: The file is broken, does not fit the input, or the model has several inputs.
+    """
+    return Parts(_dataset([open_npy(path)], None, inputs=_only_input(path, inputs), how=how), None)
+
+
+def read_npz(path: Path, *, inputs: Sequence[InputSpec], how: Preprocessing) -> Parts:
+    """Open a .npz file in any of the forms above.
+
+    Raises:
+        UserError: The file is broken, no known names are in it, or the arrays do not fit the inputs or each other.
+    """
+    arrays = open_npz(path)
+    names = [stored_name(spec.name, set(arrays)) for spec in inputs]
+    found = [arrays[name] for name in names if name is not None]
+    if len(found) == len(inputs):
+        labels = next((arrays[key] for key in ("labels", "y") if key in arrays and key not in names), None)
+        return Parts(_dataset(found, labels, inputs=inputs, how=how), None)
+    if "calib_x" not in arrays and "x" not in arrays:
+        wanted = ", ".join(f"'{spec.name}'" for spec in inputs)
+        raise UserError(
+            f"{path} holds {', '.join(sorted(arrays)) or 'no arrays'}: name the samples x (labels y), "
+            f"or calib_x and test_x (labels calib_y, test_y), or like the model's inputs, {wanted}"
+        )
+    only = _only_input(path, inputs)
+    if "calib_x" not in arrays:
+        return Parts(_dataset([arrays["x"]], arrays.get("y"), inputs=only, how=how), None)
+    calib = _dataset([arrays["calib_x"]], arrays.get("calib_y"), inputs=only, how=how)
+    prefix = next((prefix for prefix in _EVAL_PREFIXES if f"{prefix}_x" in arrays), None)
+    if prefix is None:
+        return Parts(calib, None)
+    return Parts(calib, _dataset([arrays[f"{prefix}_x"]], arrays.get(f"{prefix}_y"), inputs=only, how=how))
+
+
+def _only_input(path: Path, inputs: Sequence[InputSpec]) -> Sequence[InputSpec]:
+    if len(inputs) > 1:
+        names = ", ".join(f"'{spec.name}'" for spec in inputs)
+        raise UserError(f"{path} feeds one input, but the model has {names}: give a .npz with arrays of these names")
+    return inputs
+
+
+def _dataset(
+    arrays: Sequence[StoredArray], labels: StoredArray | None, *, inputs: Sequence[InputSpec], how: Preprocessing
+) -> ArrayDataset:
+    for array in arrays:
+        if not array.shape:
+            raise UserError(f"{array.source} is a single number: give an array of samples along its first axis")
+    num = arrays[0].shape[0]
+    for array in arrays[1:]:
+        if array.shape[0] != num:
+            raise UserError(
+                f"{array.source} holds {array.shape[0]} samples, but {arrays[0].source} {num}: give as many of each"
+            )
+    if labels is not None:
+        _check_labels(labels, num)
+    fits = [
+        fit(spec, shape=array.shape[1:], dtype=array.dtype, how=how, source=array.source)
+        for spec, array in zip(inputs, arrays, strict=True)
+    ]
+    return ArrayDataset(tuple(arrays), tuple(fits), labels, num)
+
+
+def _check_labels(labels: StoredArray, num: int) -> None:
+    if labels.shape not in ((num,), (num, 1)):
+        raise UserError(
+            f"{labels.source} has the shape {shape_text(labels.shape)} for {num} samples: give each sample one label"
+        )
+    if labels.dtype.kind not in "iu":
+        raise UserError(f"{labels.source} holds {labels.dtype}: labels are class indices, store them as integers")
+
+
+def _as_labels(stored: NDArray[np.integer]) -> NDArray[np.int64]:
+    return np.array(stored, dtype=np.int64).reshape(-1)

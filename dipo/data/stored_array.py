@@ -1,0 +1,134 @@
+"""Arrays in .npy and .npz files: their headers at once, their values when they are needed."""
+
+from __future__ import annotations
+
+import functools
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dipo.errors import UserError
+
+_LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip member: lengths of its name and of its extra field, then both
+_BROKEN = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """An array in a file, known by its header: it pickles without its values."""
+
+    path: Path
+    member: str | None
+    """Name in the .npz; None for a .npy."""
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def source(self) -> str:
+        """What messages call it."""
+        return str(self.path) if self.member is None else f"'{self.member}' in {self.path}"
+
+    def load(self) -> NDArray[Any]:
+        """Give the values, read-only: memory-mapped, or decompressed once for the process.
+
+        Raises:
+            UserError: The file is gone, broken, or another than when it was opened.
+        """
+        with _explained(self.path):
+            values = _load(self.path, self.member, self.path.stat().st_mtime_ns)
+        if values.shape != self.shape or values.dtype != self.dtype:
+            raise UserError(f"{self.source} is no longer what it was when the run began: start the run again")
+        return values
+
+
+@dataclass(frozen=True)
+class _Header:
+    shape: tuple[int, ...]
+    fortran_order: bool
+    dtype: np.dtype[Any]
+
+
+def open_npy(path: Path) -> StoredArray:
+    """Read the header of a .npy file.
+
+    Raises:
+        UserError: The file is broken or holds Python objects.
+    """
+    with _explained(path), path.open("rb") as file:
+        header = _read_header(file)
+    return StoredArray(path, None, header.shape, header.dtype)
+
+
+def open_npz(path: Path) -> dict[str, StoredArray]:
+    """Read the headers of all arrays of a .npz file, by name.
+
+    Raises:
+        UserError: The file is broken or holds Python objects.
+    """
+    arrays = {}
+    with _explained(path), zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            if info.filename.endswith(".npy"):
+                with archive.open(info) as file:
+                    header = _read_header(file)
+                name = info.filename.removesuffix(".npy")
+                arrays[name] = StoredArray(path, name, header.shape, header.dtype)
+    return arrays
+
+
+# Small enough for a worker's memory, large enough for a model of many inputs; every copy of a dataset in a process
+# shares it, however often it was unpickled. The time of modification is there to tell an overwritten file apart.
+@functools.lru_cache(maxsize=16)
+def _load(path: Path, member: str | None, modified_ns: int) -> NDArray[Any]:  # noqa: ARG001
+    if member is None:
+        return _map(path, 0)
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo(f"{member}.npy")
+        if info.compress_type == zipfile.ZIP_STORED:
+            return _map(path, info.header_offset, in_zip=True)
+        with archive.open(info) as file:
+            values: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+    values.flags.writeable = False
+    return values
+
+
+def _map(path: Path, offset: int, *, in_zip: bool = False) -> NDArray[Any]:
+    with path.open("rb") as file:
+        file.seek(offset)
+        if in_zip:
+            file.seek(sum(_LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))), 1)
+        header = _read_header(file)
+        start = file.tell()
+    return np.memmap(
+        path,
+        dtype=header.dtype,
+        mode="r",
+        offset=start,
+        shape=header.shape,
+        order="F" if header.fortran_order else "C",
+    )
+
+
+def _read_header(file: IO[bytes]) -> _Header:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    header = _Header(*read(file))
+    if header.dtype.hasobject:
+        raise ValueError("it holds Python objects instead of numbers")
+    return header
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except _BROKEN as error:
+        raise UserError(f"{path} cannot be read ({error}): write it again with numpy") from error

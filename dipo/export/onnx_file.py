@@ -1,0 +1,54 @@
+"""Puts an ONNX model on disk: checked, and under its final name only when it is complete."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from onnxscript.version_converter import convert_version
+
+_INLINE_BYTES = 1 << 30
+"""Above this the tensors go to a file of their own: protobuf ends at 2 GiB, the graph around the tensors included."""
+
+
+def save_model(model: ir.Model, path: Path) -> None:
+    """Check the model and write it to `path`; tensors too large for one file go to `<path>.data` beside it.
+
+    Args:
+        model: The model; tensors of it that lie in other files are read into it.
+        path: Its final name, in a folder that exists.
+
+    Raises:
+        onnx.checker.ValidationError: The model is not valid ONNX; nothing was written.
+    """
+    data_name = f"{path.name}.data"
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        unfinished = Path(folder) / path.name
+        if _tensor_bytes(model) > _INLINE_BYTES:
+            ir.save(model, unfinished, external_data=data_name)
+        else:
+            ir.save(ir.external_data.load_to_model(model), unfinished)
+        onnx.checker.check_model(str(unfinished))
+        if (Path(folder) / data_name).exists():
+            (Path(folder) / data_name).replace(path.with_name(data_name))
+        unfinished.replace(path)
+
+
+def raise_opset(model: ir.Model, opset: int) -> None:
+    """Bring the default operator set to `opset` or leave it where it is newer, and the IR version to what that needs.
+
+    The converter rewrites the few operators that changed their meaning (GroupNormalization, GridSample, DFT between 18
+    and 21); it keeps the names of values and of the nodes that it leaves alone.
+    """
+    if model.opset_imports[""] < opset:
+        convert_version(model, opset, fallback=True)
+        assert model.opset_imports[""] == opset
+    imports = [onnx.helper.make_opsetid("", model.opset_imports[""])]
+    model.ir_version = max(model.ir_version, onnx.helper.find_min_ir_version_for(imports))
+
+
+def _tensor_bytes(model: ir.Model) -> int:
+    tensors = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)

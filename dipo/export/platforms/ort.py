@@ -1,0 +1,68 @@
+"""ONNX Runtime's CPU execution provider: QDQ that its optimizer turns into integer kernels.
+
+`operators` holds what ONNX Runtime 1.32 has integer kernels for (Conv, Gemm, MatMul, Add, Mul, the poolings, Concat,
+Sigmoid, LeakyRelu). ConvTranspose, ReduceMean, Resize and Flatten stay float, but must read quantized values for the
+layer before them to become an integer kernel. MaxPool, Transpose, Reshape, Slice and Squeeze are not among them: ONNX
+Runtime itself moves the quantization behind those to before them. A Conv whose output stays float, as the last one of a
+network may be, has no integer kernel; a Gemm or MatMul has.
+
+`int8_kernels`: its convolutions take a zero point for each channel of the weight, but then a depthwise one is slower
+than in float; a Clip on codes fuses with nothing and costs little, a Clip on floats keeps the Conv before it in float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx_ir as ir
+
+from dipo.export.qdq import write_qdq
+from dipo.graph.plan import QuantizedModel
+from dipo.graph.rules import PlatformRules
+
+RULES = PlatformRules(
+    name="ort",
+    operators=frozenset(
+        {
+            "Add",
+            "AveragePool",
+            "Concat",
+            "Conv",
+            "ConvTranspose",
+            "Flatten",
+            "Gemm",
+            "GlobalAveragePool",
+            "LeakyRelu",
+            "MatMul",
+            "Mul",
+            "ReduceMean",
+            "Resize",
+            "Sigmoid",
+        }
+    ),
+    weight_symmetric=None,
+    weight_per_channel=True,
+    act_symmetric=False,
+    act_signed=False,
+    int32_bias=True,
+    fuse_residual_add=False,
+    int8_kernels=True,
+)
+
+
+def write(model: ir.Model, quantized: QuantizedModel, folder: Path, *, metadata: Mapping[str, str]) -> list[Path]:
+    """Write `quantized.onnx`, which is all that ONNX Runtime reads.
+
+    Args:
+        model: The float graph.
+        quantized: Its integer weights and activation scales.
+        folder: Where the file goes; exists.
+        metadata: Goes into the file.
+
+    Returns:
+        The files written.
+    """
+    path = folder / "quantized.onnx"
+    write_qdq(model, quantized, path, rules=RULES, metadata=metadata)
+    return [path]

@@ -1,0 +1,133 @@
+"""Operators on single elements, and Softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import reduce
+
+import onnx_ir as ir
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dipo.graph.ops.reader import Builder, NodeReader, TorchOp
+
+
+def plain(function: Callable[..., Tensor]) -> Builder:
+    """An operator without attributes, which torch has under the same meaning."""
+    return lambda _node: function
+
+
+def variadic(function: Callable[[Tensor, Tensor], Tensor]) -> Builder:
+    """An operator on one or more tensors, folded from a function of two."""
+
+    def build(node: NodeReader) -> TorchOp:
+        if len(node.node.inputs) == 2:
+            return function
+        return lambda *xs: reduce(function, xs)
+
+    return build
+
+
+def divide(a: Tensor, b: Tensor) -> Tensor:
+    """Div: a / b, towards zero for integers."""
+    return a / b if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc")
+
+
+def power(node: NodeReader) -> TorchOp:
+    """Pow: x ^ y in the type of x."""
+    known = node.known(1)
+    if known is not None and known.ndim == 0:
+        exponent: int | float = known.item()
+        return lambda x, _y: torch.pow(x, exponent).to(x.dtype)
+    return lambda x, y: torch.pow(x, y).to(x.dtype)
+
+
+def clip(node: NodeReader) -> TorchOp:
+    """Clip to constant limits: attributes before opset 11, inputs since."""
+    if node.opset < 11:
+        low: int | float | None = node.get_float("min", float("-inf"))
+        high: int | float | None = node.get_float("max", float("inf"))
+    else:
+        low, high = (node.constant_scalar(index) for index in (1, 2))
+    if low is None and high is None:
+        return lambda x, _low=None, _high=None: x
+    return lambda x, _low=None, _high=None: torch.clamp(x, low, high)
+
+
+def leaky_relu(node: NodeReader) -> TorchOp:
+    """LeakyRelu: alpha * x below zero."""
+    alpha = node.get_float("alpha", 0.01)
+    return lambda x: F.leaky_relu(x, alpha)
+
+
+def prelu(x: Tensor, slope: Tensor) -> Tensor:
+    """PRelu: slope * x below zero; the slope broadcasts as in numpy."""
+    return torch.where(x < 0, slope * x, x)
+
+
+def elu(node: NodeReader) -> TorchOp:
+    """Elu: alpha * (exp(x) - 1) below zero."""
+    alpha = node.get_float("alpha", 1.0)
+    return lambda x: F.elu(x, alpha)
+
+
+def hard_sigmoid(node: NodeReader) -> TorchOp:
+    """HardSigmoid: clip(alpha * x + beta, 0, 1)."""
+    alpha, beta = node.get_float("alpha", 0.2), node.get_float("beta", 0.5)
+    return lambda x: torch.clamp(alpha * x + beta, 0.0, 1.0)
+
+
+def gelu(node: NodeReader) -> TorchOp:
+    """Gelu, exact or by tanh."""
+    approximate = node.choice("approximate", "none", ("none", "tanh"))
+    return lambda x: F.gelu(x, approximate=approximate)
+
+
+def softmax(function: Callable[..., Tensor]) -> Builder:
+    """Softmax or LogSoftmax: over one axis since opset 13, over all axes from `axis` on before."""
+
+    def build(node: NodeReader) -> TorchOp:
+        if node.opset >= 13:
+            axis = node.get_int("axis", -1)
+            return lambda x: function(x, dim=axis)
+        start = node.get_int("axis", 1)
+        return lambda x: function(x.flatten(start), dim=-1).reshape(x.shape)
+
+    return build
+
+
+def cast(node: NodeReader) -> TorchOp:
+    """Cast to a type that torch and ONNX both have."""
+    node.ignore("saturate", "round_mode")  # of 8-bit floats alone, which are refused
+    dtype = _DTYPES.get(ir.DataType(node.get_int("to", 0)).name)
+    if dtype is None:
+        raise node.refusal(
+            f"no cast to {ir.DataType(node.get_int('to', 0)).name} in torch, only to {', '.join(_DTYPES)}"
+        )
+    return lambda x: x.to(dtype)
+
+
+def dropout(node: NodeReader) -> TorchOp:
+    """Dropout at inference: its input, and a mask that keeps everything."""
+    node.ignore("ratio", "seed")
+    training = node.constant(2)
+    if training is not None and bool(training):
+        raise node.refusal("training_mode is on: export the model for inference")
+    if node.num_outputs > 1:
+        return lambda x, *_: (x, torch.ones_like(x, dtype=torch.bool))
+    return lambda x, *_: x
+
+
+_DTYPES = {
+    "FLOAT": torch.float32,
+    "DOUBLE": torch.float64,
+    "FLOAT16": torch.float16,
+    "BFLOAT16": torch.bfloat16,
+    "INT8": torch.int8,
+    "INT16": torch.int16,
+    "INT32": torch.int32,
+    "INT64": torch.int64,
+    "UINT8": torch.uint8,
+    "BOOL": torch.bool,
+}

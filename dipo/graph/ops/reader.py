@@ -1,0 +1,169 @@
+"""What an operator's builder may ask about its node: attributes, constant inputs, shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+
+from dipo.errors import UserError
+
+TorchOp = Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]
+"""A function of a node's inputs, in ONNX order, None where an optional one is absent."""
+
+
+class NodeReader:
+    """Reads one node, and notices which attributes nobody read.
+
+    An attribute that a builder did not ask for would be ignored silently; `check_all_read` refuses it instead.
+    """
+
+    def __init__(self, node: ir.Node, opset: int) -> None:
+        self.node = node
+        self.opset = opset
+        self._read: set[str] = set()
+
+    @property
+    def num_outputs(self) -> int:
+        """Number of outputs up to the last one that has a name."""
+        return max((i + 1 for i, output in enumerate(self.node.outputs) if output.name), default=0)
+
+    def get_int(self, name: str, default: int) -> int:
+        """An integer attribute."""
+        value = self._attribute(name)
+        return default if value is None else int(value)
+
+    def get_float(self, name: str, default: float) -> float:
+        """A float attribute."""
+        value = self._attribute(name)
+        return default if value is None else float(value)
+
+    def get_string(self, name: str, default: str) -> str:
+        """A string attribute."""
+        value = self._attribute(name)
+        return default if value is None else str(value)
+
+    def get_ints(self, name: str) -> tuple[int, ...] | None:
+        """An attribute that is a list of integers; None where absent."""
+        value = self._attribute(name)
+        return None if value is None else tuple(int(v) for v in value)
+
+    def ignore(self, *names: str) -> None:
+        """Declare that these attributes have no influence on inference."""
+        self._read.update(names)
+
+    def choice(self, name: str, default: str, choices: Sequence[str]) -> str:
+        """A string attribute that must be one of `choices`.
+
+        Raises:
+            UserError: It is another one.
+        """
+        value = self.get_string(name, default)
+        if value not in choices:
+            raise self.refusal(f"{name} '{value}' is not computed in torch, only {', '.join(choices)}")
+        return value
+
+    def has_input(self, index: int) -> bool:
+        """Whether the input is there: optional ones may be left out."""
+        return index < len(self.node.inputs) and self.node.inputs[index] is not None
+
+    def known(self, index: int) -> NDArray[Any] | None:
+        """The value of an input where it is known before the model runs; None everywhere else."""
+        tensor = ir.convenience.get_const_tensor(self._input(index)) if self.has_input(index) else None
+        return None if tensor is None else tensor.numpy()
+
+    def constant(self, index: int) -> NDArray[Any] | None:
+        """The value of an input that must be known before the model runs; None where the input is absent.
+
+        Raises:
+            UserError: The input is there but not constant.
+        """
+        value = self.known(index)
+        if value is None and self.has_input(index):
+            name = self._input(index).name
+            raise self.refusal(f"input {index} '{name}' is computed while the model runs, but has to be a constant")
+        return value
+
+    def constant_ints(self, index: int) -> tuple[int, ...] | None:
+        """`constant`, as a flat tuple of integers."""
+        value = self.constant(index)
+        return None if value is None else tuple(int(v) for v in value.reshape(-1))
+
+    def constant_floats(self, index: int) -> tuple[float, ...] | None:
+        """`constant`, as a flat tuple of floats."""
+        value = self.constant(index)
+        return None if value is None else tuple(float(v) for v in value.reshape(-1))
+
+    def constant_scalar(self, index: int) -> int | float | None:
+        """`constant`, which has one element."""
+        value = self.constant(index)
+        if value is None:
+            return None
+        scalar: int | float = value.reshape(()).item()
+        return scalar
+
+    def ints_from(self, name: str, index: int) -> tuple[int, ...] | None:
+        """A list of integers that older opsets keep in attribute `name` and newer ones in constant input `index`."""
+        value = self.get_ints(name)
+        return self.constant_ints(index) if value is None else value
+
+    def shape(self, index: int) -> tuple[int | None, ...] | None:
+        """Shape of an input, with None for unknown sizes; None where not even the rank is known."""
+        shape = self._input(index).shape
+        return None if shape is None else tuple(size if isinstance(size, int) else None for size in shape)
+
+    def rank(self, index: int) -> int:
+        """Number of dimensions of an input.
+
+        Raises:
+            UserError: It is not known.
+        """
+        shape = self.shape(index)
+        if shape is None:
+            raise self.refusal(f"the rank of '{self._input(index).name}' is not known: infer shapes first")
+        return len(shape)
+
+    def require_one_output(self) -> None:
+        """Refuse a node whose optional outputs are used.
+
+        Raises:
+            UserError: There is more than one output.
+        """
+        if self.num_outputs > 1:
+            raise self.refusal("only its first output is computed in torch")
+
+    def check_all_read(self) -> None:
+        """Refuse attributes that no builder asked for.
+
+        Raises:
+            UserError: There is such an attribute.
+        """
+        for name in self.node.attributes:
+            if name not in self._read:
+                raise self.refusal(f"attribute '{name}' is not known at opset {self.opset}")
+
+    def refusal(self, why: str) -> UserError:
+        """An error that names this node."""
+        return UserError(f"node '{self.node.name}' ({self.node.op_type}): {why}")
+
+    def _input(self, index: int) -> ir.Value:
+        value = self.node.inputs[index] if index < len(self.node.inputs) else None
+        if value is None:
+            raise self.refusal(f"input {index} is missing")
+        return value
+
+    def _attribute(self, name: str) -> Any:
+        self._read.add(name)
+        attribute = self.node.attributes.get(name)
+        if attribute is None:
+            return None
+        if attribute.is_ref():
+            raise self.refusal(f"attribute '{name}' refers to a function's parameter: inline functions first")
+        return attribute.value
+
+
+Builder = Callable[[NodeReader], TorchOp]
+"""Reads a node once and returns its function; raises UserError where torch cannot compute it."""

@@ -1,0 +1,142 @@
+"""Any part of the graph as a torch module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from dipo.graph import torch_ops
+from dipo.graph.load import array_of, name_of, node_name, opset_of
+
+Hook = Callable[[str, torch.Tensor], torch.Tensor]
+"""Called with the name of a value and the value; returns what the nodes that read it shall see."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One node: what it computes, and which values it reads, writes, and reads for the last time."""
+
+    node: str
+    function: torch_ops.TorchOp
+    inputs: tuple[str | None, ...]
+    outputs: tuple[str, ...]
+    last_reads: tuple[str, ...]
+
+
+class GraphModule(torch.nn.Module):
+    """Runs a run of nodes, in their topological order.
+
+    Constants are buffers under their position; `forward` takes the values that the nodes read from outside and returns those
+    that were asked for. Tensors of four dimensions run channels_last, which the convolutions of CPUs and GPUs prefer.
+    """
+
+    def __init__(self, model: ir.Model, *, nodes: Sequence[ir.Node] | None = None, outputs: Iterable[str] | None = None) -> None:
+        """Binds `nodes` (all of the model's by default) to torch functions.
+
+        Args:
+            model: A model that `graph.load` has normalised.
+            nodes: The nodes to run, in topological order.
+            outputs: Names of the values to return; by default those that are read outside `nodes` or leave the network.
+
+        Raises:
+            UserError: A node's operator has no torch function.
+        """
+        super().__init__()
+        nodes = list(model.graph) if nodes is None else list(nodes)
+        inside = {node_name(node) for node in nodes}
+        produced = [value for node in nodes for value in node.outputs if value.name]
+        self.outputs = tuple(outputs) if outputs is not None else tuple(name_of(v) for v in produced if _leaves(v, inside))
+        self._constants: dict[str, str] = {}
+        for value in dict.fromkeys(v for node in nodes for v in node.inputs if v is not None and v.const_value is not None):
+            buffer = f"constant_{len(self._constants)}"
+            self._constants[name_of(value)] = buffer
+            self.register_buffer(buffer, _to_tensor(array_of(value)))
+        self.steps = _schedule(nodes, opset_of(model), keep=set(self.outputs), constants=set(self._constants))
+        made = {name_of(value) for value in produced}
+        read = (name for step in self.steps for name in step.inputs if name is not None)
+        self.inputs = tuple(dict.fromkeys(name for name in read if name not in made and name not in self._constants))
+
+    def constant(self, name: str) -> torch.Tensor:
+        """The constant of that name."""
+        tensor = self.get_buffer(self._constants[name])
+        assert isinstance(tensor, torch.Tensor)
+        return tensor
+
+    @property
+    def constant_names(self) -> tuple[str, ...]:
+        """The constants that the nodes read."""
+        return tuple(self._constants)
+
+    def forward(
+        self,
+        values: Mapping[str, torch.Tensor],
+        *,
+        hook: Hook | None = None,
+        constants: Mapping[str, torch.Tensor] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Runs the nodes.
+
+        Args:
+            values: The values of `inputs`.
+            hook: Sees each of `inputs` and each value made; the nodes read what it returns, `outputs` keep the value itself.
+            constants: Tensors that stand in for constants of those names (weights under training).
+
+        Returns:
+            The values of `outputs`, by name.
+        """
+        live: dict[str, torch.Tensor] = {name: self.get_buffer(buffer) for name, buffer in self._constants.items()}
+        live.update(constants or {})
+        result = {}
+        for name in self.inputs:
+            live[name] = values[name] if hook is None else hook(name, values[name])
+        for step in self.steps:
+            made = step.function(*(None if name is None else live[name] for name in step.inputs))
+            for name, value in zip(step.outputs, made if isinstance(made, tuple) else (made,), strict=False):
+                if name in self.outputs:
+                    result[name] = value
+                live[name] = value if hook is None else hook(name, value)
+            for name in step.last_reads:
+                del live[name]
+        for name in self.outputs:
+            if name not in result:
+                result[name] = values[name]
+        return result
+
+
+def channels_last(tensor: torch.Tensor) -> torch.Tensor:
+    """The same tensor, its images stored with the channels innermost."""
+    if tensor.ndim == 4 and tensor.is_floating_point():
+        return tensor.contiguous(memory_format=torch.channels_last)
+    return tensor
+
+
+def _to_tensor(array: np.ndarray) -> torch.Tensor:
+    return channels_last(torch.from_numpy(np.array(array)))
+
+
+def _leaves(value: ir.Value, inside: set[str]) -> bool:
+    return value.is_graph_output() or any(use.node.name not in inside for use in value.uses())
+
+
+def _schedule(nodes: Sequence[ir.Node], opset: int, *, keep: set[str], constants: set[str]) -> list[Step]:
+    last_read: dict[str, str] = {}
+    for node in nodes:
+        last_read |= {name_of(value): node_name(node) for value in node.inputs if value is not None}
+    steps = []
+    for node in nodes:
+        inputs = tuple(None if value is None else name_of(value) for value in node.inputs)
+        done = (name for name in dict.fromkeys(inputs) if name is not None and last_read[name] == node.name)
+        steps.append(
+            Step(
+                node=node_name(node),
+                function=torch_ops.bind(node, opset),
+                inputs=inputs,
+                outputs=tuple(value.name or "" for value in node.outputs),
+                last_reads=tuple(name for name in done if name not in keep and name not in constants),
+            )
+        )
+    return steps

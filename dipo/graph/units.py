@@ -1,0 +1,176 @@
+"""Units: what is reconstructed together.
+
+A cut may lie wherever a single value is live (long skips do not count), right behind the activation that closes a layer or a
+residual sum. The pieces between two cuts are the units, but for two forms that belong together though a cut could part them:
+a depthwise convolution and the pointwise one behind it (they factorise one convolution), and the expansion in front of them
+when the pointwise one is a linear bottleneck (an inverted residual, arXiv:1801.04381, without its skip).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from dipo.graph.load import ACTIVATION_OPERATORS, array_of, is_layer, name_of, node_name, weight_of
+
+LONG_SKIP_LAYERS = 12
+"""A value that is still read after this many layers is a long skip (a U-Net's): it does not keep a unit open."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A run of nodes with the values that enter and leave it."""
+
+    index: int
+    name: str
+    """The name of its first layer, or of its first node where it has none."""
+    nodes: tuple[str, ...]
+    """All its nodes, in topological order."""
+    layers: tuple[str, ...]
+    """Those of its nodes that have weights; a unit without any is only passed through."""
+    inputs: tuple[str, ...]
+    """Values that it reads and does not make."""
+    outputs: tuple[str, ...]
+    """Values that later units or the network's user read."""
+
+
+def find_units(model: ir.Model, *, granularity: str) -> list[Unit]:
+    """Parts all nodes of the graph into units.
+
+    Args:
+        model: A model that `graph.load` has normalised.
+        granularity: `block` as BRECQ and QDrop reconstruct, or `layer` as AdaRound does.
+    """
+    nodes = list(model.graph)
+    pieces = _layers(nodes) if granularity == "layer" else _merge(_blocks(nodes))
+    return [_unit(index, piece) for index, piece in enumerate(pieces)]
+
+
+def _unit(index: int, nodes: Sequence[ir.Node]) -> Unit:
+    inside = {node_name(node) for node in nodes}
+    made = {name_of(value) for node in nodes for value in node.outputs if value.name}
+    read = (v for node in nodes for v in node.inputs if v is not None and v.const_value is None)
+    layers = tuple(node_name(node) for node in nodes if is_layer(node))
+    return Unit(
+        index=index,
+        name=layers[0] if layers else node_name(nodes[0]),
+        nodes=tuple(node_name(node) for node in nodes),
+        layers=layers,
+        inputs=tuple(dict.fromkeys(name_of(v) for v in read if name_of(v) not in made)),
+        outputs=tuple(
+            name_of(v)
+            for node in nodes
+            for v in node.outputs
+            if v.is_graph_output() or any(use.node.name not in inside for use in v.uses())
+        ),
+    )
+
+
+def _layers(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
+    """Each layer with the activations that only it feeds; the nodes between layers as pieces of their own."""
+    pieces: list[list[ir.Node]] = []
+    taken: set[ir.Node] = set()
+    between: list[ir.Node] = []
+    for node in nodes:
+        if node in taken:
+            continue
+        if not is_layer(node):
+            between.append(node)
+            continue
+        if between:
+            pieces.append(between)
+            between = []
+        piece = [node]
+        while (follower := _sole_activation(piece[-1])) is not None:
+            piece.append(follower)
+        taken.update(piece)
+        pieces.append(piece)
+    return [*pieces, between] if between else pieces
+
+
+def _sole_activation(node: ir.Node) -> ir.Node | None:
+    uses = node.outputs[0].uses()
+    if len(uses) != 1 or node.outputs[0].is_graph_output():
+        return None
+    return uses[0].node if uses[0].node.op_type in ACTIVATION_OPERATORS else None
+
+
+def _blocks(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
+    """Pieces between the cuts that the module's docstring allows."""
+    layer_count = 0
+    position: dict[ir.Node, int] = {}
+    for node in nodes:
+        layer_count += is_layer(node)
+        position[node] = layer_count
+    expiry = {value: max((position[use.node] for use in value.uses()), default=0) for node in nodes for value in node.outputs}
+    order = {node: index for index, node in enumerate(nodes)}
+    last_node = {value: max((order[use.node] for use in value.uses()), default=-1) for value in expiry}
+    pieces: list[list[ir.Node]] = [[]]
+    live: list[ir.Value] = []
+    for index, node in enumerate(nodes):
+        pieces[-1].append(node)
+        live = [value for value in (*live, *node.outputs) if last_node[value] > index]
+        short = [value for value in live if value in node.outputs or expiry[value] - position[node] <= LONG_SKIP_LAYERS]
+        if len(short) == 1 and short[0] in node.outputs and _closes(node, pieces[-1]):
+            pieces.append([])
+    if pieces[-1] and any(is_layer(node) for node in pieces[-1]):
+        return pieces
+    tail = pieces.pop()
+    if pieces:
+        pieces[-1] = [*pieces[-1], *tail]
+        return pieces
+    return [tail]
+
+
+def _closes(node: ir.Node, piece: Sequence[ir.Node]) -> bool:
+    """Whether a layer or a residual sum ends here, its activation included."""
+    return any(is_layer(member) for member in piece) and _sole_activation(node) is None
+
+
+def _merge(pieces: list[list[ir.Node]]) -> list[list[ir.Node]]:
+    merged: list[list[ir.Node]] = []
+    for piece in pieces:
+        if merged and _is_depthwise(_layer_nodes(merged[-1])[-1]):
+            merged[-1] = [*merged[-1], *piece]
+        else:
+            merged.append(piece)
+    result: list[list[ir.Node]] = []
+    for piece in merged:
+        if result and _is_expansion(result[-1]) and _is_linear_bottleneck(piece):
+            result[-1] = [*result[-1], *piece]
+        else:
+            result.append(piece)
+    return result
+
+
+def _layer_nodes(piece: Sequence[ir.Node]) -> list[ir.Node]:
+    return [node for node in piece if is_layer(node)]
+
+
+def _weight_shape(node: ir.Node) -> tuple[int, ...]:
+    weight = weight_of(node)
+    assert weight is not None
+    return tuple(array_of(weight).shape)
+
+
+def _is_depthwise(node: ir.Node) -> bool:
+    group = node.attributes.get_int("group", 1)
+    return node.op_type == "Conv" and group > 1 and _weight_shape(node)[1] == 1
+
+
+def _is_expansion(piece: Sequence[ir.Node]) -> bool:
+    layers = _layer_nodes(piece)
+    if len(layers) != 1 or layers[0].op_type != "Conv" or layers[0].attributes.get_int("group", 1) != 1:
+        return False
+    out_channels, in_channels, *kernel = _weight_shape(layers[0])
+    return out_channels > in_channels and all(size == 1 for size in kernel)
+
+
+def _is_linear_bottleneck(piece: Sequence[ir.Node]) -> bool:
+    """Depthwise, then a pointwise convolution to fewer channels with nothing behind it."""
+    layers = _layer_nodes(piece)
+    if len(layers) != 2 or not _is_depthwise(layers[0]) or piece[-1] is not layers[1]:
+        return False
+    return _weight_shape(layers[1])[0] < _weight_shape(layers[0])[0]

@@ -1,0 +1,216 @@
+"""The command line: presets and overrides in, a checked `Config` out, then the job.
+
+The only file that knows Hydra. Heavy imports wait until a job runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dipo
+from dipo.config import Config, to_plain
+from dipo.errors import UserError
+from dipo.manual import manual
+from dipo.presets import PRIMARY, find_presets, own_folders, packaged_folder, refuse_shadowing
+from dipo.section import all_options, choose, choose_option, from_plain
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+FLAGS = ("--help", "--version", "--cfg", "--config-dir")
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """What the user typed, sorted."""
+
+    flags: frozenset[str]
+    """--help, --version, --cfg."""
+    config_dir: str | None
+    overrides: tuple[str, ...]
+    """All that has no leading dash, as typed."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv`, by default the process's own, and return the exit status.
+
+    0: done. 1: a gate failed or the run broke. 2: the user's input is wrong. 130: interrupted.
+    """
+    try:
+        return _run(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        _complain(str(error))
+        return 2
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return 130
+    except Exception as error:  # noqa: BLE001 - whatever broke, the user reads a sentence and finds the rest in a log
+        reason = next(iter(str(error).splitlines()), "no more is known")
+        _complain(f"{type(error).__name__}: {reason} (traceback in {_log_traceback()})")
+        return 1
+
+
+def compose_config(overrides: Sequence[str], own: Sequence[Path] = ()) -> Config:
+    """The configuration that the presets and the overrides make; overrides of options win over presets.
+
+    Args:
+        overrides: `group=choice` and `option=value`, each with any number of leading `+` up to two.
+        own: The user's folders of presets.
+
+    Raises:
+        UserError: An override or a preset is wrong.
+    """
+    return from_plain(Config, _compose([_translate(override, own) for override in overrides], own))
+
+
+def _run(argv: Sequence[str]) -> int:
+    line = _sort(argv)
+    if "--version" in line.flags:
+        print(f"dipo {dipo.__version__}")
+        return 0
+    own = own_folders(line.config_dir)
+    if "--help" in line.flags:
+        print(manual(width=shutil.get_terminal_size().columns, own=own))
+        return 0
+    config = compose_config(line.overrides, own)
+    if "--cfg" in line.flags:
+        print(_to_yaml(config), end="")
+        return 0
+    _require_inputs(config, own)
+    from dipo.job import run_job
+
+    return run_job(config)
+
+
+def _sort(argv: Sequence[str]) -> CommandLine:
+    flags, overrides, config_dir = set(), [], None
+    rest = iter(argv)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if not word.startswith("-"):
+            overrides.append(word)
+        elif name == "--config-dir":
+            config_dir = value if equals else next(rest, None)
+            if not config_dir:
+                raise UserError("--config-dir has no value: give a folder that holds model/, data/, ...")
+        elif word in {"-h", "--help", "--version", "--cfg"}:
+            flags.add("--help" if word == "-h" else word)
+        elif word in {"-m", "--multirun"}:
+            raise UserError(f"{word}: sweeps are not supported, start dipo once for each job")
+        else:
+            raise UserError(f"unknown flag '{word}': {choose(name, FLAGS)}")
+    return CommandLine(frozenset(flags), config_dir, tuple(overrides))
+
+
+def _translate(override: str, own: Sequence[Path]) -> str:
+    """The override in Hydra's words, once it is known to name a preset or an option."""
+    match = re.fullmatch(r"\+{0,2}([^=+~]+)(?:=(.*))?", override, re.DOTALL)
+    if match is None:
+        raise UserError(f"'{override}': give group=choice or option=value, see --help")
+    key, value = match.groups()
+    presets = find_presets(own)
+    if key in presets:
+        return f"{key}={_choice(key, value or '', presets[key], own)}"
+    known = {option.key: option for option in all_options(Config)}
+    if key not in known:
+        raise UserError(f"unknown option '{key}': {choose_option(Config, key, groups=list(presets))}")
+    option = known[key]
+    if not value:
+        raise UserError(f"{key} has no value: give {option.wanted()}")
+    literal = option.type is str and not option.is_list and option.limit is None
+    return f"++{key}={_value(key, value, literal=literal)}"
+
+
+def _choice(group: str, choice: str, presets: dict[str, Path], own: Sequence[Path]) -> str:
+    if choice not in presets:
+        if "," in choice and all(part in presets for part in choice.split(",")):
+            raise UserError(f"{group}={choice}: sweeps are not supported, start dipo once for each choice")
+        if not choice:
+            raise UserError(f"{group} has no value: {choose('', presets)}")
+        is_file = group in {"model", "data"} and re.search(r"[./]", choice)
+        hint = f", or give the file as {group}.path={choice}" if is_file else ""
+        raise UserError(f"unknown {group} '{choice}': {choose(choice, presets)}{hint}")
+    refuse_shadowing(own, group, choice)
+    return choice
+
+
+def _value(key: str, value: str, *, literal: bool) -> str:
+    """The value in Hydra's grammar; `literal` text, such as a path, needs no quotes from the user."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Quote, QuotedString
+    from hydra.errors import HydraException
+
+    if literal and value != "null" and not re.fullmatch(r"'.*'|\".*\"", value, re.DOTALL):
+        return QuotedString(text=value, quote=Quote.single).with_quotes()
+    try:
+        parsed = OverridesParser.create().parse_override(f"++{key}={value}")
+    except HydraException as error:
+        raise UserError(f"{key}={value}: cannot be read, check its brackets and quotes") from error
+    if parsed.is_sweep_override():
+        raise UserError(f"{key}={value}: sweeps are not supported, start dipo once for each value; lists are [a,b]")
+    return value
+
+
+def _compose(overrides: Sequence[str], own: Sequence[Path]) -> dict[str, Any]:
+    from hydra import compose, initialize_config_dir
+    from hydra.core.override_parser.types import Quote, QuotedString
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    urls = [QuotedString(text=f"file://{folder}", quote=Quote.single).with_quotes() for folder in own]
+    try:
+        with initialize_config_dir(config_dir=str(packaged_folder().resolve()), version_base="1.3"):
+            composed: DictConfig = compose(PRIMARY, overrides=[*overrides, f"hydra.searchpath=[{','.join(urls)}]"])
+        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        key = getattr(error, "full_key", None)
+        raise UserError(f"{key or 'presets'}: {str(error).splitlines()[0]}") from error
+    except YAMLError as error:
+        raise UserError(f"presets: {error}") from error
+    assert isinstance(plain, dict), "a composed configuration is a mapping"
+    return {str(key): value for key, value in plain.items()}
+
+
+def _to_yaml(config: Config) -> str:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(to_plain(config)))
+
+
+def _require_inputs(config: Config, own: Sequence[Path]) -> None:
+    if config.model.path is None:
+        choices = ", ".join(find_presets(own)["model"])
+        raise UserError(f"no model: give +model=<name> ({choices}) or model.path=<file.onnx>")
+    if config.data.path is None:
+        raise UserError("no data: give data.path=<file or folder of samples>, or +data=digits for those of dipo")
+
+
+def _complain(sentence: str) -> None:
+    print(f"dipo: {' '.join(sentence.split())}", file=sys.stderr)
+
+
+def _log_traceback() -> str:
+    """Write the traceback of the exception at hand to the run's log, or to a new file; return its path."""
+    log = logging.getLogger("dipo")
+    for handler in log.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, "the run broke", (), sys.exc_info()))
+            return handler.baseFilename
+    with tempfile.NamedTemporaryFile("w", prefix="dipo-", suffix=".log", delete=False) as file:
+        traceback.print_exc(file=file)
+    return file.name
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""The manual page that `--help` prints: made of the presets, and of the options with their types, defaults and docs."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from dipo import config
+from dipo.config import Config
+from dipo.presets import default_choices, find_presets, summary
+from dipo.section import Option, Section, options, parts, show
+
+DESCRIPTION = """
+dipo takes a float ONNX model and calibration samples, and gives back a quantized ONNX model, a range file for the \
+deploy target, and a report that says how much was lost and where. It does so in one process, on the CPUs or GPUs of a \
+machine, or on a Ray cluster, and the answer does not depend on how many workers helped.
+
+A job starts from presets, one of each group: GROUP=CHOICE picks one. OPTION=VALUE sets one thing, and always wins \
+over the presets. A leading + or ++ is allowed everywhere. Lists are written [a,b], mappings {a:1,b:2}, and \
+nothing is null; a list of one needs no brackets, and a path no quotes beyond those of the shell.
+"""
+FLAGS = {
+    "-h, --help": "Print this page.",
+    "--version": "Print the version.",
+    "--cfg": "Print the configuration that the command line makes, as YAML, and stop.",
+    "--config-dir DIR": "Look for presets in DIR, too: model=mine is then DIR/model/mine.yaml. A folder named conf in "
+    "the working directory is looked into without this flag.",
+}
+FILES = {
+    "config.yaml": "The configuration, complete.",
+    "fingerprint.json": "What the run belongs to: model, data, configuration.",
+    "dipo.log, events.jsonl": "What happened, for people and for programs.",
+    "statistics.safetensors": "What calibration saw.",
+    "units/<n>.safetensors": "Finished units of reconstruction.",
+    "quantized.onnx": "The quantized model; beside it the platform's range files.",
+    "report.json": "Accuracy, errors end to end and by layer, seconds, memory.",
+}
+STATUS = {
+    "0": "Done.",
+    "1": "A gate failed, or the run broke; a traceback is in the log.",
+    "2": "The command line, the model or the data is wrong: one sentence says what.",
+    "130": "Interrupted.",
+}
+EXAMPLES = {
+    "dipo +model=mobilenet +algo=brecq": "Quantize the model that comes with dipo, rounding learned block by block.",
+    "dipo model.path=net.onnx data.path=samples/ +algo=qdrop precision=w4a4": "Your own model and samples, 4 bits.",
+    "dipo model.path=net.onnx data.path=samples/ platform=trt cluster.workers=8": "For TensorRT, with eight workers.",
+    "dipo +model=mobilenet experiment=smoke cluster=inline": "Does everything run? Seconds, in this process.",
+}
+
+
+MARGIN = 4
+
+
+def manual(*, width: int, own: Sequence[Path] = ()) -> str:
+    """The page, wrapped to `width` columns (40 at least, 120 at most).
+
+    Args:
+        width: Columns of the terminal.
+        own: The user's folders of presets, whose choices are listed, too.
+    """
+    width = min(max(width, 40), 120)
+    description = [_wrap(paragraph, width) for paragraph in DESCRIPTION.strip().split("\n\n")]
+    examples = [[*_command(command, width), *_wrap(text, width, 2 * MARGIN)] for command, text in EXAMPLES.items()]
+    chapters = {
+        "NAME": [_wrap("dipo - distributed post-training quantization of ONNX models", width)],
+        "SYNOPSIS": [
+            _wrap("dipo [FLAG ...] [GROUP=CHOICE ...] [OPTION=VALUE ...]", width),
+            _wrap("python -m dipo.launch is the same as dipo.", width),
+        ],
+        "DESCRIPTION": description,
+        "FLAGS": [_table(FLAGS, width)],
+        "GROUPS": list(_groups(own, width)),
+        "OPTIONS": list(_options(width)),
+        "FILES": [_wrap("The folder of a run, run.dir, holds:", width), _table(FILES, width)],
+        "EXIT STATUS": [_table(STATUS, width)],
+        "EXAMPLES": examples,
+    }
+    pages = (f"{title}\n" + "\n\n".join("\n".join(block) for block in blocks) for title, blocks in chapters.items())
+    return "\n\n".join(pages)
+
+
+def _wrap(text: str, width: int, margin: int = MARGIN) -> list[str]:
+    indent = " " * margin
+    return textwrap.wrap(
+        text, width, initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _command(command: str, width: int) -> list[str]:
+    """A command to copy: its lines but the last end in a backslash."""
+    *lines, last = _wrap(command, width - 2)
+    return [*(f"{line} \\" for line in lines), last]
+
+
+def _table(rows: Mapping[str, str], width: int, margin: int = MARGIN) -> list[str]:
+    """Terms, and beside them (below them where the page is narrow) what they mean."""
+    column = margin + max(map(len, rows)) + 2
+    lines = []
+    for term, text in rows.items():
+        if column > width // 2:
+            lines += [" " * margin + term, *_wrap(text, width, margin + MARGIN)]
+        else:
+            first, *rest = _wrap(text, width, column)
+            lines += [f"{' ' * margin}{term}".ljust(column) + first.lstrip(), *rest]
+    return lines
+
+
+def _groups(own: Sequence[Path], width: int) -> Iterator[list[str]]:
+    """A block for each group: its choices and what they are."""
+    defaults = default_choices()
+    for group, presets in find_presets(own).items():
+        rows = {
+            choice: summary(file) + (" (default)" if choice == defaults[group] else "")
+            for choice, file in presets.items()
+        }
+        yield [" " * MARGIN + f"{group}=", *_table(rows, width, 2 * MARGIN)]
+
+
+def _options(width: int) -> Iterator[list[str]]:
+    """A block for each option: its default, what it is, and its type."""
+    docs = _docs()
+    every: list[type[Section]] = [Config, *parts(Config).values()]
+    for section in every:
+        yield _wrap(f"{section.__doc__}".upper().rstrip("."), width)
+        for option in options(section):
+            text = f"{docs[section.__name__, option.name]} ({_type(option)})"
+            yield [f"{' ' * MARGIN}{option.key}={_plain(option.default)}", *_wrap(text, width, 2 * MARGIN)]
+
+
+def _docs() -> dict[tuple[str, str], str]:
+    """What stands beneath each field in the source of the configuration, by class and field."""
+    docs = {}
+    for section in ast.parse(inspect.getsource(config)).body:
+        if not isinstance(section, ast.ClassDef):
+            continue
+        for statement, below in pairwise(section.body):
+            match statement, below:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    docs[section.name, name] = " ".join(text.split())
+    return docs
+
+
+def _type(option: Option) -> str:
+    """The option's type and limits, as in `list of float above 0, or null`."""
+    name = option.type.__name__
+    words = str(option.limit) if option.type is str and option.limit else f"{name} {option.limit or ''}".rstrip()
+    return "list of " * option.is_list + words + ", or null" * option.optional
+
+
+def _plain(value: object) -> str:
+    """A default as the user would type it."""
+    return value if isinstance(value, str) else show(value)

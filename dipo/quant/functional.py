@@ -1,0 +1,59 @@
+"""Quantize and dequantize, exactly as ONNX's QuantizeLinear and DequantizeLinear define them, without gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from dipo.quant.spec import QParams
+
+
+@dataclass(frozen=True, eq=False)
+class TorchQParams:
+    """`QParams` on a device, shaped to broadcast against the tensor that they belong to."""
+
+    scale: torch.Tensor
+    """float32."""
+    zero_point: torch.Tensor
+    """float32: an integer value, so that arithmetic needs no conversion."""
+    qmin: int
+    qmax: int
+
+    @staticmethod
+    def of(qparams: QParams, *, num_dims: int, device: torch.device) -> TorchQParams:
+        """Moves `qparams` to a device, for a tensor of `num_dims` dimensions."""
+        scale, zero_point = qparams.along(num_dims)
+        return TorchQParams(
+            scale=torch.as_tensor(scale, dtype=torch.float32, device=device),
+            zero_point=torch.as_tensor(zero_point, device=device).to(torch.float32),
+            qmin=qparams.qmin,
+            qmax=qparams.qmax,
+        )
+
+    @property
+    def code_dtype(self) -> torch.dtype:
+        """The narrowest type that holds the codes."""
+        if 0 <= self.qmin and self.qmax <= 255:
+            return torch.uint8
+        return torch.int8 if -128 <= self.qmin and self.qmax <= 127 else torch.int32
+
+
+def quantize(x: torch.Tensor, qparams: TorchQParams) -> torch.Tensor:
+    """Codes `clip(round_half_even(x / scale) + zero_point, qmin, qmax)` in the narrowest integer type, shaped like `x`."""
+    return _codes(x, qparams).to(qparams.code_dtype)
+
+
+def dequantize(codes: torch.Tensor, qparams: TorchQParams) -> torch.Tensor:
+    """The float32 numbers `(code - zero_point) * scale` that the codes stand for."""
+    return codes.to(torch.float32).sub_(qparams.zero_point).mul_(qparams.scale)
+
+
+def fake_quantize(x: torch.Tensor, qparams: TorchQParams) -> torch.Tensor:
+    """`dequantize(quantize(x))` in one go; a new tensor shaped and laid out like `x`."""
+    return _codes(x, qparams).sub_(qparams.zero_point).mul_(qparams.scale)
+
+
+def _codes(x: torch.Tensor, qparams: TorchQParams) -> torch.Tensor:
+    # A division, not a product with the reciprocal: the two differ in the last bit, and then in a code.
+    return x.div(qparams.scale).round_().add_(qparams.zero_point).clamp_(qparams.qmin, qparams.qmax)

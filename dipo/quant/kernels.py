@@ -1,0 +1,71 @@
+"""The kernels of `rounding.py`, compiled where a compiler is at hand."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dipo.quant import rounding
+
+log = logging.getLogger("dipo")
+
+Kernel = Callable[..., Any]
+
+_NAMES = (
+    "gather_codes", "mix_codes", "mix_floats", "loss_gradient", "quantize_forward", "quantize_backward", "rounding_step", "adam_step",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """One callable for each function of `rounding.py` of that name that a step calls."""
+
+    gather_codes: Kernel
+    mix_codes: Kernel
+    mix_floats: Kernel
+    loss_gradient: Kernel
+    quantize_forward: Kernel
+    quantize_backward: Kernel
+    rounding_step: Kernel
+    adam_step: Kernel
+    compiled: bool
+
+
+def eager() -> Kernels:
+    """The functions as they are: several times slower, the same arithmetic."""
+    return Kernels(**{name: getattr(rounding, name) for name in _NAMES}, compiled=False)
+
+
+@functools.cache
+def compiled(device_type: str, threads: int) -> Kernels:
+    """Compiled kernels for a kind of device; the eager ones, with a line in the log, where nothing can compile them.
+
+    Args:
+        device_type: `cpu` or `cuda`.
+        threads: CPU threads that the kernels use: compiled in, and a part of the compiler's cache key.
+    """
+    import torch._inductor.config as inductor
+
+    inductor.cpp.threads = threads
+    # Ray workers are forked-off interpreters of their own: a pool of compiler processes in each would outlive its use.
+    inductor.compile_threads = 1
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.expanduser("~/.cache/dipo/kernels"))
+    try:
+        probe = torch.compile(torch.neg, dynamic=True)
+        probe(torch.zeros(64, device=device_type))
+    except Exception as error:  # noqa: BLE001 - whatever keeps the compiler from working, the eager kernels still do
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        log.warning("no compiled kernels (%s): reconstruction runs two to three times slower", reason)
+        return eager()
+    # Equal shapes of two arguments must not become an assumption: every unit shares one compilation.
+    return Kernels(**{name: _compile(getattr(rounding, name)) for name in _NAMES}, compiled=True)
+
+
+def _compile(function: Kernel) -> Kernel:
+    return torch.compile(function, dynamic=True)

@@ -1,0 +1,219 @@
+"""What calibration remembers of a tensor: its limits and a histogram that merges exactly.
+
+A bin is 2^exponent wide and anchored at zero: x falls into bin floor(x / 2^exponent), one of -2048 .. 2047. The
+exponent is the smallest at which all data fits, so it follows from the minimum and the maximum alone, and growing it
+merges neighbouring bins without splitting one. Hence any partition of the data, in any order, ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dipo.errors import UserError
+
+NUM_BINS = 4096
+"""Half of them for negative data, half for the rest."""
+MIN_EXPONENT = -126
+"""Bins are never narrower than float32's smallest normal number: 2^126, the factor that finds them, is finite."""
+
+_HALF = NUM_BINS // 2
+_HALF_BITS = _HALF.bit_length() - 1
+_CPU_CHUNK = 1 << 17
+"""Elements whose bin indices stay in a core's cache between the passes over them."""
+_DEVICE_CHUNK = 1 << 24
+"""Elements that float32 counts, as `torch.histc` keeps them, add up without rounding."""
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Limits and histogram of the values seen; the neutral element of `merge` is `Statistics.empty()`."""
+
+    count: int
+    """Number of values."""
+    min: float
+    """Smallest value, inf where none was seen."""
+    max: float
+    """Largest value, -inf where none was seen."""
+    exponent: int
+    """Base-2 logarithm of a bin's width."""
+    bins: NDArray[np.int64]
+    """Shape [NUM_BINS]: bins[i] values lie in [(i - 2048) * width, (i - 2047) * width)."""
+
+    @classmethod
+    def empty(cls) -> Statistics:
+        """Statistics of no data."""
+        return cls(0, math.inf, -math.inf, MIN_EXPONENT, np.zeros(NUM_BINS, np.int64))
+
+    @property
+    def width(self) -> float:
+        """Width of a bin."""
+        return math.ldexp(1.0, self.exponent)
+
+    def merge(self, other: Statistics) -> Statistics:
+        """Statistics of both sets of values, bit-identical to those of one pass over them all.
+
+        Exact, associative and commutative: `functools.reduce(Statistics.merge, parts)` may take the parts in any order.
+        """
+        exponent = max(self.exponent, other.exponent)
+        return Statistics(
+            count=self.count + other.count,
+            min=min(self.min, other.min),
+            max=max(self.max, other.max),
+            exponent=exponent,
+            bins=_coarsen(self.bins, exponent - self.exponent) + _coarsen(other.bins, exponent - other.exponent),
+        )
+
+    def same_as(self, other: Statistics) -> bool:
+        """Whether both hold the same bits."""
+        return (self.count, self.min, self.max, self.exponent) == (
+            other.count,
+            other.min,
+            other.max,
+            other.exponent,
+        ) and np.array_equal(self.bins, other.bins)
+
+    def to_arrays(self) -> dict[str, NDArray[np.generic]]:
+        """The fields as arrays, ready for a safetensors file."""
+        return {
+            "count": np.asarray(self.count, np.int64),
+            "min": np.asarray(self.min, np.float32),
+            "max": np.asarray(self.max, np.float32),
+            "exponent": np.asarray(self.exponent, np.int32),
+            "bins": self.bins,
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Statistics:
+        """The inverse of `to_arrays`.
+
+        Raises:
+            UserError: a field is missing or the histogram has another shape.
+        """
+        expected = {"count": (), "min": (), "max": (), "exponent": (), "bins": (NUM_BINS,)}
+        found = {key: array.shape for key, array in arrays.items()}
+        if found != expected:
+            raise UserError(
+                f"stored statistics are damaged or of another version: expected arrays of shapes {expected}, "
+                f"found {found}; calibrate again in a new run folder"
+            )
+        return cls(
+            count=int(arrays["count"].item()),
+            min=float(arrays["min"].item()),
+            max=float(arrays["max"].item()),
+            exponent=int(arrays["exponent"].item()),
+            bins=arrays["bins"].astype(np.int64),
+        )
+
+
+class Observer:
+    """Collects the statistics of one tensor, batch by batch, on the device where the batches lie.
+
+    Each batch costs one pass for the limits, one for the bins and, on a GPU, one synchronisation with the host.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Observe the tensor that errors will call `name`."""
+        self._name = name
+        self._count = 0
+        self._min = math.inf
+        self._max = -math.inf
+        self._exponent = MIN_EXPONENT
+        self._bins: torch.Tensor | None = None
+
+    def update(self, x: torch.Tensor) -> None:
+        """Add the values of `x`: float32, any shape and strides, always on the same device.
+
+        Raises:
+            UserError: a value is NaN or infinite.
+        """
+        assert x.dtype == torch.float32, f"{self._name}: {x.dtype}"
+        if x.numel() == 0:
+            return
+        x = _flat(x.detach())
+        low, high = torch.stack(torch.aminmax(x)).tolist()
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise UserError(
+                f"tensor '{self._name}' has NaN or infinite values on the calibration data: "
+                "check the samples and their preprocessing, and that the float model runs on them"
+            )
+        self._count += x.numel()
+        # Adding 0.0 turns -0.0, which compares equal to 0.0 and would survive by chance, into 0.0.
+        self._min = min(self._min, low + 0.0)
+        self._max = max(self._max, high + 0.0)
+        self._grow(max(self._exponent, _exponent_of(low, high)))
+        bins = _histogram(x, self._exponent)
+        self._bins = bins if self._bins is None else self._bins.add_(bins)
+
+    def _grow(self, exponent: int) -> None:
+        """Widen the bins to 2^exponent."""
+        if self._bins is not None and exponent > self._exponent:
+            coarse = _coarsen(self._bins.cpu().numpy(), exponent - self._exponent)
+            self._bins = torch.from_numpy(coarse).to(self._bins.device)
+        self._exponent = exponent
+
+    def result(self) -> Statistics:
+        """Statistics of all values so far."""
+        bins = np.zeros(NUM_BINS, np.int64) if self._bins is None else self._bins.cpu().numpy().copy()
+        return Statistics(count=self._count, min=self._min, max=self._max, exponent=self._exponent, bins=bins)
+
+
+def _exponent_of(low: float, high: float) -> int:
+    """Smallest exponent e >= MIN_EXPONENT with -2048 * 2^e <= low and high < 2048 * 2^e."""
+    exponent = MIN_EXPONENT
+    if high > 0:
+        exponent = max(exponent, math.frexp(high)[1] - _HALF_BITS)
+    if low < 0:
+        mantissa, power = math.frexp(-low)
+        exponent = max(exponent, power - (mantissa == 0.5) - _HALF_BITS)
+    return exponent
+
+
+def _coarsen(bins: NDArray[np.int64], shift: int) -> NDArray[np.int64]:
+    """The histogram at an exponent larger by `shift`: bin i goes to bin floor(i / 2^shift)."""
+    if shift == 0:
+        return bins
+    # From here on only the bins on either side of zero are left, and growing further changes nothing.
+    shift = min(shift, _HALF_BITS)
+    merged = bins.reshape(-1, 1 << shift).sum(axis=1)
+    coarse = np.zeros_like(bins)
+    start = _HALF - (_HALF >> shift)
+    coarse[start : start + len(merged)] = merged
+    return coarse
+
+
+def _flat(x: torch.Tensor) -> torch.Tensor:
+    """All elements in the order in which they lie in memory: channels-last tensors are not copied."""
+    order = sorted(range(x.ndim), key=x.stride, reverse=True)
+    return x.permute(order).reshape(-1)
+
+
+def _histogram(x: torch.Tensor, exponent: int) -> torch.Tensor:
+    """Counts of floor(x / 2^exponent) + 2048: int64 [NUM_BINS] on the device of `x`, for flat data that fits."""
+    size, count = (_CPU_CHUNK, count_bins) if x.device.type == "cpu" else (_DEVICE_CHUNK, count_bins_on_device)
+    bins = torch.zeros(NUM_BINS, dtype=torch.int64, device=x.device)
+    scratch = torch.empty(min(size, len(x)), device=x.device)
+    for chunk in torch.split(x, size):
+        index = scratch[: len(chunk)]
+        if exponent > 0:
+            # The factor is below 1: a small negative number could vanish unless it is rounded down before.
+            torch.floor(chunk, out=index).mul_(2.0**-exponent)
+        else:
+            torch.mul(chunk, 2.0**-exponent, out=index)
+        bins += count(index.floor_())
+    return bins
+
+
+def count_bins(index: torch.Tensor) -> torch.Tensor:
+    """Histogram [NUM_BINS] of whole numbers from -2048 to 2047 held as floats, which are overwritten."""
+    return torch.bincount(index.add_(_HALF).to(torch.int16), minlength=NUM_BINS)
+
+
+def count_bins_on_device(index: torch.Tensor) -> torch.Tensor:
+    """`count_bins` of up to 2^24 elements: the host need not wait for the device, as `torch.bincount` would make it."""
+    return torch.histc(index, bins=NUM_BINS, min=-_HALF, max=_HALF).to(torch.int64)

@@ -1,0 +1,197 @@
+"""The elementwise arithmetic of a reconstruction step, each piece one kernel.
+
+On a CPU the convolutions of a step cost what they cost; what a naive step adds are a dozen passes over every activation. Here
+an activation is read once and written once in each direction: the residual sum, the activation function, fake quantization
+and QDrop's mixing are one kernel forward and one backward; rounding, its regulariser and its Adam step are one kernel for all
+the weights of a unit. The functions are plain torch; `Kernels.compiled` hands them to torch.compile once, with dynamic
+shapes, for all units, and `Kernels.eager` runs them as they are where no compiler is found.
+
+Random bits come 64 at a time from a generator and are unpacked inside the kernels: drawing a mask element by element would
+cost as much as the convolutions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+ZETA, GAMMA = 1.1, -0.1
+"""Stretch of the rectified sigmoid (AdaRound, arXiv:2004.10568, eq. 23)."""
+ADAM_BETA1, ADAM_BETA2, ADAM_EPS = 0.9, 0.999, 1e-8
+
+
+
+def initial_rounding(rest: torch.Tensor) -> torch.Tensor:
+    """V such that h(V) = `rest`, the fractional part of weight / scale: reconstruction starts from the float weights."""
+    rest = rest.clamp(1e-4, 1 - 1e-4)
+    return -torch.log((ZETA - GAMMA) / (rest - GAMMA) - 1)
+
+
+def rectified_sigmoid(v: torch.Tensor) -> torch.Tensor:
+    """h(V) = clip(sigmoid(V) (zeta - gamma) + gamma, 0, 1), in [0, 1] (AdaRound, eq. 23)."""
+    return (torch.sigmoid(v) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+
+
+def regularizer(v: torch.Tensor, beta: float) -> torch.Tensor:
+    """sum(1 - |2 h(V) - 1|^beta), which draws every h to 0 or 1 (AdaRound, eq. 24)."""
+    return (1 - (2 * rectified_sigmoid(v) - 1).abs().pow(beta)).sum()
+
+
+def random_words(num_elements: int, generator: torch.Generator) -> torch.Tensor:
+    """Random bits, 32 to an int32 word, for `num_elements` elements."""
+    words = torch.empty(-(-num_elements // 64), dtype=torch.int64, device=generator.device)
+    return words.random_(torch.iinfo(torch.int64).min, None, generator=generator).view(torch.int32)
+
+
+def flat(x: torch.Tensor) -> torch.Tensor:
+    """The elements in the order of memory; images are channels_last."""
+    return (x.permute(0, 2, 3, 1) if x.ndim == 4 else x).reshape(-1)
+
+
+def unflat(elements: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """The inverse of `flat`, for a tensor of that shape."""
+    if len(shape) != 4:
+        return elements.view(tuple(shape))
+    n, c, h, w = shape
+    return elements.view(n, h, w, c).permute(0, 3, 1, 2)
+
+
+def _bits(words: torch.Tensor, num_elements: int) -> torch.Tensor:
+    # The shifts are made inside the kernel: a captured tensor would keep it from vectorising.
+    return ((words[:, None] >> torch.arange(32, dtype=torch.int32, device=words.device)) & 1).view(-1)[:num_elements] == 1
+
+
+def gather_codes(codes: torch.Tensor, index: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor) -> torch.Tensor:
+    """Dequantized rows `index` of a capture kept as codes [N, E] -> flat [len(index) * E]."""
+    return ((codes[index].to(torch.float32) - zero_point) * scale).view(-1)
+
+
+def mix_codes(
+    codes: torch.Tensor, fp: torch.Tensor, index: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, words: torch.Tensor
+) -> torch.Tensor:
+    """QDrop's input (arXiv:2203.05740, eq. 10): each element quantized or, with probability 1/2, as the float network has it."""
+    q = gather_codes(codes, index, scale, zero_point)
+    return torch.where(_bits(words, q.numel()), q, fp[index].view(-1))
+
+
+def mix_floats(q: torch.Tensor, fp: torch.Tensor, index: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+    """`mix_codes` for an input that is not quantized but carries the errors of the units before it."""
+    mixed = q[index].view(-1)
+    return torch.where(_bits(words, mixed.numel()), mixed, fp[index].view(-1))
+
+
+def loss_gradient(out: torch.Tensor, target: torch.Tensor, index: torch.Tensor, factor: float) -> torch.Tensor:
+    """factor * (out - target[index]) for flat `out` and `target` [N, E]: the gradient of a squared error."""
+    return factor * (out - target[index].view(-1))
+
+
+def activate(x: torch.Tensor, other: torch.Tensor | None, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """clip(x + other, low, high): a sum with its Relu or Clip; infinite bounds where there is none."""
+    return (x if other is None else x + other).clamp(low, high)
+
+
+def quantize_forward(
+    x: torch.Tensor,
+    other: torch.Tensor | None,
+    low: torch.Tensor,
+    high: torch.Tensor,
+    scale: torch.Tensor,
+    qlow: torch.Tensor,
+    qhigh: torch.Tensor,
+    words: torch.Tensor | None,
+) -> torch.Tensor:
+    """Activation function, fake quantization and dropping of flat tensors.
+
+    `qlow` and `qhigh` are the limits less the zero point. Where a bit of `words` is 0 the element stays float.
+    """
+    x = activate(x, other, low, high)
+    quantized = torch.clamp((x * (1 / scale)).round(), qlow, qhigh) * scale
+    return quantized if words is None else torch.where(_bits(words, x.numel()), quantized, x)
+
+
+def quantize_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    other: torch.Tensor | None,
+    low: torch.Tensor,
+    high: torch.Tensor,
+    scale: torch.Tensor,
+    qlow: torch.Tensor,
+    qhigh: torch.Tensor,
+    words: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of `quantize_forward`: for `x` (and `other`, the same), and for the scale (LSQ, arXiv:1902.08153, eq. 3)."""
+    total = x if other is None else x + other
+    act = total.clamp(low, high)
+    v = act * (1 / scale)
+    inside = (v >= qlow - 0.5) & (v <= qhigh + 0.5)
+    slope = torch.where(inside, v.round() - v, torch.clamp(v, qlow, qhigh))
+    passes = inside
+    if words is not None:
+        kept = _bits(words, x.numel())
+        slope = torch.where(kept, slope, 0.0)
+        passes = inside | ~kept
+    passes = passes & (total > low) & (total < high)
+    return torch.where(passes, grad, 0.0), (grad * slope).sum()
+
+
+def soft_weight(v: torch.Tensor, floor: torch.Tensor, scale: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """clip(floor + h(V), low, high) * scale, the weight while its rounding is undecided (AdaRound, eq. 22)."""
+    return (floor + rectified_sigmoid(v)).clamp(low, high) * scale
+
+
+def rounding_step(
+    grad: torch.Tensor,
+    v: torch.Tensor,
+    moment1: torch.Tensor,
+    moment2: torch.Tensor,
+    weight: torch.Tensor,
+    floor: torch.Tensor,
+    scale: torch.Tensor,
+    low: torch.Tensor,
+    high: torch.Tensor,
+    schedule: torch.Tensor,
+) -> None:
+    """One Adam step of V, in place, and the soft weight that follows from it.
+
+    Args:
+        grad: Gradient of the loss with respect to the soft weights.
+        v: V; updated.
+        moment1: Adam's first moment; updated.
+        moment2: Adam's second moment; updated.
+        weight: The soft weights; updated.
+        floor: floor(weight / scale).
+        scale: Scale of each weight.
+        low: Smallest code less the zero point.
+        high: Largest code less the zero point.
+        schedule: The step's row of `schedule`: learning rate, beta, strength, and Adam's two bias corrections.
+    """
+    lr, beta, strength, correction1, correction2 = schedule.unbind()
+    sigmoid = torch.sigmoid(v)
+    raw = sigmoid * (ZETA - GAMMA) + GAMMA
+    h = raw.clamp(0, 1)
+    dh = torch.where((raw > 0) & (raw < 1), (ZETA - GAMMA) * sigmoid * (1 - sigmoid), 0.0)
+    inside = (floor + h >= low) & (floor + h <= high)
+    u = 2 * h - 1
+    pull = -strength * beta * 2 * u.sign() * u.abs().clamp_min(1e-12).pow(beta - 1)
+    total = (torch.where(inside, grad * scale, 0.0) + pull) * dh
+    m1 = moment1 * ADAM_BETA1 + total * (1 - ADAM_BETA1)
+    m2 = moment2 * ADAM_BETA2 + total * total * (1 - ADAM_BETA2)
+    new = v - lr * (m1 * correction1) / ((m2 * correction2).sqrt() + ADAM_EPS)
+    moment1.copy_(m1)
+    moment2.copy_(m2)
+    v.copy_(new)
+    weight.copy_(soft_weight(new, floor, scale, low, high))
+
+
+def adam_step(
+    grad: torch.Tensor, parameter: torch.Tensor, moment1: torch.Tensor, moment2: torch.Tensor, lr: torch.Tensor, schedule: torch.Tensor
+) -> None:
+    """One Adam step of `parameter`, in place, with a learning rate for each element that the schedule's last column scales."""
+    _, _, _, correction1, correction2 = schedule.unbind()
+    m1 = moment1 * ADAM_BETA1 + grad * (1 - ADAM_BETA1)
+    m2 = moment2 * ADAM_BETA2 + grad * grad * (1 - ADAM_BETA2)
+    moment1.copy_(m1)
+    moment2.copy_(m2)
+    parameter.sub_(lr * (m1 * correction1) / ((m2 * correction2).sqrt() + ADAM_EPS))
