@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from dipo.algo.captures import Batch
+from dipo.algo.captures import Batch, channel_sum
 from dipo.config import CalibConfig
 from dipo.graph.load import array_of, layers_of, name_of, node_name
 from dipo.graph.plan import Plan, QuantizedLayer, QuantizedModel
@@ -26,7 +26,7 @@ class Observed:
     statistics: dict[str, Statistics]
     """By name of the activation."""
     channel_sums: dict[str, dict[int, NDArray[np.float64]]]
-    """By name of the layer and index of the batch: sums [C] of the layer's output over samples and positions."""
+    """By name of a layer with a bias and index of the batch: sums [C] of the layer's output over samples and positions."""
     counts: dict[str, int]
     """By name of the layer: elements of a channel that were summed."""
 
@@ -61,7 +61,8 @@ def observe(
         UserError: An activation has NaN or infinite values.
     """
     observers = {name: Observer(name) for name in plan.activations}
-    outputs = {name_of(node.outputs[0]): node_name(node) for node in layers_of(model) if node_name(node) in plan.layers}
+    biased = (node for node in layers_of(model) if node_name(node) in plan.layers and plan.layers[node_name(node)].bias)
+    outputs = {name_of(node.outputs[0]): node_name(node) for node in biased}
     sums: dict[str, dict[int, NDArray[np.float64]]] = {name: {} for name in outputs.values()}
     counts = dict.fromkeys(outputs.values(), 0)
     module = GraphModule(model).to(device).eval()
@@ -72,10 +73,8 @@ def observe(
             observers[name].update(value)
         if name in outputs:
             layer = outputs[name]
-            channel = -1 if model_is_last(value) else 1
-            total = value.movedim(channel, -1).reshape(-1, value.shape[channel]).sum(dim=0)
-            sums[layer][batch_index] = total.double().cpu().numpy()
-            counts[layer] += value.numel() // value.shape[channel]
+            sums[layer][batch_index] = channel_sum(value).cpu().numpy()
+            counts[layer] += value.numel() // value.shape[1]
         return value
 
     done = 0
@@ -89,15 +88,14 @@ def observe(
     return Observed({name: observer.result() for name, observer in observers.items()}, sums, counts)
 
 
-def model_is_last(value: torch.Tensor) -> bool:
-    """Whether the channels of a layer's output are its last dimension, as a MatMul's and a Gemm's are."""
-    return value.ndim <= 3
-
-
-def quantize_model(model: ir.Model, *, plan: Plan, statistics: Mapping[str, Statistics], cfg: CalibConfig) -> QuantizedModel:
+def quantize_model(
+    model: ir.Model, *, plan: Plan, statistics: Mapping[str, Statistics], cfg: CalibConfig
+) -> QuantizedModel:
     """Scales from statistics, and every weight rounded to the nearest code."""
     activations = {
-        name: qparams_of(activation_range(statistics[name], spec, method=cfg.method, percentile=cfg.percentile, name=name), spec)
+        name: qparams_of(
+            activation_range(statistics[name], spec, method=cfg.method, percentile=cfg.percentile, name=name), spec
+        )
         for name, spec in plan.activations.items()
     }
     activations |= {value: activations[source] for value, source in plan.shared.items()}
@@ -105,7 +103,7 @@ def quantize_model(model: ir.Model, *, plan: Plan, statistics: Mapping[str, Stat
     for name, layer in plan.layers.items():
         weight = array_of(model.graph.initializers[layer.weight]).astype(np.float32)
         method = cfg.weights if cfg.weights != "auto" else "mse" if layer.spec.bits < 8 else "minmax"
-        qparams = weight_qparams(weight, layer.spec, axis=layer.axis, method=method)
+        qparams = weight_qparams(weight, layer.spec, axis=layer.axis, method=method, name=f"weight {layer.weight}")
         scale, zero_point = qparams.along(weight.ndim)
         codes = np.clip(np.rint(weight / scale) + zero_point, qparams.qmin, qparams.qmax).astype(np.int32)
         bias = None if layer.bias is None else array_of(model.graph.initializers[layer.bias]).astype(np.float32)

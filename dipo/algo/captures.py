@@ -64,3 +64,8 @@ class Capture:
         """Numbers in the capture's order, as [samples, *shape]."""
         samples = numbers.numel() // max(1, self.data.shape[1])
         return unflat(numbers.reshape(-1), (samples, *self.shape))
+
+
+def channel_sum(value: torch.Tensor) -> torch.Tensor:
+    """Sum over all dimensions but the channels', 1; float64 [C]."""
+    return value.sum(dim=[dim for dim in range(value.ndim) if dim != 1]).double()

@@ -119,16 +119,20 @@ class _QuantizeFunction(torch.autograd.Function):
     """`quantize_forward` with `quantize_backward` as its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, kernels: Kernels, x: torch.Tensor, other: torch.Tensor | None, *constants: torch.Tensor | None) -> torch.Tensor:  # noqa: D102
+    def forward(
+        ctx: Any, kernels: Kernels, x: torch.Tensor, other: torch.Tensor | None, *constants: torch.Tensor | None
+    ) -> torch.Tensor:
         ctx.kernels, ctx.shape_of, ctx.two = kernels, x, other is not None
         ctx.save_for_backward(x, other, *constants)
         result = kernels.quantize_forward(flat(x), None if other is None else flat(other), *constants)
         return unflat(result, x.shape)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: D102
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, other, *constants = ctx.saved_tensors
-        grad_x, grad_scale = ctx.kernels.quantize_backward(flat(grad), flat(x), None if other is None else flat(other), *constants)
+        grad_x, grad_scale = ctx.kernels.quantize_backward(
+            flat(grad), flat(x), None if other is None else flat(other), *constants
+        )
         grad_x = unflat(grad_x, x.shape)
         return None, grad_x, None if other is None else grad_x, None, None, grad_scale, None, None, None
 
@@ -144,7 +148,9 @@ class Program:
     kernels: Kernels
     bounds: dict[float, torch.Tensor] = field(default_factory=dict)
 
-    def run(self, inputs: Mapping[str, torch.Tensor], outputs: Sequence[str], generator: torch.Generator) -> list[torch.Tensor]:
+    def run(
+        self, inputs: Mapping[str, torch.Tensor], outputs: Sequence[str], generator: torch.Generator
+    ) -> list[torch.Tensor]:
         """Runs the unit.
 
         Args:
@@ -161,7 +167,9 @@ class Program:
             values.update(zip(step.outputs, made if isinstance(made, tuple) else (made,), strict=False))
         return [values[name] for name in outputs]
 
-    def _quantize(self, site: QuantizeSite, values: Mapping[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
+    def _quantize(
+        self, site: QuantizeSite, values: Mapping[str, torch.Tensor], generator: torch.Generator
+    ) -> torch.Tensor:
         quantizer = self.quantizers[site.value]
         x, *others = (values[name] for name in site.inputs)
         words = random_words(x.numel(), generator) if quantizer.mixed else None

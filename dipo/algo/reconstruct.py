@@ -115,8 +115,9 @@ def reconstruct(
 
 
 def _schedule(cfg: AlgoConfig) -> torch.Tensor:
-    """[steps, 5]: learning rate of the rounding, beta, strength of the regulariser, Adam's two bias corrections; and in a
-    sixth column the factor on the learning rates of biases and scales, which fall along a cosine."""
+    """[steps, 6]: learning rate of the rounding, beta, strength of the regulariser, Adam's two bias corrections, and the factor
+    on the learning rates of biases and scales, which fall along a cosine.
+    """
     step = torch.arange(cfg.iters, dtype=torch.float64)
     speed = cfg.reference_iters / cfg.iters
     begin = cfg.warmup * cfg.iters
@@ -136,7 +137,9 @@ def _schedule(cfg: AlgoConfig) -> torch.Tensor:
 class _Trainer:
     """Parameters, gradients and Adam's moments of one unit, each kind in one flat vector: one kernel updates all of them."""
 
-    def __init__(self, problem: UnitProblem, *, cfg: AlgoConfig, pieces: Sequence[Piece], seed: int, kernels: Kernels) -> None:
+    def __init__(
+        self, problem: UnitProblem, *, cfg: AlgoConfig, pieces: Sequence[Piece], seed: int, kernels: Kernels
+    ) -> None:
         self.problem, self.cfg, self.kernels = problem, cfg, kernels
         self.device = next(iter(problem.constants.values())).device
         self._make_rounding()
@@ -153,7 +156,9 @@ class _Trainer:
             weight = self.problem.constants[weight_name].contiguous()
             qparams = layer.qparams
             scale = torch.as_tensor(qparams.along(weight.ndim)[0], device=self.device).expand_as(weight)
-            zero = torch.as_tensor(qparams.along(weight.ndim)[1], device=self.device).expand_as(weight).to(torch.float32)
+            zero = (
+                torch.as_tensor(qparams.along(weight.ndim)[1], device=self.device).expand_as(weight).to(torch.float32)
+            )
             ratio = weight / scale
             floors.append(ratio.floor().reshape(-1))
             rests.append((ratio - ratio.floor()).reshape(-1))
@@ -285,4 +290,3 @@ def _sample(piece: Piece, iters: int, seed: int) -> torch.Tensor:
     needed, rows = iters * piece.batch_size, np.arange(piece.start, piece.stop)
     rounds = [rng.permutation(rows) for _ in range(-(-needed // len(rows)))]
     return torch.from_numpy(np.concatenate(rounds)[:needed].reshape(iters, piece.batch_size))
-

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from dipo.algo.captures import Batch, Capture
+from dipo.algo.captures import Batch, Capture, channel_sum
 from dipo.algo.exchange import Exchange
 from dipo.algo.program import fuse
 from dipo.algo.reconstruct import Piece, UnitProblem, UnitSolution, reconstruct
@@ -82,7 +82,11 @@ class Sweep:
         read = [inputs(batch) for batch in batches]
         names = [name_of(value) for value in model.graph.inputs]
         self.q = {name: self._capture(name, [part[name] for part in read]) for name in names}
-        self.fp = {name: Capture.gather([Capture.encode(channels_last(part[name]), None) for part in read], None) for name in names if with_float}
+        self.fp = {
+            name: Capture.gather([Capture.encode(channels_last(part[name]), None) for part in read], None)
+            for name in names
+            if with_float
+        }
 
     def solve(
         self,
@@ -152,7 +156,11 @@ class Sweep:
     def _problem(self, unit: Unit, targets: Mapping[str, Capture]) -> UnitProblem:
         nodes = [self.nodes[name] for name in unit.nodes]
         made = {name_of(value) for node in nodes for value in node.outputs if value.name}
-        activations = {name: qparams for name, qparams in self.activations.items() if name in made and name in self.plan.activations}
+        activations = {
+            name: qparams
+            for name, qparams in self.activations.items()
+            if name in made and name in self.plan.activations
+        }
         module = self._module(nodes, unit.outputs)
         constants = {name: module.constant(name) for name in module.constant_names}
         return UnitProblem(
@@ -180,7 +188,9 @@ class Sweep:
         chosen = self._correction_batches()
         error = self._output_error(unit, targets, chosen)
         nodes = [self.nodes[name] for name in unit.nodes]
-        outputs = {name: name_of(self.nodes[name].outputs[0]) for name, layer in before.items() if layer.bias is not None}
+        outputs = {
+            name: name_of(self.nodes[name].outputs[0]) for name, layer in before.items() if layer.bias is not None
+        }
         fp_module = self._module(nodes, list(outputs.values()))
         fp_means = self._means(fp_module, self.fp, chosen, constants={}, hook=None)
         for name, output in outputs.items():
@@ -224,33 +234,56 @@ class Sweep:
         """Channel means of the module's outputs over the chosen batches of all workers; float64 [C] each."""
         collected: dict[str, dict[int, torch.Tensor]] = {name: {} for name in module.outputs}
         for batch, rows in chosen:
-            for name, value in module(self._read(captures, module.inputs, rows), hook=hook, constants=constants).items():
+            for name, value in module(
+                self._read(captures, module.inputs, rows), hook=hook, constants=constants
+            ).items():
                 count = torch.tensor([value.numel() / value.shape[1]], dtype=torch.float64, device=self.device)
-                collected[name][batch.index] = torch.cat([_channel_sum(value), count])
+                collected[name][batch.index] = torch.cat([channel_sum(value), count])
         means = {}
         for name, parts in collected.items():
-            nothing = torch.zeros_like(next(iter(parts.values()))) if parts else torch.zeros(self._num_channels(name) + 1, dtype=torch.float64, device=self.device)
+            nothing = (
+                torch.zeros_like(next(iter(parts.values())))
+                if parts
+                else torch.zeros(self._num_channels(name) + 1, dtype=torch.float64, device=self.device)
+            )
             every = {batch.index: parts.get(batch.index, nothing) for batch in self.batches}
             total = self.exchange.ordered_sum(every, owners=self.owners).cpu().numpy()
             means[name] = total[:-1] / total[-1]
         return means
 
     def _num_channels(self, output: str) -> int:
-        return next(len(layer.bias) for name, layer in self.layers.items() if layer.bias is not None and name_of(self.nodes[name].outputs[0]) == output)
+        return next(
+            len(layer.bias)
+            for name, layer in self.layers.items()
+            if layer.bias is not None and name_of(self.nodes[name].outputs[0]) == output
+        )
 
     def _advance(self, unit: Unit) -> None:
         """Runs the quantized unit, as it now is, over all samples."""
         nodes = [self.nodes[name] for name in unit.nodes]
         module = self._module(nodes, unit.outputs)
-        self.q.update(self._run(module, self.q, constants=self._weights(unit.layers), hook=self._hook(nodes), codes=True))
+        self.q.update(
+            self._run(module, self.q, constants=self._weights(unit.layers), hook=self._hook(nodes), codes=True)
+        )
 
     def _run(
-        self, module: GraphModule, captures: Mapping[str, Capture], *, constants: Mapping[str, torch.Tensor], hook: Hook | None, codes: bool
+        self,
+        module: GraphModule,
+        captures: Mapping[str, Capture],
+        *,
+        constants: Mapping[str, torch.Tensor],
+        hook: Hook | None,
+        codes: bool,
     ) -> dict[str, Capture]:
         parts: dict[str, list[torch.Tensor]] = {name: [] for name in module.outputs}
-        qparams = {name: self._torch_qparams(name, 4) if codes and name in self.activations else None for name in module.outputs}
+        qparams = {
+            name: self._torch_qparams(name, 4) if codes and name in self.activations else None
+            for name in module.outputs
+        }
         for rows in self.rows:
-            for name, value in module(self._read(captures, module.inputs, rows), hook=hook, constants=constants).items():
+            for name, value in module(
+                self._read(captures, module.inputs, rows), hook=hook, constants=constants
+            ).items():
                 parts[name].append(Capture.encode(value, qparams[name]))
         return {name: Capture.gather(values, qparams[name]) for name, values in parts.items()}
 
@@ -265,7 +298,12 @@ class Sweep:
         return {name: captures[name].rows(rows.start, rows.stop) for name in names}
 
     def _module(self, nodes: Sequence[ir.Node], outputs: Sequence[str]) -> GraphModule:
-        return GraphModule(self.model, nodes=nodes, outputs=outputs).to(self.device).eval().requires_grad_(requires_grad=False)
+        return (
+            GraphModule(self.model, nodes=nodes, outputs=outputs)
+            .to(self.device)
+            .eval()
+            .requires_grad_(requires_grad=False)
+        )
 
     def _weights(self, layers: Sequence[str]) -> dict[str, torch.Tensor]:
         """Quantized weights and biases of those layers, by name of the constant."""
@@ -282,7 +320,11 @@ class Sweep:
     def _hook(self, nodes: Sequence[ir.Node]) -> Hook:
         """Fake-quantizes the values that the nodes make."""
         made = {name_of(value) for node in nodes for value in node.outputs if value.name}
-        qparams = {name: self._torch_qparams(name, 0) for name in made if name in self.activations and name not in self.plan.shared}
+        qparams = {
+            name: self._torch_qparams(name, 0)
+            for name in made
+            if name in self.activations and name not in self.plan.shared
+        }
         return lambda name, value: fake_quantize(value, qparams[name]) if name in qparams else value
 
     def _torch_qparams(self, name: str, num_dims: int) -> TorchQParams:
@@ -303,8 +345,3 @@ def _rows(batches: Sequence[Batch]) -> list[slice]:
     """Where each batch lies in the worker's captures."""
     stops = np.cumsum([len(batch) for batch in batches])
     return [slice(int(stop) - len(batch), int(stop)) for batch, stop in zip(batches, stops, strict=True)]
-
-
-def _channel_sum(value: torch.Tensor) -> torch.Tensor:
-    """Sum over all but dimension 1; float64 [C]."""
-    return value.sum(dim=[d for d in range(value.ndim) if d != 1]).double()

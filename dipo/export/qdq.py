@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +16,16 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from dipo.export.bounds import Bounds
 from dipo.export.onnx_file import raise_opset, save_model
 from dipo.graph.plan import QuantizedLayer, QuantizedModel
 from dipo.graph.rules import PlatformRules
-from dipo.quant.bias import quantize_bias
+from dipo.quant.bias import QuantizedBias, quantize_bias
 from dipo.quant.spec import QParams
 
 _STORAGE = (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16)
-"""Narrowest first. ONNX's 4-bit types are not among them: ONNX Runtime 1.32 has no integer kernels for them, and refuses
-a model whose 4-bit activations meet 8-bit weights."""
+"""Narrowest first. ONNX's 4-bit types are not among them: ONNX Runtime 1.32 has no integer kernels for them, and
+refuses a model whose 4-bit activations meet 8-bit weights."""
 
 _OPSET = 13
 """The first with a scale for each channel."""
@@ -67,13 +67,13 @@ def insert_qdq(model: ir.Model, quantized: QuantizedModel, *, rules: PlatformRul
     """
     exported = model.clone()
     raise_opset(exported, _required_opset(quantized))
-    writer = _Writer(exported.graph, rules)
+    writer = _Writer(exported.graph, rules, quantized.activations)
     nodes = {node.name: node for node in exported.graph}
     for name, layer in quantized.layers.items():
-        writer.quantize_layer(nodes[name], layer, quantized.activations)
+        writer.quantize_layer(nodes[name], layer)
     values = _values_by_name(exported.graph)
-    for name, qparams in quantized.activations.items():
-        writer.quantize_activation(values[name], qparams)
+    for name in quantized.activations:
+        writer.quantize_activation(values[name])
     RemoveUnusedNodesPass()(exported)
     return exported
 
@@ -97,47 +97,14 @@ def _values_by_name(graph: ir.Graph) -> dict[str, ir.Value]:
     return {value.name: value for value in values if value.name}
 
 
-@dataclass(frozen=True)
-class _Bounds:
-    """Where numbers or codes are cut off; None at an end where nothing is."""
-
-    low: float | None = None
-    high: float | None = None
-
-
-def _clip_bounds(node: ir.Node) -> _Bounds | None:
-    """What a Relu, or a Clip between constants, cuts off; None for any other node."""
-    if node.domain != "" or node.op_type not in {"Relu", "Clip"}:
-        return None
-    if node.op_type == "Relu":
-        return _Bounds(low=0.0)
-    ends: list[float | None] = [None, None]
-    for index, value in enumerate(node.inputs[1:]):
-        if value is not None:
-            constant = ir.convenience.get_const_tensor(value)
-            if constant is None:
-                return None
-            ends[index] = constant.numpy().item()
-    return _Bounds(*ends)
-
-
-def _absorb_clip(value: ir.Value, qparams: QParams) -> tuple[ir.Value, QParams]:
-    """What to quantize in the place of a Relu's or Clip's output, and between which limits: the codes are the same.
-
-    Rounding and saturation are monotone: `quantize(clip(x, a, b)) = clip(quantize(x), quantize(a), quantize(b))`.
-    """
-    node = value.producer()
-    bounds = _clip_bounds(node) if node is not None else None
-    if node is None or bounds is None or node.inputs[0] is None:
-        return value, qparams
-
-    def code(number: float) -> int:
-        nearest = np.rint(np.float32(number) / qparams.scale) + qparams.zero_point
-        return int(np.clip(nearest, qparams.qmin, qparams.qmax))
-
-    low = qparams.qmin if bounds.low is None else code(bounds.low)
-    high = qparams.qmax if bounds.high is None else code(bounds.high)
-    return node.inputs[0], dataclasses.replace(qparams, qmin=low, qmax=high)
+def _rescaled(layer: QuantizedLayer, scale: NDArray[np.float32]) -> QuantizedLayer:
+    """The layer with its weight rounded to another scale, nowhere smaller than its own."""
+    if np.array_equal(scale, layer.qparams.scale):
+        return layer
+    qparams = dataclasses.replace(layer.qparams, scale=scale)
+    new_scale, zero_point = qparams.along(layer.codes.ndim)
+    codes = np.rint(layer.weight / new_scale).astype(np.int32) + zero_point
+    return dataclasses.replace(layer, codes=codes, qparams=qparams)
 
 
 def _less_zero_point(layer: QuantizedLayer) -> QuantizedLayer:
@@ -152,74 +119,87 @@ def _less_zero_point(layer: QuantizedLayer) -> QuantizedLayer:
     return dataclasses.replace(layer, codes=codes, qparams=qparams)
 
 
-def _narrowed(limits: QParams, dtype: ir.DataType) -> _Bounds:
-    """The limits that the storage type does not have by itself, in codes."""
-    stored = np.iinfo(dtype.numpy())
-    return _Bounds(
-        low=limits.qmin if limits.qmin > stored.min else None, high=limits.qmax if limits.qmax < stored.max else None
-    )
-
-
-def _dequantized(bounds: _Bounds, qparams: QParams) -> _Bounds:
-    """Bounds on codes as bounds on the numbers that they stand for."""
-    low, high = (
-        None if code is None else float((np.float32(code) - qparams.zero_point) * qparams.scale)
-        for code in (bounds.low, bounds.high)
-    )
-    return _Bounds(low, high)
-
-
 class _Writer:
     """Puts quantization into one graph, under names that nothing else in it has."""
 
-    def __init__(self, graph: ir.Graph, rules: PlatformRules) -> None:
+    def __init__(self, graph: ir.Graph, rules: PlatformRules, activations: Mapping[str, QParams]) -> None:
         self._graph = graph
         self._rules = rules
+        self._activations = activations
         self._first = graph[0]
         self._taken: set[str | None] = {*_values_by_name(graph), *(node.name for node in graph)}
 
-    def quantize_layer(self, node: ir.Node, layer: QuantizedLayer, activations: Mapping[str, QParams]) -> None:
+    def quantize_layer(self, node: ir.Node, layer: QuantizedLayer) -> None:
         """Put integers in the place of the node's weight, and the quantized layer's bias in the place of the float one.
 
         Called before any value is quantized: the node's input still has the name that it had in the float graph.
         """
-        weight = _less_zero_point(layer) if self._rules.int8_kernels else layer
-        self._replace_by_codes(node, 1, weight.codes, weight.qparams, storage_type(weight.qparams))
-        if layer.bias is None:
-            return
-        data, bias = node.inputs[0], node.inputs[2]
-        assert data is not None and data.name is not None and bias is not None
-        input_qparams = activations.get(data.name)
-        if self._rules.int32_bias and input_qparams is not None:
-            quantized = quantize_bias(layer.bias, input_scale=input_qparams.scale, weight_scale=layer.qparams.scale)
-            self._replace_by_codes(node, 2, quantized.codes, quantized.qparams, ir.DataType.INT32)
-        else:
-            bias.const_value = ir.tensor(layer.bias, name=bias.name)
+        bias = self._int32_bias(node, layer)
+        if bias is not None:
+            layer = _rescaled(layer, bias.weight_scale)
+            self._replace_by_codes(node, 2, bias.codes, bias.qparams, ir.DataType.INT32)
+        elif layer.bias is not None:
+            float_bias = node.inputs[2]
+            assert float_bias is not None
+            float_bias.const_value = ir.tensor(layer.bias, name=float_bias.name)
+        if self._rules.int8_kernels:
+            layer = _less_zero_point(layer)
+        self._replace_by_codes(node, 1, layer.codes, layer.qparams, storage_type(layer.qparams))
 
-    def quantize_activation(self, value: ir.Value, qparams: QParams) -> None:
+    def _int32_bias(self, node: ir.Node, layer: QuantizedLayer) -> QuantizedBias | None:
+        """The layer's bias in int32; None where there is none, or the target or a float input wants it float."""
+        data = node.inputs[0]
+        assert data is not None and data.name is not None
+        input_qparams = self._activations.get(data.name)
+        if layer.bias is None or input_qparams is None or not self._rules.int32_bias:
+            return None
+        return quantize_bias(layer.bias, input_scale=input_qparams.scale, weight_scale=layer.qparams.scale)
+
+    def quantize_activation(self, value: ir.Value) -> None:
         """Let every reader of `value`, and the network's output where the rules say so, have it dequantized."""
-        name, readers, dtype = value.name, tuple(value.uses()), storage_type(qparams)
-        assert name is not None and qparams.axis is None
+        name, readers = value.name, tuple(value.uses())
+        assert name is not None
+        qparams = self._activations[name]
+        assert qparams.axis is None
+        dtype = storage_type(qparams)
         becomes_output = value.is_graph_output() and self._rules.quantize_outputs
-        if becomes_output:
-            value.name = self._fresh(f"{name}_float")
         scale = self._initializer(f"{name}_scale", qparams.scale, ir.DataType.FLOAT)
         zero_point = self._initializer(f"{name}_zero_point", qparams.zero_point, dtype)
         if self._rules.int8_kernels and dtype.bitwidth == 8:
-            stays_float = value.is_graph_output() and not becomes_output
-            source, limits = (value, qparams) if stays_float else _absorb_clip(value, qparams)
+            source, limits = self._absorb_clip(value, qparams)
             codes = self._insert("QuantizeLinear", [source, scale, zero_point], name, "quantized", dtype=dtype)
-            codes = self._clip(codes, _narrowed(limits, dtype), name, dtype)
+            codes = self._clip(codes, Bounds.of_codes(limits, dtype), name, dtype)
         else:
-            bounds = _dequantized(_narrowed(qparams, dtype), qparams)
-            source = self._clip(value, bounds, name, ir.DataType.FLOAT)
+            bounds = Bounds.of_codes(qparams, dtype)
+            source = self._clip(value, bounds.dequantized(qparams), name, ir.DataType.FLOAT)
             codes = self._insert("QuantizeLinear", [source, scale, zero_point], name, "quantized", dtype=dtype)
         dequantized = self._dequantize([codes, scale, zero_point], name)
         for reader in readers:
             reader.node.replace_input_with(reader.idx, dequantized)
         if becomes_output:
-            dequantized.name = name
+            value.name, dequantized.name, dequantized.shape = self._fresh(f"{name}_float"), name, value.shape
             self._graph.outputs[self._graph.outputs.index(value)] = dequantized
+
+    def _absorb_clip(self, value: ir.Value, qparams: QParams) -> tuple[ir.Value, QParams]:
+        """What to quantize in the place of a Relu's or Clip's output, and between which limits: the codes are the same.
+
+        Rounding and saturation are monotone: `quantize(clip(x, a, b)) = clip(quantize(x), quantize(a), quantize(b))`.
+        """
+        node = value.producer()
+        bounds = Bounds.of_clip(node) if node is not None else None
+        source = node.inputs[0] if node is not None else None
+        if bounds is None or source is None or value.is_graph_output() or self._is_quantized(source):
+            return value, qparams
+        return source, bounds.limit(qparams)
+
+    def _is_quantized(self, value: ir.Value) -> bool:
+        """Whether it is, or will be, read dequantized.
+
+        Quantizing such a value again right away is not what ONNX Runtime computes: it merges the two pairs of
+        QuantizeLinear and DequantizeLinear into one that gives other codes.
+        """
+        producer = value.producer()
+        return value.name in self._activations or (producer is not None and producer.op_type == "DequantizeLinear")
 
     def _replace_by_codes(
         self, node: ir.Node, index: int, codes: NDArray[np.int32], qparams: QParams, dtype: ir.DataType
@@ -237,9 +217,9 @@ class _Writer:
     def _dequantize(self, inputs: Sequence[ir.Value], name: str, *, axis: int | None = None) -> ir.Value:
         return self._insert("DequantizeLinear", inputs, name, "dequantized", dtype=ir.DataType.FLOAT, axis=axis)
 
-    def _clip(self, value: ir.Value, bounds: _Bounds, name: str, dtype: ir.DataType) -> ir.Value:
+    def _clip(self, value: ir.Value, bounds: Bounds, name: str, dtype: ir.DataType) -> ir.Value:
         """`value` cut off at the bounds; itself where there are none."""
-        if bounds == _Bounds():
+        if bounds == Bounds():
             return value
         low, high = (
             None if end is None else self._initializer(f"{name}_{which}", np.array(end), dtype)

@@ -106,8 +106,10 @@ def _read(path: Path) -> ir.Model:
     try:
         model = ir.load(path)
     except OSError as error:
-        raise UserError(f"model.path={path}: cannot be read ({error.strerror or error}), check its permissions") from error
-    except Exception as error:  # noqa: BLE001 - protobuf and onnx-ir raise many kinds; all of them say that the bytes are no model
+        raise UserError(
+            f"model.path={path}: cannot be read ({error.strerror or error}), check its permissions"
+        ) from error
+    except Exception as error:
         raise UserError(
             f"model.path={path}: not a complete ONNX file ({type(error).__name__}), export or download it again"
         ) from error
@@ -119,13 +121,19 @@ def _read(path: Path) -> ir.Model:
 def _refuse_unusable(model: ir.Model, path: Path) -> None:
     for node in model.graph:
         if node.op_type in {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul"}:
-            raise UserError(f"model.path={path}: node {node.name!r} is {node.op_type}, the model is quantized already, give the float one")
+            raise UserError(
+                f"model.path={path}: node {node.name!r} is {node.op_type}, the model is quantized already, give the float one"
+            )
     for tensor in model.graph.initializers.values():
         data = tensor.const_value
         if isinstance(data, ir.ExternalTensor) and not Path(data.path).exists():
-            raise UserError(f"model.path={path}: its weights are in {data.path}, which does not exist, put that file beside the model")
+            raise UserError(
+                f"model.path={path}: its weights are in {data.path}, which does not exist, put that file beside the model"
+            )
         if data is not None and data.dtype == ir.DataType.FLOAT and not np.isfinite(data.numpy()).all():
-            raise UserError(f"model.path={path}: weight {tensor.name!r} has NaN or infinite values, export a trained model")
+            raise UserError(
+                f"model.path={path}: weight {tensor.name!r} has NaN or infinite values, export a trained model"
+            )
 
 
 def _initializer_of(node: ir.Node) -> str | None:
@@ -155,7 +163,9 @@ def _own_parameters(model: ir.Model, node: ir.Node) -> None:
         if len(node.inputs) < 3:
             node.resize_inputs(3)
         node.replace_input_with(2, zeros)
-    elif bias is not None and (len(bias.uses()) > 1 or not bias.is_initializer() or array_of(bias).shape != (channels,)):
+    elif bias is not None and (
+        len(bias.uses()) > 1 or not bias.is_initializer() or array_of(bias).shape != (channels,)
+    ):
         own = np.broadcast_to(array_of(bias).reshape(-1), (channels,)).copy()
         node.replace_input_with(2, _add_initializer(model, f"{node.name}_bias", own))
 
@@ -165,7 +175,12 @@ def _groups_of_transpose(node: ir.Node) -> int:
 
 
 def _add_initializer(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
-    value = ir.val(name, const_value=ir.tensor(array, name=name), shape=ir.Shape(array.shape), type=ir.TensorType(ir.DataType.FLOAT))
+    value = ir.val(
+        name,
+        const_value=ir.tensor(array, name=name),
+        shape=ir.Shape(array.shape),
+        type=ir.TensorType(ir.DataType.FLOAT),
+    )
     model.graph.register_initializer(value)
     return value
 
@@ -185,9 +200,18 @@ def _make_batch_dynamic(model: ir.Model) -> None:
         if shape.size and shape[0] == batch:
             free = shape.copy()
             free[0] = -1 if -1 not in shape else 0
-            new = ir.val(f"{node.outputs[0].name}_shape", const_value=ir.tensor(free), shape=ir.Shape(free.shape), type=ir.TensorType(ir.DataType.INT64))
+            new = ir.val(
+                f"{node.outputs[0].name}_shape",
+                const_value=ir.tensor(free),
+                shape=ir.Shape(free.shape),
+                type=ir.TensorType(ir.DataType.INT64),
+            )
             model.graph.register_initializer(new)
             node.replace_input_with(1, new)
-    for value in (*model.graph.inputs, *model.graph.outputs, *(output for node in model.graph for output in node.outputs)):
+    for value in (
+        *model.graph.inputs,
+        *model.graph.outputs,
+        *(output for node in model.graph for output in node.outputs),
+    ):
         if value.shape is not None and len(value.shape) and value.shape[0] == batch and not value.shape.frozen:
             value.shape[0] = ir.SymbolicDim("batch")

@@ -16,7 +16,9 @@ from dipo.graph.load import bias_of, is_layer, name_of, node_name, weight_axis, 
 from dipo.graph.rules import PlatformRules
 from dipo.quant.spec import QParams, QuantSpec
 
-PASS_THROUGH = frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Identity", "Pad"})
+PASS_THROUGH = frozenset(
+    {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Identity", "Pad"}
+)
 """Operators whose output holds values of their input (and zeros) alone: what is quantized before them still is behind them."""
 
 
@@ -124,7 +126,12 @@ def make_plan(
             readers.setdefault(name_of(value), []).append(node)
         if not is_layer(node):
             continue
-        wish = {"weight_bits": weight_bits, "act_bits": act_bits, "weight_per_channel": weight_per_channel, "weight_symmetric": weight_symmetric}
+        wish = {
+            "weight_bits": weight_bits,
+            "act_bits": act_bits,
+            "weight_per_channel": weight_per_channel,
+            "weight_symmetric": weight_symmetric,
+        }
         least = first_last_bits or 0 if node_name(node) in edge else 0
         wish["weight_bits"], wish["act_bits"] = max(weight_bits, least), max(act_bits, least)
         for pattern, values in overrides.items():
@@ -156,7 +163,9 @@ def _with_activations(
         if source is not None:
             shared[name] = shared.get(source, source)
             continue
-        activations[name] = QuantSpec(bits=_bits_of(value, input_bits, least_bits), signed=rules.act_signed, symmetric=rules.act_symmetric)
+        activations[name] = QuantSpec(
+            bits=_bits_of(value, input_bits, least_bits), signed=rules.act_signed, symmetric=rules.act_symmetric
+        )
     return Plan(layers=layers, activations=activations, shared=shared)
 
 
@@ -174,7 +183,12 @@ def _pass_through_source(value: ir.Value, readers: Mapping[str, object]) -> str 
     """The quantized value that this one is a rearrangement of."""
     node = value.producer()
     while node is not None and node.op_type in PASS_THROUGH and node.inputs[0] is not None:
-        if node.op_type == "Pad" and node.attributes.get_string("mode", "constant") == "constant" and len(node.inputs) > 2 and node.inputs[2] is not None:
+        if (
+            node.op_type == "Pad"
+            and node.attributes.get_string("mode", "constant") == "constant"
+            and len(node.inputs) > 2
+            and node.inputs[2] is not None
+        ):
             return None
         if name_of(node.inputs[0]) in readers:
             return name_of(node.inputs[0])
@@ -214,7 +228,9 @@ def _layer_plan(node: ir.Node, rules: PlatformRules, wish: Mapping[str, Any]) ->
         symmetric=symmetric,
         per_channel=rules.weight_per_channel if per_channel is None else per_channel,
     )
-    return LayerPlan(node=node_name(node), weight=name_of(weight), bias=bias and bias.name, axis=weight_axis(node), spec=spec)
+    return LayerPlan(
+        node=node_name(node), weight=name_of(weight), bias=bias and bias.name, axis=weight_axis(node), spec=spec
+    )
 
 
 def _edge_layers(model: ir.Model) -> set[str]:
@@ -251,12 +267,20 @@ def _check_patterns(model: ir.Model, patterns: Sequence[str]) -> None:
 
 
 def _check_rules(
-    rules: PlatformRules, *, weight_per_channel: bool | None, weight_symmetric: bool | None, overrides: Mapping[str, Mapping[str, Any]]
+    rules: PlatformRules,
+    *,
+    weight_per_channel: bool | None,
+    weight_symmetric: bool | None,
+    overrides: Mapping[str, Mapping[str, Any]],
 ) -> None:
     wishes = [{"weight_per_channel": weight_per_channel, "weight_symmetric": weight_symmetric}, *overrides.values()]
     for wish in wishes:
         if wish.get("weight_symmetric") is not None and rules.weight_symmetric not in (None, wish["weight_symmetric"]):
             kind = "symmetric" if rules.weight_symmetric else "asymmetric"
-            raise UserError(f"precision.weight_symmetric: platform {rules.name} takes only {kind} weights, leave the option out")
+            raise UserError(
+                f"precision.weight_symmetric: platform {rules.name} takes only {kind} weights, leave the option out"
+            )
         if wish.get("weight_per_channel") and not rules.weight_per_channel:
-            raise UserError(f"precision.weight_per_channel: platform {rules.name} takes one scale for a weight, leave the option out")
+            raise UserError(
+                f"precision.weight_per_channel: platform {rules.name} takes one scale for a weight, leave the option out"
+            )

@@ -34,7 +34,9 @@ class GraphModule(torch.nn.Module):
     that were asked for. Tensors of four dimensions run channels_last, which the convolutions of CPUs and GPUs prefer.
     """
 
-    def __init__(self, model: ir.Model, *, nodes: Sequence[ir.Node] | None = None, outputs: Iterable[str] | None = None) -> None:
+    def __init__(
+        self, model: ir.Model, *, nodes: Sequence[ir.Node] | None = None, outputs: Iterable[str] | None = None
+    ) -> None:
         """Binds `nodes` (all of the model's by default) to torch functions.
 
         Args:
@@ -49,9 +51,13 @@ class GraphModule(torch.nn.Module):
         nodes = list(model.graph) if nodes is None else list(nodes)
         inside = {node_name(node) for node in nodes}
         produced = [value for node in nodes for value in node.outputs if value.name]
-        self.outputs = tuple(outputs) if outputs is not None else tuple(name_of(v) for v in produced if _leaves(v, inside))
+        self.outputs = (
+            tuple(outputs) if outputs is not None else tuple(name_of(v) for v in produced if _leaves(v, inside))
+        )
         self._constants: dict[str, str] = {}
-        for value in dict.fromkeys(v for node in nodes for v in node.inputs if v is not None and v.const_value is not None):
+        for value in dict.fromkeys(
+            v for node in nodes for v in node.inputs if v is not None and v.const_value is not None
+        ):
             buffer = f"constant_{len(self._constants)}"
             self._constants[name_of(value)] = buffer
             self.register_buffer(buffer, _to_tensor(array_of(value)))

@@ -104,7 +104,9 @@ def _blocks(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
     for node in nodes:
         layer_count += is_layer(node)
         position[node] = layer_count
-    expiry = {value: max((position[use.node] for use in value.uses()), default=0) for node in nodes for value in node.outputs}
+    expiry = {
+        value: max((position[use.node] for use in value.uses()), default=0) for node in nodes for value in node.outputs
+    }
     order = {node: index for index, node in enumerate(nodes)}
     last_node = {value: max((order[use.node] for use in value.uses()), default=-1) for value in expiry}
     pieces: list[list[ir.Node]] = [[]]

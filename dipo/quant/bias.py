@@ -9,15 +9,20 @@ from numpy.typing import NDArray
 
 from dipo.quant.spec import QParams
 
+_MOST = 1 << 30
+"""Largest code: kernels add the bias to an int32 accumulator, which wraps, and half of it is left to the products."""
+
 
 @dataclass(frozen=True, eq=False)
 class QuantizedBias:
-    """An int32 bias: `values = codes * scale`."""
+    """An int32 bias: `values = codes * scale`, with `scale = input_scale * weight_scale`."""
 
     codes: NDArray[np.int32]
     """Shape [C]."""
     qparams: QParams
     """Zero point 0, the limits of int32; the scale has shape [] or [C]."""
+    weight_scale: NDArray[np.float32]
+    """The weight's scale, raised for the channels whose bias would not fit otherwise; shaped like the one given."""
 
     @property
     def values(self) -> NDArray[np.float32]:
@@ -30,11 +35,12 @@ def quantize_bias(
 ) -> QuantizedBias:
     """Round a bias to the grid of its layer's int32 accumulator.
 
-    `codes = clip(round_half_even(bias / s), -2^31, 2^31 - 1)` with `s = input_scale * weight_scale` in float32
-    (Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, 2.4).
+    `codes = round_half_even(bias / s)` with `s = input_scale * weight_scale` in float32 (Jacob et al., Quantization and
+    Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, 2.4).
 
-    A channel whose weights are next to nothing has a tiny scale, and its bias may saturate: what is then lost shows in
-    `values`.
+    A channel whose weights are next to nothing, as folding a BatchNormalization leaves them, has so small a scale that
+    its bias is beyond int32. Its weight then has to take a scale at which the bias fits. Products of at most 2^8 input
+    steps and half a step of such a weight change a sum of K of them by less than K * 2^-23 of the bias.
 
     Args:
         bias: Float bias, shape [C].
@@ -42,13 +48,15 @@ def quantize_bias(
         weight_scale: Scale of its weight, shape [] or [C]; [C / groups] for a transposed convolution, whose weight
             counts the output channels of one group.
     """
-    int32 = np.iinfo(np.int32)
-    # An underflow to zero would divide by zero; any positive scale saturates such a bias.
+    needed = np.abs(bias) / (input_scale * np.float32(_MOST))
+    needed = needed.reshape(-1, weight_scale.size).max(axis=0) if weight_scale.ndim else needed.max()
+    weight_scale = np.maximum(weight_scale, needed)
     scale = np.maximum(input_scale * weight_scale, np.finfo(np.float32).tiny)
     if scale.ndim:
         scale = np.tile(scale, bias.size // scale.size)
-    rounded = np.rint(bias.astype(np.float64) / scale.astype(np.float64))
-    codes = np.clip(rounded, int32.min, int32.max).astype(np.int32)
+    codes = np.rint(bias.astype(np.float64) / scale.astype(np.float64)).astype(np.int32)
+    int32 = np.iinfo(np.int32)
     zero_point = np.zeros(scale.shape, np.int32)
     axis = 0 if scale.ndim else None
-    return QuantizedBias(codes, QParams(scale=scale, zero_point=zero_point, qmin=int32.min, qmax=int32.max, axis=axis))
+    qparams = QParams(scale=scale, zero_point=zero_point, qmin=int32.min, qmax=int32.max, axis=axis)
+    return QuantizedBias(codes, qparams, weight_scale)

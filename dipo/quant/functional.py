@@ -34,9 +34,9 @@ class TorchQParams:
     @property
     def code_dtype(self) -> torch.dtype:
         """The narrowest type that holds the codes."""
-        if 0 <= self.qmin and self.qmax <= 255:
+        if self.qmin >= 0 and self.qmax <= 255:
             return torch.uint8
-        return torch.int8 if -128 <= self.qmin and self.qmax <= 127 else torch.int32
+        return torch.int8 if self.qmin >= -128 and self.qmax <= 127 else torch.int32
 
 
 def quantize(x: torch.Tensor, qparams: TorchQParams) -> torch.Tensor:

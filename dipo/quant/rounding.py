@@ -21,7 +21,6 @@ ZETA, GAMMA = 1.1, -0.1
 ADAM_BETA1, ADAM_BETA2, ADAM_EPS = 0.9, 0.999, 1e-8
 
 
-
 def initial_rounding(rest: torch.Tensor) -> torch.Tensor:
     """V such that h(V) = `rest`, the fractional part of weight / scale: reconstruction starts from the float weights."""
     rest = rest.clamp(1e-4, 1 - 1e-4)
@@ -59,16 +58,25 @@ def unflat(elements: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
 
 def _bits(words: torch.Tensor, num_elements: int) -> torch.Tensor:
     # The shifts are made inside the kernel: a captured tensor would keep it from vectorising.
-    return ((words[:, None] >> torch.arange(32, dtype=torch.int32, device=words.device)) & 1).view(-1)[:num_elements] == 1
+    return ((words[:, None] >> torch.arange(32, dtype=torch.int32, device=words.device)) & 1).view(-1)[
+        :num_elements
+    ] == 1
 
 
-def gather_codes(codes: torch.Tensor, index: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor) -> torch.Tensor:
+def gather_codes(
+    codes: torch.Tensor, index: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor
+) -> torch.Tensor:
     """Dequantized rows `index` of a capture kept as codes [N, E] -> flat [len(index) * E]."""
     return ((codes[index].to(torch.float32) - zero_point) * scale).view(-1)
 
 
 def mix_codes(
-    codes: torch.Tensor, fp: torch.Tensor, index: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, words: torch.Tensor
+    codes: torch.Tensor,
+    fp: torch.Tensor,
+    index: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor,
+    words: torch.Tensor,
 ) -> torch.Tensor:
     """QDrop's input (arXiv:2203.05740, eq. 10): each element quantized or, with probability 1/2, as the float network has it."""
     q = gather_codes(codes, index, scale, zero_point)
@@ -82,7 +90,7 @@ def mix_floats(q: torch.Tensor, fp: torch.Tensor, index: torch.Tensor, words: to
 
 
 def loss_gradient(out: torch.Tensor, target: torch.Tensor, index: torch.Tensor, factor: float) -> torch.Tensor:
-    """factor * (out - target[index]) for flat `out` and `target` [N, E]: the gradient of a squared error."""
+    """Factor * (out - target[index]) for flat `out` and `target` [N, E]: the gradient of a squared error."""
     return factor * (out - target[index].view(-1))
 
 
@@ -136,7 +144,9 @@ def quantize_backward(
     return torch.where(passes, grad, 0.0), (grad * slope).sum()
 
 
-def soft_weight(v: torch.Tensor, floor: torch.Tensor, scale: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+def soft_weight(
+    v: torch.Tensor, floor: torch.Tensor, scale: torch.Tensor, low: torch.Tensor, high: torch.Tensor
+) -> torch.Tensor:
     """clip(floor + h(V), low, high) * scale, the weight while its rounding is undecided (AdaRound, eq. 22)."""
     return (floor + rectified_sigmoid(v)).clamp(low, high) * scale
 
@@ -165,9 +175,9 @@ def rounding_step(
         scale: Scale of each weight.
         low: Smallest code less the zero point.
         high: Largest code less the zero point.
-        schedule: The step's row of `schedule`: learning rate, beta, strength, and Adam's two bias corrections.
+        schedule: [6]: learning rate, beta, strength, Adam's two bias corrections, and the factor that `adam_step` reads.
     """
-    lr, beta, strength, correction1, correction2 = schedule.unbind()
+    lr, beta, strength, correction1, correction2, _ = schedule.unbind()
     sigmoid = torch.sigmoid(v)
     raw = sigmoid * (ZETA - GAMMA) + GAMMA
     h = raw.clamp(0, 1)
@@ -186,12 +196,17 @@ def rounding_step(
 
 
 def adam_step(
-    grad: torch.Tensor, parameter: torch.Tensor, moment1: torch.Tensor, moment2: torch.Tensor, lr: torch.Tensor, schedule: torch.Tensor
+    grad: torch.Tensor,
+    parameter: torch.Tensor,
+    moment1: torch.Tensor,
+    moment2: torch.Tensor,
+    lr: torch.Tensor,
+    schedule: torch.Tensor,
 ) -> None:
-    """One Adam step of `parameter`, in place, with a learning rate for each element that the schedule's last column scales."""
-    _, _, _, correction1, correction2 = schedule.unbind()
+    """One Adam step of `parameter`, in place, with a learning rate for each element, which the schedule's last number scales."""
+    _, _, _, correction1, correction2, factor = schedule.unbind()
     m1 = moment1 * ADAM_BETA1 + grad * (1 - ADAM_BETA1)
     m2 = moment2 * ADAM_BETA2 + grad * grad * (1 - ADAM_BETA2)
     moment1.copy_(m1)
     moment2.copy_(m2)
-    parameter.sub_(lr * (m1 * correction1) / ((m2 * correction2).sqrt() + ADAM_EPS))
+    parameter.sub_(factor * lr * (m1 * correction1) / ((m2 * correction2).sqrt() + ADAM_EPS))

@@ -389,6 +389,7 @@ def test_gather_equals_onnxruntime(indices: np.ndarray, axis: int) -> None:
 @pytest.mark.parametrize("exponent", [np.float32(2), np.array([[[0.5]]], np.float32), np.array([2, 3], np.int64)])
 def test_pow_keeps_type_and_shape(exponent: np.ndarray) -> None:
     check("Pow", {"x": np.abs(random(3, 2)), "e": np.asarray(exponent)}, constants=["e"])
+    check("Pow", {"x": np.arange(6, dtype=np.int32).reshape(3, 2), "e": np.asarray(exponent)}, constants=["e"])
 
 
 @pytest.mark.parametrize("coordinates", ["half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric"])

@@ -1,0 +1,144 @@
+"""The quantized network in torch: what the written model computes, next to the float network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+
+from dipo.algo.captures import Batch
+from dipo.graph.load import bias_of, layers_of, name_of, node_name, weight_of
+from dipo.graph.plan import Plan, QuantizedModel
+from dipo.graph.rules import PlatformRules
+from dipo.graph.torch_module import GraphModule, channels_last
+from dipo.quant.bias import quantize_bias
+from dipo.quant.functional import TorchQParams, fake_quantize
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """Sums over the elements of a layer's output, from which cosine and SQNR follow; they add up over batches."""
+
+    fp_fp: float
+    """Sum of squares of the float output."""
+    q_q: float
+    """Of the quantized one."""
+    fp_q: float
+    """Sum of the products."""
+    noise: float
+    """Sum of the squared differences."""
+
+    def __add__(self, other: LayerError) -> LayerError:
+        return LayerError(
+            self.fp_fp + other.fp_fp, self.q_q + other.q_q, self.fp_q + other.fp_q, self.noise + other.noise
+        )
+
+    @staticmethod
+    def between(fp: torch.Tensor, q: torch.Tensor) -> LayerError:
+        """The sums for one batch."""
+        a, b = fp.flatten().double(), q.flatten().double()
+        return LayerError(float(a @ a), float(b @ b), float(a @ b), float((a - b).square().sum()))
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """What both networks gave for some batches."""
+
+    fp_outputs: dict[str, NDArray[np.float32]]
+    """By name of the network output, all samples in order."""
+    q_outputs: dict[str, NDArray[np.float32]]
+    layers: dict[str, LayerError]
+    """By name of the layer: its output, with the errors of all before it."""
+
+
+def simulate(
+    model: ir.Model,
+    *,
+    plan: Plan,
+    quantized: QuantizedModel,
+    rules: PlatformRules,
+    batches: Sequence[Batch],
+    inputs: Callable[[Batch], Mapping[str, torch.Tensor]],
+    profile_samples: int,
+    device: torch.device,
+    progress: Callable[[int], None],
+) -> Simulated:
+    """Runs the float and the quantized network over a worker's batches.
+
+    Args:
+        model: The float network.
+        plan: What is quantized.
+        quantized: Codes and scales.
+        rules: How the target keeps biases.
+        batches: This worker's.
+        inputs: Reads a batch.
+        profile_samples: Samples of the run, from the first, whose layers are compared too.
+        device: Where to run.
+        progress: Called with the number of samples done.
+    """
+    taps = {name_of(node.outputs[0]): node_name(node) for node in layers_of(model)}
+    names = [name_of(value) for value in model.graph.outputs]
+    short, tapped = (
+        GraphModule(model, outputs=outputs).to(device).eval()
+        for outputs in (names, [*names, *(t for t in taps if t not in names)])
+    )
+    constants = simulated_constants(model, plan=plan, quantized=quantized, rules=rules, device=device)
+    qparams = {
+        name: TorchQParams.of(quantized.activations[name], num_dims=0, device=device) for name in plan.activations
+    }
+
+    def hook(name: str, value: torch.Tensor) -> torch.Tensor:
+        return fake_quantize(value, qparams[name]) if name in qparams else value
+
+    fp_parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
+    q_parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
+    layers: dict[str, LayerError] = {}
+    done = 0
+    with torch.inference_mode():
+        for batch in batches:
+            module = tapped if batch.start < profile_samples else short
+            values = {name: channels_last(value.to(device)) for name, value in inputs(batch).items()}
+            fp, q = module(values), module(values, hook=hook, constants=constants)
+            for name in names:
+                fp_parts[name].append(fp[name].cpu().numpy())
+                q_parts[name].append(q[name].cpu().numpy())
+            if module is tapped:
+                for value, layer in taps.items():
+                    error = LayerError.between(fp[value], q[value])
+                    layers[layer] = layers[layer] + error if layer in layers else error
+            done += len(batch)
+            progress(done)
+    return Simulated(_join(fp_parts), _join(q_parts), layers)
+
+
+def simulated_constants(
+    model: ir.Model, *, plan: Plan, quantized: QuantizedModel, rules: PlatformRules, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """Weights and biases by name of the initializer, as the target keeps them."""
+    constants = {}
+    for node in layers_of(model):
+        layer = quantized.layers.get(node_name(node))
+        if layer is None:
+            continue
+        weight, bias = weight_of(node), bias_of(node)
+        assert weight is not None
+        constants[name_of(weight)] = channels_last(torch.as_tensor(layer.weight, device=device))
+        if layer.bias is None or bias is None:
+            continue
+        values = layer.bias
+        source = plan.input_of(node)
+        if rules.int32_bias and source is not None:
+            kept = quantize_bias(
+                values, input_scale=quantized.activations[source].scale, weight_scale=layer.qparams.scale
+            )
+            values = values if kept is None else kept.values
+        constants[name_of(bias)] = torch.as_tensor(values, device=device)
+    return constants
+
+
+def _join(parts: Mapping[str, Sequence[NDArray[np.float32]]]) -> dict[str, NDArray[np.float32]]:
+    return {name: np.concatenate(arrays) if arrays else np.zeros((0,), np.float32) for name, arrays in parts.items()}

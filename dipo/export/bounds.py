@@ -1,0 +1,63 @@
+"""Where numbers are cut off: by a Relu or Clip, and by a quantizer that is narrower than the type of its codes."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from dipo.quant.spec import QParams
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Bounds on numbers or on codes; None at an end where nothing is cut off."""
+
+    low: float | None = None
+    high: float | None = None
+
+    @staticmethod
+    def of_clip(node: ir.Node) -> Bounds | None:
+        """What a Relu, or a Clip between constants, cuts off; None for any other node."""
+        if node.domain != "" or node.op_type not in {"Relu", "Clip"}:
+            return None
+        if node.op_type == "Relu":
+            return Bounds(low=0.0)
+        ends: list[float | None] = [None, None]
+        for index, value in enumerate(node.inputs[1:]):
+            if value is not None:
+                constant = ir.convenience.get_const_tensor(value)
+                if constant is None:
+                    return None
+                ends[index] = constant.numpy().item()
+        return Bounds(*ends)
+
+    @staticmethod
+    def of_codes(qparams: QParams, dtype: ir.DataType) -> Bounds:
+        """The limits of the codes that `dtype`, which stores them, does not have by itself."""
+        stored = np.iinfo(dtype.numpy())
+        return Bounds(
+            low=qparams.qmin if qparams.qmin > stored.min else None,
+            high=qparams.qmax if qparams.qmax < stored.max else None,
+        )
+
+    def dequantized(self, qparams: QParams) -> Bounds:
+        """Bounds on codes as bounds on the numbers that they stand for."""
+        low, high = (
+            None if code is None else float((np.float32(code) - qparams.zero_point) * qparams.scale)
+            for code in (self.low, self.high)
+        )
+        return Bounds(low, high)
+
+    def limit(self, qparams: QParams) -> QParams:
+        """The limits that codes have when the numbers are cut off at these bounds before they are quantized."""
+
+        def code(number: float) -> int:
+            nearest = np.rint(np.float32(number) / qparams.scale) + qparams.zero_point
+            return int(np.clip(nearest, qparams.qmin, qparams.qmax))
+
+        low = qparams.qmin if self.low is None else code(self.low)
+        high = qparams.qmax if self.high is None else code(self.high)
+        return dataclasses.replace(qparams, qmin=low, qmax=high)

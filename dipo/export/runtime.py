@@ -1,0 +1,53 @@
+"""Running a written model in ONNX Runtime."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+FATAL = 4
+"""The one severity of ONNX Runtime's log that a run shows; what matters raises."""
+
+
+def run_model(
+    path: Path, batches: Iterable[Mapping[str, NDArray[np.float32]]], *, threads: int, cuda: bool = False
+) -> dict[str, NDArray[np.float32]]:
+    """All outputs of a model, by name, for batches of its inputs.
+
+    Args:
+        path: The ONNX file.
+        batches: Inputs by name.
+        threads: CPU threads.
+        cuda: Take the GPU where ONNX Runtime can.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = FATAL
+    options.intra_op_num_threads = threads
+    session = ort.InferenceSession(str(path), options, providers=providers(cuda=cuda))
+    names = [output.name for output in session.get_outputs()]
+    parts = [session.run(names, dict(batch)) for batch in batches]
+    return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(names)}
+
+
+def providers(*, cuda: bool) -> list[str]:
+    """CUDA where it is wanted and its libraries load, and the CPU: asking for what cannot load only makes noise."""
+    usable = (
+        cuda
+        and "CUDAExecutionProvider" in ort.get_available_providers()
+        and _loads("libcuda.so.1")
+        and _loads("libcudnn.so.9")
+    )
+    return ["CUDAExecutionProvider", "CPUExecutionProvider"] if usable else ["CPUExecutionProvider"]
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True

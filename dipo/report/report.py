@@ -1,0 +1,76 @@
+"""`report.json`: what a run found, cost and left."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dipo.report.measures import OutputError
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer: its output in the quantized network against the float one's, with the errors of all layers before it."""
+
+    name: str
+    cosine: float
+    sqnr_db: float
+
+
+@dataclass(frozen=True)
+class UnitRow:
+    """One unit that an algorithm changed."""
+
+    name: str
+    step: str
+    """The algorithm's step."""
+    layers: list[str]
+    inputs: list[str]
+    outputs: list[str]
+    steps: int
+    """Optimizer steps."""
+    loss: dict[str, float | None]
+    """`first` and `last`: mean loss at either end of the training; null where nothing was trained."""
+    bias_corrected: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that `report.json` holds."""
+
+    model: str
+    algo: str
+    platform: str
+    precision: str
+    """Such as w4a8."""
+    samples: dict[str, int]
+    """`calibration` and `evaluation`."""
+    evaluated_on: str
+    """`evaluation` samples, or `calibration` samples where there are no others."""
+    parity: float
+    """Largest difference between torch and ONNX Runtime on the float network, over the largest output."""
+    accuracy: dict[str, float | None]
+    """`fp32`, `simulated`, `deployed` in per cent; null without labels."""
+    error: dict[str, OutputError]
+    """`simulated_vs_fp32`, `deployed_vs_fp32`, `deployed_vs_simulated`."""
+    layers: list[LayerRow]
+    units: list[UnitRow]
+    not_reconstructed: list[str]
+    """Layers that stay float."""
+    files: dict[str, int]
+    """Bytes of each file for the target, and of the float model as `float`."""
+    seconds: dict[str, float]
+    peak_rss_mb: dict[str, float]
+    """By process: `driver`, `worker 0`, ..."""
+    workers: dict[str, Any]
+    """Number, kind, device, threads, and pieces of a step."""
+    versions: dict[str, str]
+
+    def to_plain(self) -> dict[str, Any]:
+        """As nested dictionaries and lists."""
+        return asdict(self)
+
+    def worst_layers(self, count: int) -> list[LayerRow]:
+        """The layers with the lowest SQNR."""
+        return sorted(self.layers, key=lambda row: row.sqnr_db)[:count]

@@ -1,0 +1,122 @@
+"""What a run shows on the terminal: progress with remaining time, and one table at the end.
+
+Where the output is no terminal, progress is plain lines: one when a task begins, one now and then, one when it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console, Group
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from dipo.report.report import Report
+
+PLAIN_SECONDS = 10.0
+"""Seconds between two plain lines of a task."""
+WORST_LAYERS = 5
+
+
+class Terminal:
+    """Where a run speaks."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        """Speaks to standard output by default."""
+        self.console = console or Console(highlight=False)
+
+    def say(self, text: str) -> None:
+        """A line."""
+        self.console.print(text, markup=False)
+
+    @contextlib.contextmanager
+    def task(self, title: str, total: int, noun: str) -> Iterator[Callable[[int], None]]:
+        """Shows the progress of a task; yields a function to call with what is done."""
+        if self.console.is_terminal:
+            with self._bar() as bar:
+                task = bar.add_task(title, total=total, noun=noun)
+                yield lambda done: bar.update(task, completed=done)
+                bar.update(task, completed=total)
+            return
+        plain = _PlainTask(self.say, title, total, noun)
+        yield plain.update
+        plain.end()
+
+    def _bar(self) -> Progress:
+        return Progress(
+            TextColumn("{task.description}"), BarColumn(bar_width=None if self.console.width < 60 else 24), MofNCompleteColumn(),
+            TextColumn("{task.fields[noun]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            console=self.console,
+        )  # fmt: skip
+
+    def show(self, report: Report) -> None:
+        """The table at the end of a run."""
+        self.console.print(Group(Text(""), _outputs(report), _layers(report), _costs(report)))
+
+
+class _PlainTask:
+    def __init__(self, say: Callable[[str], None], title: str, total: int, noun: str) -> None:
+        self.say, self.title, self.total, self.noun = say, title, total, noun
+        self.begun = self.spoken = time.monotonic()
+        say(f"{title}: {total} {noun}")
+
+    def update(self, done: int) -> None:
+        now = time.monotonic()
+        if done and done < self.total and now - self.spoken >= PLAIN_SECONDS:
+            left = (now - self.begun) / done * (self.total - done)
+            self.say(f"{self.title}: {done}/{self.total} {self.noun}, {left:.0f} s left")
+            self.spoken = now
+
+    def end(self) -> None:
+        self.say(f"{self.title}: done in {time.monotonic() - self.begun:.1f} s")
+
+
+def _outputs(report: Report) -> Table:
+    title = f"{report.model}: {report.algo}, {report.precision} for {report.platform}, {report.samples['evaluation']} {report.evaluated_on} samples"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for name in ("network", "top-1 %", "agreement %", "cosine", "SQNR dB"):
+        table.add_column(name, justify="left" if name == "network" else "right")
+    table.add_row("FP32", _percent(report.accuracy["fp32"]), "", "", "")
+    for name in ("simulated", "deployed"):
+        error = report.error[f"{name}_vs_fp32"]
+        table.add_row(
+            name,
+            _percent(report.accuracy[name]),
+            f"{error.agreement:.2f}",
+            f"{error.cosine:.5f}",
+            f"{error.sqnr_db:.2f}",
+        )
+    error = report.error["deployed_vs_simulated"]
+    table.add_row(
+        "deployed against simulated", "", f"{error.agreement:.2f}", f"{error.cosine:.5f}", f"{error.sqnr_db:.2f}"
+    )
+    return table
+
+
+def _layers(report: Report) -> Table:
+    table = Table(title="worst layers, with the errors of those before", title_justify="left", title_style="bold")
+    table.add_column("layer", overflow="fold")
+    table.add_column("cosine", justify="right")
+    table.add_column("SQNR dB", justify="right")
+    for row in report.worst_layers(WORST_LAYERS):
+        table.add_row(row.name, f"{row.cosine:.5f}", f"{row.sqnr_db:.2f}")
+    return table
+
+
+def _costs(report: Report) -> Text:
+    times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items())
+    float_size = report.files["float"]
+    sizes = ", ".join(
+        f"{name} {size / 1024:.0f} KB"
+        + (f" ({size / float_size:.2f} of the float file)" if name.endswith(".onnx") else "")
+        for name, size in report.files.items()
+        if name != "float"
+    )
+    return Text(f"time: {times}\nwritten: {sizes}")
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

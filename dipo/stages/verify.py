@@ -1,0 +1,157 @@
+"""What was written, run in ONNX Runtime, against the simulation and the float network: the report."""
+
+from __future__ import annotations
+
+import platform as host
+import resource
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import dipo
+from dipo.algo.captures import cut
+from dipo.algo.simulate import LayerError, Simulated
+from dipo.cluster.layout import even_shares
+from dipo.cluster.pool import Pool
+from dipo.config import Config
+from dipo.data.dataset import Dataset
+from dipo.errors import UserError
+from dipo.export.runtime import run_model
+from dipo.graph.load import layers_of, node_name
+from dipo.graph.plan import QuantizedModel
+from dipo.report.measures import accuracy, cosine, output_error, sqnr_db
+from dipo.report.report import LayerRow, Report, UnitRow
+from dipo.report.terminal import Terminal
+from dipo.stages.clock import Clock
+from dipo.stages.load import Loaded
+
+PROFILE_SAMPLES = 128
+"""Samples whose layers are compared one by one."""
+PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "numpy", "ray")
+
+
+def verify(
+    config: Config,
+    loaded: Loaded,
+    *,
+    quantized: QuantizedModel,
+    files: Sequence[Path],
+    units: Sequence[UnitRow],
+    parity: float,
+    pool: Pool,
+    device: str,
+    clock: Clock,
+    terminal: Terminal,
+) -> Report:
+    """Compares the float, the simulated and the deployed network on the evaluation samples, or on those of calibration.
+
+    Raises:
+        UserError: The labels do not fit the network's outputs.
+    """
+    dataset = loaded.data.eval or loaded.data.calib
+    with clock.stage("verify"):
+        simulated = _simulate(config, dataset, quantized, pool, terminal)
+        deployed, labels = _deploy(config, dataset, next(file for file in files if file.suffix == ".onnx"))
+        peaks = pool.call("peak_rss_mb", [()] * pool.size)
+    _check_labels(labels, simulated.fp_outputs)
+
+    def top1(outputs: Mapping[str, NDArray[np.float32]]) -> float | None:
+        return None if labels is None else accuracy(outputs, labels)
+
+    return Report(
+        model=model_name(config),
+        algo=config.algo.name,
+        platform=config.platform.name,
+        precision=f"w{config.precision.weight_bits}a{config.precision.act_bits}",
+        samples={"calibration": len(loaded.data.calib), "evaluation": len(dataset)},
+        evaluated_on="calibration" if loaded.data.eval is None else "evaluation",
+        parity=parity,
+        accuracy={
+            "fp32": top1(simulated.fp_outputs),
+            "simulated": top1(simulated.q_outputs),
+            "deployed": top1(deployed),
+        },
+        error={
+            "simulated_vs_fp32": output_error(simulated.fp_outputs, simulated.q_outputs),
+            "deployed_vs_fp32": output_error(simulated.fp_outputs, deployed),
+            "deployed_vs_simulated": output_error(simulated.q_outputs, deployed),
+        },
+        layers=[_layer_row(name, error) for name, error in simulated.layers.items()],
+        units=list(units),
+        not_reconstructed=[
+            node_name(node) for node in layers_of(loaded.model) if node_name(node) not in loaded.plan.layers
+        ],
+        files={"float": loaded.path.stat().st_size, **{file.name: file.stat().st_size for file in files}},
+        seconds=clock.seconds,
+        peak_rss_mb=_peaks(config, peaks),
+        workers={"number": pool.size, "kind": config.cluster.kind, "device": device, "threads": config.cluster.threads},
+        versions=_versions(),
+    )
+
+
+def model_name(config: Config) -> str:
+    """What reports call the model."""
+    return config.model.name or Path(config.model.path or "model").stem
+
+
+def _simulate(config: Config, dataset: Dataset, quantized: QuantizedModel, pool: Pool, terminal: Terminal) -> Simulated:
+    shares = even_shares(cut(len(dataset), config.data.batch_size), pool.size)
+    arguments = [(quantized, dataset, share, PROFILE_SAMPLES) for share in shares if share]
+    with terminal.task("verify", len(dataset), "samples") as progress:
+        parts: list[Simulated] = pool.call("simulate", arguments, progress=progress)
+    layers: dict[str, LayerError] = {}
+    for part in parts:
+        for name, error in part.layers.items():
+            layers[name] = layers[name] + error if name in layers else error
+    names = parts[0].fp_outputs
+    return Simulated(
+        {name: np.concatenate([part.fp_outputs[name] for part in parts]) for name in names},
+        {name: np.concatenate([part.q_outputs[name] for part in parts]) for name in names},
+        layers,
+    )
+
+
+def _deploy(
+    config: Config, dataset: Dataset, path: Path
+) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.int64] | None]:
+    labels: list[NDArray[np.int64]] = []
+
+    def batches() -> Any:
+        for batch in cut(len(dataset), config.data.batch_size):
+            samples = dataset.read(batch.start, batch.stop)
+            if samples.labels is not None:
+                labels.append(samples.labels)
+            yield samples.inputs
+
+    outputs = run_model(path, batches(), threads=config.cluster.threads * (config.cluster.workers or 1))
+    return outputs, np.concatenate(labels) if labels else None
+
+
+def _check_labels(labels: NDArray[np.int64] | None, outputs: Mapping[str, NDArray[np.float32]]) -> None:
+    classes = next(iter(outputs.values()))[0].size
+    if labels is not None and (labels.min() < 0 or labels.max() >= classes):
+        raise UserError(
+            f"data: labels run from {labels.min()} to {labels.max()}, the network has {classes} classes, give labels that fit it"
+        )
+
+
+def _layer_row(name: str, error: LayerError) -> LayerRow:
+    return LayerRow(name, cosine(error.fp_fp, error.q_q, error.fp_q), sqnr_db(error.fp_fp, error.noise))
+
+
+def _peaks(config: Config, peaks: Sequence[float]) -> dict[str, float]:
+    if config.cluster.kind == "inline":
+        return {"driver": peaks[0]}
+    driver = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"driver": driver, **{f"worker {rank}": peak for rank, peak in enumerate(peaks)}}
+
+
+def _versions() -> dict[str, str]:
+    found = {name: metadata.version(name) for name in PACKAGES}
+    import onnxruntime
+
+    return {"dipo": dipo.__version__, "python": host.python_version(), **found, "onnxruntime": onnxruntime.__version__}

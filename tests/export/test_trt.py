@@ -1,0 +1,97 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from export_networks import Case, residual_case
+from onnx.numpy_helper import to_array
+
+from dipo.errors import UserError
+from dipo.export.platforms import WRITERS, trt
+from dipo.quant.spec import QuantSpec
+
+W8 = QuantSpec(8, signed=True, symmetric=True, per_channel=True)
+A8 = QuantSpec(8, signed=True, symmetric=True)
+
+
+@pytest.fixture
+def case() -> Case:
+    return residual_case(W8, A8)
+
+
+def test_writes_the_model_and_both_range_files(tmp_path, case):
+    files = WRITERS["trt"](case.model, case.quantized, tmp_path, metadata={"key": "value"})
+    assert [path.name for path in files] == ["quantized.onnx", "trt_clip_val.json", "calibration.cache"]
+    assert sorted(tmp_path.iterdir()) == sorted(files)
+
+
+def test_ranges_of_every_quantized_activation(tmp_path, case):
+    ranges, _ = trt.write_ranges(case.quantized, tmp_path)
+    read = json.loads(ranges.read_text())
+    assert list(read) == ["blob_range"]
+    assert set(read["blob_range"]) == set(case.quantized.activations)
+    biggest = np.abs(case.simulate(int32_bias=False)["x"]).max()
+    assert read["blob_range"]["x"] == pytest.approx(biggest, rel=1e-6)
+
+
+def test_calibration_cache_holds_the_scales_as_big_endian_hex(tmp_path, case):
+    _, cache = trt.write_ranges(case.quantized, tmp_path)
+    header, *lines = cache.read_text().splitlines()
+    assert header == "TRT-100000-EntropyCalibration2"
+    parsed = dict(line.split(": ") for line in lines)
+    assert set(parsed) == set(case.quantized.activations)
+    for name, digits in parsed.items():
+        scale = np.frombuffer(bytes.fromhex(digits), ">f4")[0]
+        assert scale == pytest.approx(case.quantized.activations[name].scale, rel=1e-6)
+
+
+def test_known_hex(tmp_path, case):
+    case.quantized.activations["x"] = replace(case.quantized.activations["x"], scale=np.float32(1.0))
+    _, cache = trt.write_ranges(case.quantized, tmp_path)
+    assert "x: 3f800000" in cache.read_text().splitlines()
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, np.nan, np.inf])
+def test_tensors_without_a_range_are_named_and_nothing_is_written(tmp_path, case, bad):
+    for name in ("r1", "p"):
+        case.quantized.activations[name] = replace(case.quantized.activations[name], scale=np.float32(bad))
+    with pytest.raises(UserError, match="no range for tensors r1, p"):
+        trt.write(case.model, case.quantized, tmp_path, metadata={})
+    with pytest.raises(UserError, match="r1, p"):
+        trt.write_ranges(case.quantized, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("weights", "acts", "culprit"),
+    [
+        (W8, QuantSpec(8, signed=False, symmetric=False), "x"),
+        (W8, QuantSpec(12, signed=True, symmetric=True), "x"),
+        (W8, QuantSpec(8, signed=True, symmetric=False), "x"),
+        (QuantSpec(8, signed=False, symmetric=True), A8, "conv1"),
+    ],
+)
+def test_what_is_not_symmetric_int8_is_refused(tmp_path, weights, acts, culprit):
+    case = residual_case(weights, acts)
+    with pytest.raises(UserError, match=rf"'{culprit}'.*symmetric int8"):
+        trt.write(case.model, case.quantized, tmp_path, metadata={})
+    assert not list(tmp_path.iterdir())
+
+
+def test_file_is_explicit_symmetric_int8_with_float_bias(tmp_path, case):
+    proto = onnx.load(trt.write(case.model, case.quantized, tmp_path, metadata={})[0])
+    stored = {tensor.name: to_array(tensor) for tensor in proto.graph.initializer}
+    assert all(array.dtype == np.int8 and not array.any() for name, array in stored.items() if "zero_point" in name)
+    assert {name for name, array in stored.items() if array.dtype == np.int32} == set()
+    np.testing.assert_array_equal(stored["b1"], case.quantized.layers["conv1"].bias)
+    assert "Relu" in [node.op_type for node in proto.graph.node]
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_file_computes_what_the_definition_says(tmp_path, run, bits):
+    case = residual_case(replace(W8, bits=bits), replace(A8, bits=bits))
+    path = trt.write(case.model, case.quantized, tmp_path, metadata={})[0]
+    feeds = {"x": 1.5 * case.feeds["x"]}
+    expected = case.simulate(int32_bias=False, feeds=feeds)["y"]
+    np.testing.assert_allclose(run(path, feeds, keep_float_bias=True)["y"], expected, rtol=1e-4, atol=1e-4)
