@@ -100,10 +100,10 @@ class Sweep:
         progress: Callable[[int], None],
     ) -> UnitResult:
         """Reconstructs the next unit (one without layers is only passed through) and moves on behind it."""
-        targets = self._targets(unit)
+        targets = self.targets(unit)
         result = UnitResult({}, {})
         if any(node in self.plan.layers for node in unit.layers):
-            problem = self._problem(unit, targets)
+            problem = self.problem(unit, targets)
             solution = reconstruct(
                 problem, cfg=cfg, pieces=pieces, owners=piece_owners, exchange=self.exchange,
                 seed=seed, kernels=kernels, progress=progress,
@@ -149,11 +149,13 @@ class Sweep:
         self._forget(unit)
         return result
 
-    def _targets(self, unit: Unit) -> dict[str, Capture]:
+    def targets(self, unit: Unit) -> dict[str, Capture]:
+        """What the float network gives as the next unit's outputs."""
         module = self._module([self.nodes[name] for name in unit.nodes], unit.outputs)
         return self._run(module, self.fp, constants={}, hook=None, codes=False)
 
-    def _problem(self, unit: Unit, targets: Mapping[str, Capture]) -> UnitProblem:
+    def problem(self, unit: Unit, targets: Mapping[str, Capture]) -> UnitProblem:
+        """The next unit as a problem to reconstruct."""
         nodes = [self.nodes[name] for name in unit.nodes]
         made = {name_of(value) for node in nodes for value in node.outputs if value.name}
         activations = {

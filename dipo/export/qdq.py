@@ -188,7 +188,7 @@ class _Writer:
         node = value.producer()
         bounds = Bounds.of_clip(node) if node is not None else None
         source = node.inputs[0] if node is not None else None
-        if bounds is None or source is None or value.is_graph_output() or self._is_quantized(source):
+        if bounds is None or source is None or self._is_quantized(source):
             return value, qparams
         return source, bounds.limit(qparams)
 

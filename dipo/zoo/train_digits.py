@@ -34,7 +34,6 @@ NUM_GREYS = 64
 MAX_TURN = math.radians(25)
 MAX_SCALE = 0.25
 MAX_SHIFT_PX = 4
-MIN_CONTRAST = 0.3
 
 
 @dataclass(frozen=True)
@@ -98,13 +97,11 @@ def place(x: Tensor, generator: torch.Generator) -> Tensor:
         x: [N, 1, H, W] in 0 .. 1; what comes in from outside is the background, 0.
         generator: Where the draws come from.
     """
-    turn, size, shift_x, shift_y, dimming = 2 * torch.rand(5, len(x), generator=generator) - 1
+    turn, size, shift_x, shift_y = 2 * torch.rand(4, len(x), generator=generator) - 1
     angle, scale, reach = turn * MAX_TURN, 1 + size * MAX_SCALE, 2 * MAX_SHIFT_PX / IMAGE_SIZE
     cos, sin = scale * angle.cos(), scale * angle.sin()
     theta = torch.stack([cos, -sin, shift_x * reach, sin, cos, shift_y * reach], dim=1).view(-1, 2, 3)
-    placed = F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False)
-    contrast = MIN_CONTRAST + (1 - MIN_CONTRAST) * (dimming + 1) / 2
-    return placed * contrast.view(-1, 1, 1, 1)
+    return F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False)
 
 
 def train(images: Images, *, epochs: int, batch_size: int, lr: float, weight_decay: float, seed: int) -> MobileNetV2:

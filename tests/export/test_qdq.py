@@ -105,6 +105,13 @@ def test_zero_point_that_int8_cannot_take_up_is_kept(tmp_path):
     np.testing.assert_array_equal(stored["w1_zero_point"], [3] * 4)
 
 
+def test_symmetric_weights_keep_their_type_whatever_their_values(tmp_path):
+    case = residual_case(replace(W8, bits=16), A8)
+    layer = case.quantized.layers["conv1"]
+    case.quantized.layers["conv1"] = replace(layer, codes=np.sign(layer.codes))
+    assert constants(write(case, tmp_path / "q.onnx"))["w1_quantized"].dtype == np.int16
+
+
 def test_bias_is_on_the_accumulators_grid(tmp_path):
     case = residual_case(W8, A8)
     stored = constants(write(case, tmp_path / "q.onnx"))

@@ -1,0 +1,101 @@
+"""Milliseconds of a reconstruction step, unit by unit, against the plain float forward and backward of the same unit.
+
+    python benchmarks/step_cost.py model.path=... data=cifar10 data.path=... +algo=qdrop precision=w4a4 cluster=inline
+
+takes the launcher's options and writes the table beside this script. The floor is what no method can go below: the unit's
+float nodes forward, and backward to its weights, on a batch of the same size in the same memory format. Step and floor are
+timed in turns, in one process; each figure is the median of the rounds.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from dipo.algo.captures import cut
+from dipo.algo.calibrate import observe, quantize_model
+from dipo.algo.exchange import NoExchange
+from dipo.algo.reconstruct import Piece, UnitProblem, reconstruct
+from dipo.algo.sweep import Sweep
+from dipo.graph.torch_module import GraphModule, channels_last
+from dipo.graph.units import find_units
+from dipo.launch import compose_config
+from dipo.quant import kernels
+from dipo.stages.load import load_job
+
+ROUNDS, STEPS, CPU = 9, 20, torch.device("cpu")
+
+
+def floor_step(module: GraphModule, problem: UnitProblem, batch_size: int) -> float:
+    """Seconds of one plain float forward and backward."""
+    weights = {name: problem.constants[name].clone().requires_grad_() for name, _, _ in problem.layers.values()}
+    inputs = {name: capture.rows(0, batch_size) for name, capture in problem.fp_inputs.items()}
+    targets = {name: capture.rows(0, batch_size) for name, capture in problem.targets.items()}
+
+    def step() -> None:
+        out = module(inputs, constants=weights)
+        loss = sum((out[name] - target).square().sum(1).mean() for name, target in targets.items())
+        torch.autograd.grad(loss, list(weights.values()))
+
+    step()
+    start = time.perf_counter()
+    for _ in range(STEPS):
+        step()
+    return (time.perf_counter() - start) / STEPS
+
+
+def main() -> None:
+    """Prints and writes the table."""
+    config = compose_config(sys.argv[1:])
+    threads = config.cluster.threads
+    torch.set_num_threads(threads)
+    loaded = load_job(config)
+    batches = cut(min(256, len(loaded.data.calib)), config.data.batch_size)
+
+    def inputs(batch):
+        return {n: channels_last(torch.from_numpy(a)) for n, a in loaded.data.calib.read(batch.start, batch.stop).inputs.items()}
+
+    observed = observe(loaded.model, plan=loaded.plan, batches=batches, inputs=inputs, device=CPU)
+    quantized = quantize_model(loaded.model, plan=loaded.plan, statistics=observed.statistics, cfg=config.calib)
+    units = find_units(loaded.model, granularity=config.algo.unit)
+    sweep = Sweep(
+        loaded.model, plan=loaded.plan, units=units, quantized=quantized, batches=batches, owners=[0] * len(batches),
+        inputs=inputs, with_float=True, exchange=NoExchange(), device=CPU,
+    )  # fmt: skip
+    chosen = kernels.compiled("cpu", threads) if config.cluster.compile else kernels.eager()
+    pieces = [Piece(0, 0, batches[-1].stop, config.algo.batch_size)]
+    how = {"pieces": pieces, "owners": [0], "exchange": NoExchange(), "seed": 0, "kernels": chosen}
+    brief = replace(config.algo, iters=STEPS)
+    lines = [f"{'unit':32} {'floor ms':>9} {'step ms':>9} {'ratio':>6}"]
+    floors, steps = 0.0, 0.0
+    for unit in (unit for unit in units):
+        if unit.layers:
+            problem = sweep.problem(unit, sweep.targets(unit))
+            module = GraphModule(loaded.model, nodes=[sweep.nodes[name] for name in unit.nodes], outputs=unit.outputs)
+            reconstruct(problem, cfg=replace(brief, iters=3), **how)
+            floor_step(module, problem, config.algo.batch_size)
+            rounds = []
+            for _ in range(ROUNDS):
+                floor = floor_step(module, problem, config.algo.batch_size)
+                start = time.perf_counter()
+                reconstruct(problem, cfg=brief, **how)
+                rounds.append((floor, (time.perf_counter() - start) / STEPS))
+            floor, step = (1e3 * statistics.median(column) for column in zip(*rounds, strict=True))
+            floors, steps = floors + floor, steps + step
+            lines.append(f"{unit.name:32} {floor:9.2f} {step:9.2f} {step / floor:6.2f}")
+            print(lines[-1], flush=True)
+        sweep.solve(unit, cfg=replace(brief, iters=1), pieces=pieces, piece_owners=[0], seed=0, kernels=chosen, progress=lambda _: None)
+    lines.append(f"{'sum':32} {floors:9.2f} {steps:9.2f} {steps / floors:6.2f}")
+    head = f"python benchmarks/step_cost.py {' '.join(sys.argv[1:])}\n{threads} threads, torch {torch.__version__}, median of {ROUNDS} rounds of {STEPS} steps\n"
+    name = f"step_cost-{loaded.path.stem}-{config.algo.name}-w{config.precision.weight_bits}a{config.precision.act_bits}-{threads}threads.txt"
+    Path(__file__).with_name(name).write_text("\n".join([head, *lines]) + "\n")
+    print(lines[-1])
+
+
+if __name__ == "__main__":
+    main()
