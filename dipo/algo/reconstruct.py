@@ -222,7 +222,8 @@ class _Trainer:
             count = self.cfg.batch_size * math.prod(self.targets[name].shape[1:])
             detached = flat(out.detach())
             factor = torch.tensor(2.0 / count, device=self.device)
-            gradient = self.kernels.loss_gradient(detached, self.targets[name].data, index, factor)
+            rows = self.targets[name].data.index_select(0, index).view(-1)
+            gradient = self.kernels.loss_gradient(detached, rows, factor)
             if wants_loss:
                 loss = loss + gradient.square().sum() * (count / 4)
             gradients.append(unflat(gradient, out.shape))
@@ -230,21 +231,24 @@ class _Trainer:
         found = torch.autograd.grad(outputs, leaves, gradients, allow_unused=True)
         dense = [torch.zeros_like(leaf) if grad is None else grad for grad, leaf in zip(found, leaves, strict=True)]
         cut = len(leaves) - len(self.quantizers)
-        scales = torch.stack(dense[cut:]) * self.scales if self.quantizers else self.scales
+        scales = torch.stack(dense[cut:]) * self.scales if self.quantizers else self.log_scales
         return torch.cat([*(grad.reshape(-1) for grad in dense[:cut]), scales, loss.view(1)])
 
     def _input(self, name: str, index: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        # Rows are gathered by index_select: inside a compiled kernel the gather would keep everything from vectorising.
         q, fp = self.problem.q_inputs[name], self.problem.fp_inputs[name]
-        mixes = self.cfg.fp_input_prob > 0
-        words = random_words(index.numel() * q.data.shape[1], generator) if mixes else None
-        if q.qparams is not None:
-            scale, zero = q.qparams.scale, q.qparams.zero_point
-            if words is None:
-                return q.view(self.kernels.gather_codes(q.data, index, scale, zero))
-            return q.view(self.kernels.mix_codes(q.data, fp.data, index, scale, zero, words))
-        if words is None:
-            return q.view(q.data[index])
-        return q.view(self.kernels.mix_floats(q.data, fp.data, index, words))
+        rows = q.data.index_select(0, index).view(-1)
+        if self.cfg.fp_input_prob == 0:
+            return q.view(
+                rows
+                if q.qparams is None
+                else self.kernels.dequantize_codes(rows, q.qparams.scale, q.qparams.zero_point)
+            )
+        words = random_words(rows.numel(), generator)
+        fp_rows = fp.data.index_select(0, index).view(-1)
+        if q.qparams is None:
+            return q.view(self.kernels.mix_floats(rows, fp_rows, words))
+        return q.view(self.kernels.mix_codes(rows, fp_rows, q.qparams.scale, q.qparams.zero_point, words))
 
     @torch.no_grad()
     def update(self, gradient: torch.Tensor, schedule: torch.Tensor) -> None:
@@ -254,7 +258,7 @@ class _Trainer:
             gradient[:cut], self.v, *self.v_moments, self.soft, self.floor, self.scale, self.low, self.high, schedule
         )
         self.kernels.adam_step(gradient[cut:-1], self.others, *self.others_moments, self.others_lr, schedule)
-        torch.mul(self.first_scales, self.log_scales.detach().exp(), out=self.scales)
+        torch.mul(self.first_scales, self.log_scales.exp(), out=self.scales)
 
     def layers(self) -> dict[str, QuantizedLayer]:
         """The layers with their rounding decided."""

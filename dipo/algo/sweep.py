@@ -158,11 +158,7 @@ class Sweep:
         """The next unit as a problem to reconstruct."""
         nodes = [self.nodes[name] for name in unit.nodes]
         made = {name_of(value) for node in nodes for value in node.outputs if value.name}
-        activations = {
-            name: qparams
-            for name, qparams in self.activations.items()
-            if name in made and name in self.plan.activations
-        }
+        activations = _coarse({name: self.activations[name] for name in self.plan.activations if name in made})
         module = self._module(nodes, unit.outputs)
         constants = {name: module.constant(name) for name in module.constant_names}
         return UnitProblem(
@@ -341,6 +337,12 @@ def _parameters(node: ir.Node) -> tuple[str, str | None]:
     weight, bias = weight_of(node), bias_of(node)
     assert weight is not None
     return name_of(weight), None if bias is None else name_of(bias)
+
+
+def _coarse(activations: Mapping[str, QParams]) -> dict[str, QParams]:
+    """The activations that are trained with: beside coarser ones, 8 bits and more add a noise 24 dB lower and cost as much time."""
+    coarse = {name: qparams for name, qparams in activations.items() if qparams.qmax - qparams.qmin < 255}
+    return coarse or dict(activations)
 
 
 def _rows(batches: Sequence[Batch]) -> list[slice]:

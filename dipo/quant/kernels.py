@@ -18,7 +18,7 @@ log = logging.getLogger("dipo")
 Kernel = Callable[..., Any]
 
 _NAMES = (
-    "gather_codes", "mix_codes", "mix_floats", "loss_gradient", "quantize_forward", "quantize_backward", "rounding_step", "adam_step",
+    "dequantize_codes", "mix_codes", "mix_floats", "loss_gradient", "quantize_forward", "quantize_backward", "rounding_step", "adam_step",
 )  # fmt: skip
 
 
@@ -26,7 +26,7 @@ _NAMES = (
 class Kernels:
     """One callable for each function of `rounding.py` of that name that a step calls."""
 
-    gather_codes: Kernel
+    dequantize_codes: Kernel
     mix_codes: Kernel
     mix_floats: Kernel
     loss_gradient: Kernel
