@@ -81,8 +81,8 @@ class AlgoConfig(Section):
     """Learning rate of the rounding, for algo.reference_iters steps; multiplied by reference_iters / iters."""
     lr_bias: Annotated[float, Between(0)] = 1e-3
     """Learning rate of the biases, scaled like lr_round."""
-    lr_act: Annotated[float, Between(0)] = 4e-5
-    """Learning rate of the activation scales, scaled like lr_round."""
+    lr_act: Annotated[float, Between(0)] = 4e-4
+    """Learning rate of the activation scales' logarithms, scaled like lr_round."""
     reference_iters: Annotated[int, Between(1)] = 2000
     """Optimizer steps for which the learning rates are quoted."""
     reg_strength: Annotated[float, Between(0)] = 0.01
@@ -103,12 +103,12 @@ class AlgoConfig(Section):
 class CalibConfig(Section):
     """How a range is chosen from what was seen."""
 
-    method: Annotated[str, OneOf(("minmax", "percentile", "mse"))] = "minmax"
+    method: Annotated[str, OneOf(("minmax", "percentile", "mse"))] = "mse"
     """Range of an activation: all that was seen, a percentile of it, or the least squared error."""
     percentile: Annotated[float, Between(50, 100)] = 99.99
     """Per cent of the values that a range keeps (calib.method=percentile)."""
-    weights: Annotated[str, OneOf(("auto", "minmax", "mse"))] = "auto"
-    """Range of a weight; auto: mse below 8 bits, minmax from 8 bits on."""
+    weights: Annotated[str, OneOf(("minmax", "mse"))] = "mse"
+    """Range of a weight: its extremes, or the least error of its values."""
 
 
 @dataclass(frozen=True)

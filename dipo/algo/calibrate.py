@@ -102,8 +102,7 @@ def quantize_model(
     layers = {}
     for name, layer in plan.layers.items():
         weight = array_of(model.graph.initializers[layer.weight]).astype(np.float32)
-        method = cfg.weights if cfg.weights != "auto" else "mse" if layer.spec.bits < 8 else "minmax"
-        qparams = weight_qparams(weight, layer.spec, axis=layer.axis, method=method, name=f"weight {layer.weight}")
+        qparams = weight_qparams(weight, layer.spec, axis=layer.axis, method=cfg.weights, name=f"weight {layer.weight}")
         scale, zero_point = qparams.along(weight.ndim)
         codes = np.clip(np.rint(weight / scale) + zero_point, qparams.qmin, qparams.qmax).astype(np.int32)
         bias = None if layer.bias is None else array_of(model.graph.initializers[layer.bias]).astype(np.float32)

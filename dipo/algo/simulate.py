@@ -132,10 +132,8 @@ def simulated_constants(
         values = layer.bias
         source = plan.input_of(node)
         if rules.int32_bias and source is not None:
-            kept = quantize_bias(
-                values, input_scale=quantized.activations[source].scale, weight_scale=layer.qparams.scale
-            )
-            values = values if kept is None else kept.values
+            input_scale = quantized.activations[source].scale
+            values = quantize_bias(values, input_scale=input_scale, weight_scale=layer.qparams.scale).values
         constants[name_of(bias)] = torch.as_tensor(values, device=device)
     return constants
 

@@ -15,7 +15,7 @@ FATAL = 4
 
 
 def run_model(
-    path: Path, batches: Iterable[Mapping[str, NDArray[np.float32]]], *, threads: int, cuda: bool = False
+    path: Path, batches: Iterable[Mapping[str, NDArray[np.float32]]], *, threads: int, cuda: bool = False, float_biases: bool = False
 ) -> dict[str, NDArray[np.float32]]:
     """All outputs of a model, by name, for batches of its inputs.
 
@@ -24,11 +24,13 @@ def run_model(
         batches: Inputs by name.
         threads: CPU threads.
         cuda: Take the GPU where ONNX Runtime can.
+        float_biases: Keep float biases beside integer weights as the file has them; ONNX Runtime would round them itself.
     """
     options = ort.SessionOptions()
     options.log_severity_level = FATAL
     options.intra_op_num_threads = threads
-    session = ort.InferenceSession(str(path), options, providers=providers(cuda=cuda))
+    disabled = ["WeightBiasQuantization"] if float_biases else []
+    session = ort.InferenceSession(str(path), options, providers=providers(cuda=cuda), disabled_optimizers=disabled)
     names = [output.name for output in session.get_outputs()]
     parts = [session.run(names, dict(batch)) for batch in batches]
     return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(names)}

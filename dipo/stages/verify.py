@@ -20,6 +20,7 @@ from dipo.cluster.pool import Pool
 from dipo.config import Config
 from dipo.data.dataset import Dataset
 from dipo.errors import UserError
+from dipo.export.platforms import RULES
 from dipo.export.runtime import run_model
 from dipo.graph.load import layers_of, node_name
 from dipo.graph.plan import QuantizedModel
@@ -127,7 +128,9 @@ def _deploy(
                 labels.append(samples.labels)
             yield samples.inputs
 
-    outputs = run_model(path, batches(), threads=config.cluster.threads * (config.cluster.workers or 1))
+    outputs = run_model(
+        path, batches(), threads=config.cluster.threads, float_biases=not RULES[config.platform.name].int32_bias
+    )
     return outputs, np.concatenate(labels) if labels else None
 
 
