@@ -131,14 +131,16 @@ def _show_plan(config: Config, loaded: Loaded, terminal: Terminal) -> None:
     terminal.say(f"calibration: {data.calib.describe()}")
     terminal.say(f"evaluation: {data.eval.describe() if data.eval else 'none, the calibration samples are taken'}")
     for name, layer in plan.layers.items():
-        grid = f"{'symmetric' if layer.spec.symmetric else 'asymmetric'}, per {'channel' if layer.spec.per_channel else 'tensor'}"
-        terminal.say(f"layer {name}: {layer.spec.bits}-bit weights, {grid}")
+        symmetry = "symmetric" if layer.spec.symmetric else "asymmetric"
+        scales = "channel" if layer.spec.per_channel else "tensor"
+        terminal.say(f"layer {name}: {layer.spec.bits}-bit weights, {symmetry}, per {scales}")
     for value, spec in plan.activations.items():
         terminal.say(f"activation {value}: {spec.bits} bits")
     units = [unit for unit in find_units(loaded.model, granularity=config.algo.unit) if unit.layers]
     steps = ", ".join(config.algo.steps) or "calibrate and export"
     terminal.say(
-        f"algorithm {config.algo.name}: {steps}; {len(units)} units, {config.algo.iters} steps each; platform {config.platform.name}"
+        f"algorithm {config.algo.name}: {steps}; {len(units)} units, {config.algo.iters} steps each; "
+        f"platform {config.platform.name}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Calibration: what passes through the network is observed once; ranges, scales and rounded weights follow from that."""
+"""Calibration: what passes through the network is observed once; ranges, scales and rounded weights follow."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Observed:
     statistics: dict[str, Statistics]
     """By name of the activation."""
     channel_sums: dict[str, dict[int, NDArray[np.float64]]]
-    """By name of a layer with a bias and index of the batch: sums [C] of the layer's output over samples and positions."""
+    """By name of a layer with a bias and index of the batch: sums [C] of its output over samples and positions."""
     counts: dict[str, int]
     """By name of the layer: elements of a channel that were summed."""
 
@@ -53,7 +53,7 @@ def observe(
     batches: Sequence[Batch],
     inputs: Callable[[Batch], Mapping[str, torch.Tensor]],
     device: torch.device,
-    progress: Callable[[int], None] = lambda samples: None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Observed:
     """Runs the float network over a worker's batches.
 

@@ -45,7 +45,7 @@ class Capture:
 
     @staticmethod
     def encode(batch: torch.Tensor, qparams: TorchQParams | None) -> torch.Tensor:
-        """A batch of the value, whether or not it has been quantized yet, as it is stored: codes where `qparams` are given."""
+        """A batch of the value, quantized before or not, as it is stored: codes where `qparams` are given."""
         return batch if qparams is None else quantize(batch, qparams)
 
     @staticmethod

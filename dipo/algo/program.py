@@ -12,6 +12,7 @@ import torch
 
 from dipo.graph import torch_ops
 from dipo.graph.load import array_of, name_of
+from dipo.graph.ops.reader import TorchOp
 from dipo.quant.kernels import Kernels
 from dipo.quant.rounding import flat, random_words, unflat
 
@@ -20,7 +21,7 @@ from dipo.quant.rounding import flat, random_words, unflat
 class Operation:
     """A node that runs as its torch function."""
 
-    function: torch_ops.TorchOp
+    function: TorchOp
     inputs: tuple[str | None, ...]
     outputs: tuple[str, ...]
 
@@ -173,7 +174,7 @@ class Program:
         quantizer = self.quantizers[site.value]
         x, *others = (values[name] for name in site.inputs)
         words = random_words(x.numel(), generator) if quantizer.mixed else None
-        result: torch.Tensor = _QuantizeFunction.apply(
+        result: torch.Tensor = _QuantizeFunction.apply(  # type: ignore[no-untyped-call]
             self.kernels, x, others[0] if others else None, self._bound(site.low, x), self._bound(site.high, x),
             quantizer.scale, quantizer.qlow, quantizer.qhigh, words,
         )  # fmt: skip

@@ -1,11 +1,13 @@
 """Reconstruction of one unit: AdaRound, BRECQ and QDrop as presets of one loop.
 
-The rounding of each weight, the biases and the scales of the activations are trained so that the unit's outputs, behind its
-quantized inputs, come near the float network's. AdaRound (arXiv:2004.10568) takes a layer as the unit, BRECQ (arXiv:2102.05426)
-a block, QDrop (arXiv:2203.05740) a block whose activations are, element by element, quantized with probability 1/2.
+The rounding of each weight, the biases and the scales of the activations are trained so that the unit's outputs,
+behind its quantized inputs, come near the float network's. AdaRound (arXiv:2004.10568) takes a layer as the unit,
+BRECQ (arXiv:2102.05426) a block, QDrop (arXiv:2203.05740) a block whose activations are, element by element,
+quantized with probability 1/2.
 
-A step's batch is cut into fixed pieces. Each piece has its own samples and its own random numbers, and the pieces' gradients
-are added in their order: what comes out depends on the number of pieces, not on the number of workers that hold them.
+A step's batch is cut into fixed pieces. Each piece has its own samples and its own random numbers, and the pieces'
+gradients are added in their order: what comes out depends on the number of pieces, not on the number of workers that
+hold them.
 """
 
 from __future__ import annotations
@@ -79,7 +81,7 @@ def reconstruct(
     exchange: Exchange,
     seed: int,
     kernels: Kernels,
-    progress: Callable[[int], None] = lambda step: None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> UnitSolution:
     """Trains a unit.
 
@@ -115,7 +117,9 @@ def reconstruct(
 
 
 def _schedule(cfg: AlgoConfig) -> torch.Tensor:
-    """[steps, 6]: learning rate of the rounding, beta, strength of the regulariser, Adam's two bias corrections, and the factor
+    """What changes from step to step, [steps, 6].
+
+    Columns: learning rate of the rounding, beta, strength of the regulariser, Adam's two bias corrections, and the factor
     on the learning rates of biases and scales, which fall along a cosine.
     """
     step = torch.arange(cfg.iters, dtype=torch.float64)
@@ -135,7 +139,7 @@ def _schedule(cfg: AlgoConfig) -> torch.Tensor:
 
 
 class _Trainer:
-    """Parameters, gradients and Adam's moments of one unit, each kind in one flat vector: one kernel updates all of them."""
+    """Parameters, gradients and moments of one unit, each kind in one flat vector: one kernel updates them all."""
 
     def __init__(
         self, problem: UnitProblem, *, cfg: AlgoConfig, pieces: Sequence[Piece], seed: int, kernels: Kernels
@@ -150,7 +154,7 @@ class _Trainer:
         self.program = Program(list(problem.steps), self._constants(), self.quantizers, kernels)
 
     def _make_rounding(self) -> None:
-        """V of all layers, with what a soft weight is made of, as flat vectors; the weights are leaves that view `soft`."""
+        """V of all layers, and what a soft weight is made of, as flat vectors; the weights are leaves on `soft`."""
         floors, scales, lows, highs, rests = [], [], [], [], []
         for weight_name, _, layer in self.problem.layers.values():
             weight = self.problem.constants[weight_name].contiguous()
@@ -177,7 +181,7 @@ class _Trainer:
             offset += shape.numel()
 
     def _make_others(self) -> None:
-        """Biases, and logarithms of the activations' scales, as one flat vector with a learning rate for each element."""
+        """Biases, and logarithms of activation scales, as one flat vector with a learning rate for each element."""
         names = [bias for _, bias, _ in self.problem.layers.values() if bias is not None] if self.cfg.train_bias else []
         kept = {bias: layer.bias for _, bias, layer in self.problem.layers.values() if bias is not None}
         biases = [torch.as_tensor(kept[name], device=self.device) for name in names]
@@ -218,7 +222,8 @@ class _Trainer:
         outputs = self.program.run(inputs, names, generator)
         gradients, loss = [], torch.zeros((), device=self.device)
         for name, out in zip(names, outputs, strict=True):
-            # Squared error, summed over the channels, meaned over samples and positions (BRECQ, eq. 10 with a unit Fisher).
+            # Squared error, summed over the channels, meaned over samples and positions (BRECQ, eq. 10 with a unit
+            # Fisher).
             count = self.cfg.batch_size * math.prod(self.targets[name].shape[1:])
             detached = flat(out.detach())
             factor = torch.tensor(2.0 / count, device=self.device)

@@ -1,7 +1,7 @@
 """The float and the quantized network side by side, unit after unit, over one worker's samples.
 
-A worker holds what the units to come still read: of the float network numbers, of the quantized one integer codes. Each unit
-is solved on the outputs of those before it, so that it sees their errors and makes up for them.
+A worker holds what the units to come still read: of the float network numbers, of the quantized one integer codes.
+Each unit is solved on the outputs of those before it, so that it sees their errors and makes up for them.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Sweep:
             batches: This worker's batches.
             owners: The worker that holds each of the run's batches.
             inputs: Reads a batch: the network's inputs by name.
-            with_float: Whether the float network is carried along, which reconstruction needs and bias correction does not.
+            with_float: Whether the float network is carried along: reconstruction needs it, bias correction does not.
             exchange: Adds up over the workers.
             device: Where tensors live.
         """
@@ -125,7 +125,7 @@ class Sweep:
     def correct(self, unit: Unit, fp_means: Mapping[str, np.ndarray]) -> UnitResult:
         """Shifts the bias of the unit's layer so that its output has the float network's channel means, and moves on.
 
-        Empirical bias correction (DFQ, arXiv:1906.04721, section 4.2), each layer on the corrected and quantized ones before it.
+        Empirical bias correction (DFQ, arXiv:1906.04721, section 4.2), each layer on the corrected ones before it.
 
         Args:
             unit: A unit of granularity `layer`.
@@ -181,7 +181,7 @@ class Sweep:
                 self.activations[value] = solution.activations[source]
 
     def _correct_if_better(self, unit: Unit, targets: Mapping[str, Capture]) -> bool:
-        """Corrects the biases of the unit's layers, first to last; takes it back where the outputs' error does not fall."""
+        """Corrects the biases of the unit's layers, first to last; takes that back where the error does not fall."""
         before = {name: self.layers[name] for name in unit.layers if name in self.layers}
         chosen = self._correction_batches()
         error = self._output_error(unit, targets, chosen)
@@ -340,7 +340,7 @@ def _parameters(node: ir.Node) -> tuple[str, str | None]:
 
 
 def _coarse(activations: Mapping[str, QParams]) -> dict[str, QParams]:
-    """The activations that are trained with: beside coarser ones, 8 bits and more add a noise 24 dB lower and cost as much time."""
+    """The activations to train with: beside coarser ones, 8 bits add a noise 24 dB lower and cost as much time."""
     coarse = {name: qparams for name, qparams in activations.items() if qparams.qmax - qparams.qmin < 255}
     return coarse or dict(activations)
 

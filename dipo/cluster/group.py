@@ -35,7 +35,7 @@ class Group:
 
 
 class TorchExchange:
-    """Sums over a group of processes: every part travels to every worker, and each adds them in the order of their numbers."""
+    """Sums over a group of processes: every part travels to every worker, and each adds them in their order."""
 
     def __init__(self, group: Group, device: torch.device) -> None:
         """Meets the other workers."""

@@ -35,7 +35,7 @@ class Pool(Protocol):
         Args:
             method: Name of a method of `Worker`.
             arguments: One tuple for each worker.
-            progress: Called now and then with the work done: the sum over the workers or, of workers in `lockstep`, the first one's.
+            progress: Called now and then with the work done: the workers' sum or, in `lockstep`, the first one's.
             lockstep: All workers count the same steps.
             named: Keyword arguments, the same for all.
 
@@ -67,7 +67,8 @@ class InlinePool:
         lockstep: bool = False,
         **named: Any,
     ) -> list[Any]:
-        """As `Pool.call`."""
+        """As `Pool.call`; one worker is in lockstep with itself."""
+        del lockstep
         self.worker.on_progress = progress
         return [getattr(self.worker, method)(*own, **named) for own in arguments]
 
@@ -162,7 +163,7 @@ def _start_ray(cfg: ClusterConfig) -> None:
         ray.init(address=cfg.address, **common)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"cluster.address={cfg.address}: no Ray answers there, start one with `ray start --head` or leave the option out"
+            f"cluster.address={cfg.address}: no Ray answers there, start one (ray start --head) or leave the option out"
         ) from error
 
 

@@ -40,7 +40,7 @@ class TorchQParams:
 
 
 def quantize(x: torch.Tensor, qparams: TorchQParams) -> torch.Tensor:
-    """Codes `clip(round_half_even(x / scale) + zero_point, qmin, qmax)` in the narrowest integer type, shaped like `x`."""
+    """Codes `clip(round_half_even(x / scale) + zero_point, qmin, qmax)` in the narrowest type, shaped like `x`."""
     return _codes(x, qparams).to(qparams.code_dtype)
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ log = logging.getLogger("dipo")
 Kernel = Callable[..., Any]
 
 _NAMES = (
-    "dequantize_codes", "mix_codes", "mix_floats", "loss_gradient", "quantize_forward", "quantize_backward", "rounding_step", "adam_step",
+    "dequantize_codes", "mix_codes", "mix_floats", "loss_gradient",
+    "quantize_forward", "quantize_backward", "rounding_step", "adam_step",
 )  # fmt: skip
 
 
@@ -55,7 +57,7 @@ def compiled(device_type: str, threads: int) -> Kernels:
     inductor.cpp.threads = threads
     # Ray workers are forked-off interpreters of their own: a pool of compiler processes in each would outlive its use.
     inductor.compile_threads = 1
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.expanduser("~/.cache/dipo/kernels"))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "dipo" / "kernels"))
     try:
         probe = torch.compile(torch.neg, dynamic=True)
         probe(torch.zeros(64, device=device_type))

@@ -1,13 +1,14 @@
 """The elementwise arithmetic of a reconstruction step, each piece one kernel.
 
-On a CPU the convolutions of a step cost what they cost; what a naive step adds are a dozen passes over every activation. Here
-an activation is read once and written once in each direction: the residual sum, the activation function, fake quantization
-and QDrop's mixing are one kernel forward and one backward; rounding, its regulariser and its Adam step are one kernel for all
-the weights of a unit. The functions are plain torch; `Kernels.compiled` hands them to torch.compile once, with dynamic
-shapes, for all units, and `Kernels.eager` runs them as they are where no compiler is found.
+On a CPU the convolutions of a step cost what they cost; what a naive step adds are a dozen passes over every
+activation. Here an activation is read once and written once in each direction: the residual sum, the activation
+function, fake quantization and QDrop's mixing are one kernel forward and one backward; rounding, its regulariser and
+its Adam step are one kernel for all the weights of a unit. The functions are plain torch; `Kernels.compiled` hands
+them to torch.compile once, with dynamic shapes, for all units, and `Kernels.eager` runs them as they are where no
+compiler is found.
 
-Random bits come 64 at a time from a generator and are unpacked inside the kernels: drawing a mask element by element would
-cost as much as the convolutions.
+Random bits come 64 at a time from a generator and are unpacked inside the kernels: drawing a mask element by element
+would cost as much as the convolutions.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ ADAM_BETA1, ADAM_BETA2, ADAM_EPS = 0.9, 0.999, 1e-8
 
 
 def initial_rounding(rest: torch.Tensor) -> torch.Tensor:
-    """V such that h(V) = `rest`, the fractional part of weight / scale: reconstruction starts from the float weights."""
+    """V such that h(V) = `rest`, the fractional part of weight / scale: training starts at the float weights."""
     rest = rest.clamp(1e-4, 1 - 1e-4)
     return -torch.log((ZETA - GAMMA) / (rest - GAMMA) - 1)
 
@@ -71,7 +72,7 @@ def dequantize_codes(codes: torch.Tensor, scale: torch.Tensor, zero_point: torch
 def mix_codes(
     codes: torch.Tensor, fp: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, words: torch.Tensor
 ) -> torch.Tensor:
-    """QDrop's input (arXiv:2203.05740, eq. 10): each element quantized or, with probability 1/2, as the float network has it."""
+    """QDrop's input (arXiv:2203.05740, eq. 10): each element quantized or, with probability 1/2, as in float."""
     return torch.where(_bits(words, codes.numel()), dequantize_codes(codes, scale, zero_point), fp)
 
 
@@ -81,7 +82,7 @@ def mix_floats(q: torch.Tensor, fp: torch.Tensor, words: torch.Tensor) -> torch.
 
 
 def loss_gradient(out: torch.Tensor, target: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """factor * (out - target): the gradient of a squared error."""
+    """Gives factor * (out - target): the gradient of a squared error."""
     return factor * (out - target)
 
 
@@ -120,7 +121,7 @@ def quantize_backward(
     qhigh: torch.Tensor,
     words: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of `quantize_forward`: for `x` (and `other`, the same), and for the scale (LSQ, arXiv:1902.08153, eq. 3)."""
+    """Gradients of `quantize_forward` for `x` (`other` has the same) and the scale (LSQ, arXiv:1902.08153, eq. 3)."""
     total = x if other is None else x + other
     act = total.clamp(low, high)
     v = act * (1 / scale)
@@ -166,7 +167,7 @@ def rounding_step(
         scale: Scale of each weight.
         low: Smallest code less the zero point.
         high: Largest code less the zero point.
-        schedule: [6]: learning rate, beta, strength, Adam's two bias corrections, and the factor that `adam_step` reads.
+        schedule: [6]: learning rate, beta, strength, Adam's two bias corrections, `adam_step`'s factor.
     """
     lr, beta, strength, correction1, correction2, _ = schedule.unbind()
     sigmoid = torch.sigmoid(v)
@@ -195,7 +196,7 @@ def adam_step(
     lr: torch.Tensor,
     schedule: torch.Tensor,
 ) -> None:
-    """One Adam step of `parameter`, in place, with a learning rate for each element, which the schedule's last number scales."""
+    """One Adam step of `parameter`, in place; the schedule's last number scales each element's learning rate."""
     _, _, _, correction1, correction2, factor = schedule.unbind()
     m1 = moment1 * ADAM_BETA1 + grad * (1 - ADAM_BETA1)
     m2 = moment2 * ADAM_BETA2 + grad * grad * (1 - ADAM_BETA2)

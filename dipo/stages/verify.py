@@ -138,7 +138,8 @@ def _check_labels(labels: NDArray[np.int64] | None, outputs: Mapping[str, NDArra
     classes = next(iter(outputs.values()))[0].size
     if labels is not None and (labels.min() < 0 or labels.max() >= classes):
         raise UserError(
-            f"data: labels run from {labels.min()} to {labels.max()}, the network has {classes} classes, give labels that fit it"
+            f"data: labels run from {labels.min()} to {labels.max()} but the network has {classes} classes, "
+            "give labels that fit"
         )
 
 
