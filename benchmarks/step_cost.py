@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from dipo.algo.captures import cut
 from dipo.algo.calibrate import observe, quantize_model
+from dipo.algo.captures import cut
 from dipo.algo.exchange import NoExchange
 from dipo.algo.reconstruct import Piece, UnitProblem, reconstruct
 from dipo.algo.sweep import Sweep
@@ -58,7 +58,10 @@ def main() -> None:
     batches = cut(min(256, len(loaded.data.calib)), config.data.batch_size)
 
     def inputs(batch):
-        return {n: channels_last(torch.from_numpy(a)) for n, a in loaded.data.calib.read(batch.start, batch.stop).inputs.items()}
+        return {
+            n: channels_last(torch.from_numpy(a))
+            for n, a in loaded.data.calib.read(batch.start, batch.stop).inputs.items()
+        }
 
     observed = observe(loaded.model, plan=loaded.plan, batches=batches, inputs=inputs, device=CPU)
     quantized = quantize_model(loaded.model, plan=loaded.plan, statistics=observed.statistics, cfg=config.calib)
@@ -89,7 +92,15 @@ def main() -> None:
             floors, steps = floors + floor, steps + step
             lines.append(f"{unit.name:32} {floor:9.2f} {step:9.2f} {step / floor:6.2f}")
             print(lines[-1], flush=True)
-        sweep.solve(unit, cfg=replace(brief, iters=1), pieces=pieces, piece_owners=[0], seed=0, kernels=chosen, progress=lambda _: None)
+        sweep.solve(
+            unit,
+            cfg=replace(brief, iters=1),
+            pieces=pieces,
+            piece_owners=[0],
+            seed=0,
+            kernels=chosen,
+            progress=lambda _: None,
+        )
     lines.append(f"{'sum':32} {floors:9.2f} {steps:9.2f} {steps / floors:6.2f}")
     head = f"python benchmarks/step_cost.py {' '.join(sys.argv[1:])}\n{threads} threads, torch {torch.__version__}, median of {ROUNDS} rounds of {STEPS} steps\n"
     name = f"step_cost-{loaded.path.stem}-{config.algo.name}-w{config.precision.weight_bits}a{config.precision.act_bits}-{threads}threads.txt"

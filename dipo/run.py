@@ -38,7 +38,11 @@ class RunFolder:
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:
-        """A path to write to, renamed to `name` at the end; removed where the writing fails."""
+        """A path to write to, renamed to `name` at the end; removed where the writing fails.
+
+        Args:
+            name: The final name, `/` for folders within the run's.
+        """
         final = self.path / name
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary = final.with_name(f".{final.name}.{os.getpid()}.part")
@@ -49,14 +53,18 @@ class RunFolder:
             temporary.unlink(missing_ok=True)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """Writes a JSON file."""
+        """Writes a JSON file.
+
+        Raises:
+            ValueError: A number is NaN or infinite, which JSON does not know.
+        """
         with self.writing(name) as path:
-            path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+            path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
     def write_yaml(self, name: str, content: Mapping[str, Any]) -> None:
         """Writes a YAML file."""
         with self.writing(name) as path:
-            path.write_text(yaml.safe_dump(dict(content), sort_keys=False))
+            path.write_text(yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
     def write_arrays(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Writes a safetensors file."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -15,16 +16,24 @@ FATAL = 4
 
 
 def run_model(
-    path: Path, batches: Iterable[Mapping[str, NDArray[np.float32]]], *, threads: int, cuda: bool = False, float_biases: bool = False
+    path: Path,
+    batches: Iterable[Mapping[str, NDArray[Any]]],
+    *,
+    threads: int,
+    cuda: bool = False,
+    float_biases: bool = False,
 ) -> dict[str, NDArray[np.float32]]:
     """All outputs of a model, by name, for batches of its inputs.
 
+    A model with a fixed batch gets pieces of that size; the last is filled up with its own samples again, what comes out
+    of those is left out.
+
     Args:
         path: The ONNX file.
-        batches: Inputs by name.
+        batches: Inputs by name, [n, ...].
         threads: CPU threads.
         cuda: Take the GPU where ONNX Runtime can.
-        float_biases: Keep float biases beside integer weights as the file has them; ONNX Runtime would round them itself.
+        float_biases: Keep float biases beside integer weights as the file has them, which ONNX Runtime would round.
     """
     options = ort.SessionOptions()
     options.log_severity_level = FATAL
@@ -32,7 +41,18 @@ def run_model(
     disabled = ["WeightBiasQuantization"] if float_biases else []
     session = ort.InferenceSession(str(path), options, providers=providers(cuda=cuda), disabled_optimizers=disabled)
     names = [output.name for output in session.get_outputs()]
-    parts = [session.run(names, dict(batch)) for batch in batches]
+    sizes = {value.shape[0] for value in session.get_inputs() if value.shape}
+    fixed = sizes.pop() if len(sizes) == 1 else None
+    parts: list[list[NDArray[Any]]] = []
+    for batch in batches:
+        if not isinstance(fixed, int):
+            parts.append(session.run(names, dict(batch)))
+            continue
+        num_samples = len(next(iter(batch.values())))
+        for start in range(0, num_samples, fixed):
+            rows = np.arange(start, start + fixed) % num_samples
+            made = session.run(names, {name: array[rows] for name, array in batch.items()})
+            parts.append([output[: num_samples - start] for output in made])
     return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(names)}
 
 

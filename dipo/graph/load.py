@@ -4,23 +4,39 @@ After `load`:
   1. functions are inlined, constants folded, BatchNormalization and Pad folded into the convolution beside them;
   2. every node has a unique name, a layer the one that it had in the file;
   3. every layer with weights owns them: no initializer is read by two layers;
-  4. every Conv, ConvTranspose and Gemm has a bias, zero where the file had none;
-  5. the first dimension of every network input is the batch and is dynamic, unless the graph depends on its fixed size.
+  4. every Conv, ConvTranspose and Gemm has a bias, zero where the file had none; a Gemm multiplies neither by a factor;
+  5. the first dimension of every network input and output is the batch, and is dynamic; initializers are no inputs.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 from onnxscript import optimizer
 
 from dipo.errors import UserError
+from dipo.graph.batch import free_batch, fresh_name, replace_input
 
 LAYER_OPERATORS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 ACTIVATION_OPERATORS = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "HardSwish", "HardSigmoid", "Sigmoid", "Gelu"})
+
+
+QUANTIZED_OPERATORS = frozenset(
+    {
+        "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "MatMulNBits",
+        "QLinearConv", "QLinearMatMul", "QGemm",
+    }
+)  # fmt: skip
+"""Some of them are ONNX Runtime's own; one of them anywhere says that the file is no float model."""
 
 
 def load(path: Path) -> ir.Model:
@@ -31,12 +47,14 @@ def load(path: Path) -> ir.Model:
     """
     model = _read(path)
     _refuse_unusable(model, path)
-    names = {_initializer_of(node): node.name for node in model.graph if node.op_type in LAYER_OPERATORS and node.name}
-    optimizer.optimize(model)
-    _make_batch_dynamic(model)
-    _name_nodes(model, names)
+    layer_names = _layer_names(model)
+    RemoveInitializersFromInputsPass()(model)
+    with _quiet():
+        _optimize(model, path)
+        free_batch(model, path)
+    _name_nodes(model, layer_names)
     for node in layers_of(model):
-        _own_parameters(model, node)
+        _own_parameters(model, node, path)
     return model
 
 
@@ -57,10 +75,13 @@ def is_layer(node: ir.Node) -> bool:
 
 def weight_of(node: ir.Node) -> ir.Value | None:
     """The constant weight that the node multiplies by, if it has one."""
-    if node.op_type == "Gemm" and node.attributes.get_int("transA", 0):
+    if node.op_type == "Gemm" and node.attributes.get_int("transA", 0) != 0:
         return None
     value = node.inputs[1] if len(node.inputs) > 1 else None
-    return value if value is not None and value.const_value is not None else None
+    if value is None or value.const_value is None:
+        return None
+    # A vector has no axis of output channels.
+    return None if node.op_type == "MatMul" and len(value.const_value.shape) < 2 else value
 
 
 def bias_of(node: ir.Node) -> ir.Value | None:
@@ -80,7 +101,7 @@ def weight_axis(node: ir.Node) -> int:
     return len(weight.shape) - 1 if node.op_type == "MatMul" else 0
 
 
-def array_of(value: ir.Value) -> np.ndarray:
+def array_of(value: ir.Value) -> NDArray[Any]:
     """The constant that the value holds."""
     assert value.const_value is not None, value.name
     return value.const_value.numpy()
@@ -111,107 +132,137 @@ def _read(path: Path) -> ir.Model:
         ) from error
     except Exception as error:
         raise UserError(
-            f"model.path={path}: not a complete ONNX file ({type(error).__name__}), export or download it again"
+            f"model.path={path}: not an ONNX file, or a truncated one ({type(error).__name__}), "
+            "export or download it again"
         ) from error
-    if not len(model.graph):
-        raise UserError(f"model.path={path}: the file holds no ONNX graph, export or download it again")
+    if not len(model.graph) or "" not in model.opset_imports:
+        raise UserError(f"model.path={path}: the file holds no complete ONNX graph, export or download it again")
     return model
 
 
 def _refuse_unusable(model: ir.Model, path: Path) -> None:
     for node in model.graph:
-        if node.op_type in {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul"}:
+        if node.op_type in QUANTIZED_OPERATORS:
             raise UserError(
-                f"model.path={path}: node {node.name!r} is {node.op_type}, the model is quantized already, give the float one"
+                f"model.path={path}: node {node.name!r} is {node.op_type}, the model is quantized already, "
+                "give the float one"
             )
-    for tensor in model.graph.initializers.values():
-        data = tensor.const_value
-        if isinstance(data, ir.ExternalTensor) and not Path(data.path).exists():
+    tensors = [(value.name, value.const_value) for value in model.graph.initializers.values()]
+    tensors += [
+        (node.outputs[0].name, node.outputs[0].const_value) for node in model.graph if node.op_type == "Constant"
+    ]
+    for name, tensor in tensors:
+        if isinstance(tensor, ir.ExternalTensor) and not Path(tensor.path).exists():
             raise UserError(
-                f"model.path={path}: its weights are in {data.path}, which does not exist, put that file beside the model"
+                f"model.path={path}: its weights are in {tensor.path}, which does not exist, "
+                "put that file beside the model"
             )
-        if data is not None and data.dtype == ir.DataType.FLOAT and not np.isfinite(data.numpy()).all():
-            raise UserError(
-                f"model.path={path}: weight {tensor.name!r} has NaN or infinite values, export a trained model"
-            )
+        if tensor is not None and tensor.dtype.is_floating_point():
+            _refuse_broken(tensor, name, path)
 
 
-def _initializer_of(node: ir.Node) -> str | None:
+def _refuse_broken(tensor: ir.TensorProtocol, name: str | None, path: Path) -> None:
+    try:
+        finite = bool(np.isfinite(tensor.numpy()).all())
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"model.path={path}: weight {name!r} cannot be read, its data is incomplete, "
+            "export or download the model again"
+        ) from error
+    if not finite:
+        raise UserError(f"model.path={path}: weight {name!r} has NaN or infinite values, export a trained model")
+
+
+def _optimize(model: ir.Model, path: Path) -> None:
+    try:
+        optimizer.optimize(model)
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"model.path={path}: not a valid ONNX graph ({reason}), export it again") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What the optimizer tells about constants that it leaves alone is nothing that a user can act on."""
+    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _layer_names(model: ir.Model) -> dict[str, list[str]]:
+    """The file's names of the layers, by name of the initializer that is their weight."""
+    names: dict[str, list[str]] = {}
+    for node in model.graph:
+        if node.op_type in LAYER_OPERATORS and node.name and (weight := _second_input(node)):
+            names.setdefault(weight, []).append(node.name)
+    return names
+
+
+def _second_input(node: ir.Node) -> str | None:
     return node.inputs[1].name if len(node.inputs) > 1 and node.inputs[1] is not None else None
 
 
-def _name_nodes(model: ir.Model, layer_names: dict[str | None, str | None]) -> None:
+def _name_nodes(model: ir.Model, layer_names: dict[str, list[str]]) -> None:
+    """Layers first, so that nothing else takes their names; one that the optimizer replaced is known by its weight."""
+    in_file = {name for names in layer_names.values() for name in names}
+    present = {node.name for node in model.graph if node.name in in_file}
     taken: set[str] = set()
-    for index, node in enumerate(model.graph):
-        name = layer_names.get(_initializer_of(node)) if node.op_type in LAYER_OPERATORS else None
-        name = name or node.name or f"{node.op_type}_{index}"
-        node.name = name if name not in taken else f"{name}_{index}"
+    for node in sorted(model.graph, key=lambda node: node.op_type not in LAYER_OPERATORS):
+        wish = node.name or node.op_type
+        if node.op_type in LAYER_OPERATORS and wish not in in_file:
+            lost = [name for name in layer_names.get(_second_input(node) or "", []) if name not in taken | present]
+            wish = next(iter(lost), wish)
+        node.name = fresh_name(wish, taken)
         taken.add(node.name)
 
 
-def _own_parameters(model: ir.Model, node: ir.Node) -> None:
+def _own_parameters(model: ir.Model, node: ir.Node, path: Path) -> None:
     weight = weight_of(node)
     assert weight is not None
-    if len(weight.uses()) > 1 or weight.is_graph_output() or not weight.is_initializer():
-        node.replace_input_with(1, _add_initializer(model, f"{node.name}_weight", array_of(weight)))
+    array = array_of(weight)
+    if array.dtype != np.float32:
+        raise UserError(
+            f"model.path={path}: layer {node.name!r} has {array.dtype} weights, export the model in float32"
+        )
+    alpha = _take_factor(node, "alpha")
+    if alpha != 1 or len(weight.uses()) > 1 or weight.is_graph_output() or not weight.is_initializer():
+        replace_input(model, node, 1, f"{node.name}_weight", array * np.float32(alpha))
     if node.op_type == "MatMul":
         return
-    bias = bias_of(node)
-    channels = array_of(weight).shape[weight_axis(node)] * _groups_of_transpose(node)
-    if bias is None and (len(node.inputs) < 3 or node.inputs[2] is None):
-        zeros = _add_initializer(model, f"{node.name}_bias", np.zeros(channels, np.float32))
-        if len(node.inputs) < 3:
-            node.resize_inputs(3)
-        node.replace_input_with(2, zeros)
-    elif bias is not None and (
-        len(bias.uses()) > 1 or not bias.is_initializer() or array_of(bias).shape != (channels,)
-    ):
-        own = np.broadcast_to(array_of(bias).reshape(-1), (channels,)).copy()
-        node.replace_input_with(2, _add_initializer(model, f"{node.name}_bias", own))
+    groups = node.attributes.get_int("group", 1) if node.op_type == "ConvTranspose" else 1
+    channels = array.shape[weight_axis(node)] * groups
+    if len(node.inputs) < 3 or node.inputs[2] is None:
+        _take_factor(node, "beta")
+        node.resize_inputs(max(3, len(node.inputs)))
+        replace_input(model, node, 2, f"{node.name}_bias", np.zeros(channels, np.float32))
+    elif (bias := bias_of(node)) is not None:
+        _own_bias(model, node, bias, channels, path)
 
 
-def _groups_of_transpose(node: ir.Node) -> int:
-    return node.attributes.get_int("group", 1) if node.op_type == "ConvTranspose" else 1
+def _own_bias(model: ir.Model, node: ir.Node, bias: ir.Value, channels: int, path: Path) -> None:
+    array = array_of(bias)
+    if array.size not in (1, channels) or (array.ndim > 1 and array.shape[-1] != array.size):
+        raise UserError(
+            f"model.path={path}: {node.op_type} {node.name!r} adds a constant of shape {array.shape} to {channels} "
+            "channels, export it with one number for each channel"
+        )
+    beta = _take_factor(node, "beta")
+    single = len(bias.uses()) == 1 and bias.is_initializer() and not bias.is_graph_output()
+    if beta != 1 or not single or array.shape != (channels,):
+        own = np.broadcast_to(array.reshape(-1) * np.float32(beta), (channels,)).copy()
+        replace_input(model, node, 2, f"{node.name}_bias", own)
 
 
-def _add_initializer(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
-    value = ir.val(
-        name,
-        const_value=ir.tensor(array, name=name),
-        shape=ir.Shape(array.shape),
-        type=ir.TensorType(ir.DataType.FLOAT),
-    )
-    model.graph.register_initializer(value)
-    return value
-
-
-def _make_batch_dynamic(model: ir.Model) -> None:
-    """Frees a batch that the exporter fixed, where the only thing that fixes it is the declared shapes and Reshape targets."""
-    sizes = {value.shape[0] for value in model.graph.inputs if value.shape is not None and len(value.shape)}
-    fixed = {size for size in sizes if isinstance(size, int)}
-    if len(sizes) != 1 or not fixed:
-        return
-    (batch,) = fixed
-    for node in model.graph:
-        target = node.inputs[1] if node.op_type == "Reshape" else None
-        if target is None or target.const_value is None:
-            continue
-        shape = array_of(target)
-        if shape.size and shape[0] == batch:
-            free = shape.copy()
-            free[0] = -1 if -1 not in shape else 0
-            new = ir.val(
-                f"{node.outputs[0].name}_shape",
-                const_value=ir.tensor(free),
-                shape=ir.Shape(free.shape),
-                type=ir.TensorType(ir.DataType.INT64),
-            )
-            model.graph.register_initializer(new)
-            node.replace_input_with(1, new)
-    for value in (
-        *model.graph.inputs,
-        *model.graph.outputs,
-        *(output for node in model.graph for output in node.outputs),
-    ):
-        if value.shape is not None and len(value.shape) and value.shape[0] == batch and not value.shape.frozen:
-            value.shape[0] = ir.SymbolicDim("batch")
+def _take_factor(node: ir.Node, name: str) -> float:
+    """Gemm's alpha or beta, which the node then lacks."""
+    factor = node.attributes.get_float(name, 1.0) if node.op_type == "Gemm" else 1.0
+    node.attributes.pop(name, None)
+    return factor

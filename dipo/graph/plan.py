@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -12,14 +13,18 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from dipo.errors import UserError
-from dipo.graph.load import bias_of, is_layer, name_of, node_name, weight_axis, weight_of
+from dipo.graph.load import array_of, bias_of, is_layer, name_of, node_name, weight_axis, weight_of
 from dipo.graph.rules import PlatformRules
 from dipo.quant.spec import QParams, QuantSpec
 
 PASS_THROUGH = frozenset(
     {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Identity", "Pad"}
 )
-"""Operators whose output holds values of their input (and zeros) alone: what is quantized before them still is behind them."""
+"""Operators whose output holds values of their input (and zeros) alone: what is quantized before is so behind."""
+
+
+NAMES_SHOWN = 8
+"""Layers that a message names."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is quantized. A value named in `activations` is quantized for every node that reads it, not as a graph output."""
+    """What is quantized. A value in `activations` is quantized for every node that reads it, not as a graph output."""
 
     layers: dict[str, LayerPlan]
     """By name of the node, in topological order."""
@@ -95,8 +100,8 @@ def make_plan(
 ) -> Plan:
     """Decides what is quantized.
 
-    Activations take `act_bits` where a layer multiplies them. Those that only additions, poolings and the like read, and the
-    network's inputs, take at least 8: they cost the device no multiplier and the network much accuracy.
+    Activations take `act_bits` where a layer multiplies them. Those that only additions, poolings and the like read
+    take at least 8: they cost the device no multiplier and the network much accuracy.
 
     Args:
         model: A model that `graph.load` has normalised.
@@ -106,14 +111,16 @@ def make_plan(
         weight_per_channel: One scale for each output channel; None as the target has it.
         weight_symmetric: None as the target has it; where it takes both, symmetric at 8 bits and asymmetric below.
         first_last_bits: Least width of the first and last layers and of what they read; None for no exception.
-        overrides: Pattern of node names -> `weight_bits`, `act_bits`, `weight_per_channel`, `weight_symmetric` of those layers.
+        overrides: Pattern of layers' names -> `weight_bits`, `act_bits`, `weight_per_channel`, `weight_symmetric`.
         skip: Patterns of node names that stay float.
 
     Raises:
-        UserError: The target cannot do what was asked, or a pattern matches no node.
+        UserError: The target cannot do what was asked, or a pattern matches nothing.
     """
     overrides = overrides or {}
-    _check_patterns(model, [*overrides, *skip])
+    layer_names = [node_name(node) for node in model.graph if is_layer(node)]
+    _check_patterns("overrides", overrides, layer_names, layer_names)
+    _check_patterns("skip", skip, [node_name(node) for node in model.graph], layer_names)
     _check_rules(rules, weight_per_channel=weight_per_channel, weight_symmetric=weight_symmetric, overrides=overrides)
     edge = _edge_layers(model)
     layers: dict[str, LayerPlan] = {}
@@ -126,19 +133,18 @@ def make_plan(
             readers.setdefault(name_of(value), []).append(node)
         if not is_layer(node):
             continue
-        wish = {
-            "weight_bits": weight_bits,
-            "act_bits": act_bits,
+        least = first_last_bits or 0 if node_name(node) in edge else 0
+        wish: dict[str, Any] = {
+            "weight_bits": max(weight_bits, least),
+            "act_bits": max(act_bits, least),
             "weight_per_channel": weight_per_channel,
             "weight_symmetric": weight_symmetric,
         }
-        least = first_last_bits or 0 if node_name(node) in edge else 0
-        wish["weight_bits"], wish["act_bits"] = max(weight_bits, least), max(act_bits, least)
         for pattern, values in overrides.items():
             wish |= values if fnmatchcase(node_name(node), pattern) else {}
         layers[node_name(node)] = _layer_plan(node, rules, wish)
-        value = name_of(node.inputs[0]) if node.inputs[0] is not None else ""
-        input_bits[value] = max(wish["act_bits"], input_bits.get(value, 0))
+        read = name_of(node.inputs[0]) if node.inputs[0] is not None else ""
+        input_bits[read] = max(wish["act_bits"], input_bits.get(read, 0))
     return _with_activations(model, rules, layers, readers, input_bits, least_bits=max(act_bits, 8))
 
 
@@ -170,7 +176,7 @@ def _with_activations(
 
 
 def _bits_of(value: ir.Value, input_bits: Mapping[str, int], least_bits: int) -> int:
-    """The width that the layers reading the value, through pass-through operators too, want; `least_bits` where none does."""
+    """The width that the layers reading the value want, through pass-through operators too; else `least_bits`."""
     wanted = [input_bits[name_of(value)]] if name_of(value) in input_bits else []
     for use in value.uses():
         if use.node.op_type in PASS_THROUGH:
@@ -183,17 +189,22 @@ def _pass_through_source(value: ir.Value, readers: Mapping[str, object]) -> str 
     """The quantized value that this one is a rearrangement of."""
     node = value.producer()
     while node is not None and node.op_type in PASS_THROUGH and node.inputs[0] is not None:
-        if (
-            node.op_type == "Pad"
-            and node.attributes.get_string("mode", "constant") == "constant"
-            and len(node.inputs) > 2
-            and node.inputs[2] is not None
-        ):
+        if node.op_type == "Pad" and not _pads_with_zeros(node):
             return None
         if name_of(node.inputs[0]) in readers:
             return name_of(node.inputs[0])
         node = node.inputs[0].producer()
     return None
+
+
+def _pads_with_zeros(node: ir.Node) -> bool:
+    """Or with values of its input: both have a code on the input's grid."""
+    if node.attributes.get_string("mode", "constant") != "constant":
+        return True
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    if value is not None:
+        return value.const_value is not None and not array_of(value).any()
+    return node.attributes.get_float("value", 0.0) == 0
 
 
 def _quantized_inputs(node: ir.Node, rules: PlatformRules) -> list[ir.Value]:
@@ -229,14 +240,18 @@ def _layer_plan(node: ir.Node, rules: PlatformRules, wish: Mapping[str, Any]) ->
         per_channel=rules.weight_per_channel if per_channel is None else per_channel,
     )
     return LayerPlan(
-        node=node_name(node), weight=name_of(weight), bias=bias and bias.name, axis=weight_axis(node), spec=spec
+        node=node_name(node),
+        weight=name_of(weight),
+        bias=None if bias is None else name_of(bias),
+        axis=weight_axis(node),
+        spec=spec,
     )
 
 
 def _edge_layers(model: ir.Model) -> set[str]:
     """Layers that read a network input, or make a network output, with no other layer between."""
     last: set[str] = set()
-    reaches_output = {value for value in model.graph.outputs}
+    reaches_output = set(model.graph.outputs)
     for node in reversed(list(model.graph)):
         if any(value in reaches_output for value in node.outputs):
             if is_layer(node):
@@ -250,7 +265,7 @@ def _edge_layers(model: ir.Model) -> set[str]:
             if is_layer(node):
                 first.add(node_name(node))
             else:
-                from_input.update(node.outputs)
+                from_input.update(value for value in node.outputs if _is_float(value))
     return first | last
 
 
@@ -258,12 +273,14 @@ def _matches(node: ir.Node, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(node_name(node), pattern) for pattern in patterns)
 
 
-def _check_patterns(model: ir.Model, patterns: Sequence[str]) -> None:
-    names = [node_name(node) for node in model.graph]
+def _check_patterns(option: str, patterns: Iterable[str], names: Sequence[str], layers: Sequence[str]) -> None:
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            layers = ", ".join(name for name, node in zip(names, model.graph, strict=True) if is_layer(node))
-            raise UserError(f"precision: no node is named like {pattern!r}, the layers are {layers}")
+            shown = list(dict.fromkeys([*get_close_matches(pattern, names, n=1), *layers]))[:NAMES_SHOWN]
+            more = ", ..." if len(layers) > NAMES_SHOWN else ""
+            raise UserError(
+                f"precision.{option} {pattern!r}: no layer is named like that, choose from {', '.join(shown)}{more}"
+            )
 
 
 def _check_rules(
@@ -282,5 +299,6 @@ def _check_rules(
             )
         if wish.get("weight_per_channel") and not rules.weight_per_channel:
             raise UserError(
-                f"precision.weight_per_channel: platform {rules.name} takes one scale for a weight, leave the option out"
+                f"precision.weight_per_channel: platform {rules.name} takes one scale for a weight, "
+                "leave the option out"
             )

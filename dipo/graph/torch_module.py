@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 
 from dipo.graph import torch_ops
 from dipo.graph.load import array_of, name_of, node_name, opset_of
+from dipo.graph.ops.reader import TorchOp
 
 Hook = Callable[[str, torch.Tensor], torch.Tensor]
 """Called with the name of a value and the value; returns what the nodes that read it shall see."""
@@ -21,7 +23,7 @@ class Step:
     """One node: what it computes, and which values it reads, writes, and reads for the last time."""
 
     node: str
-    function: torch_ops.TorchOp
+    function: TorchOp
     inputs: tuple[str | None, ...]
     outputs: tuple[str, ...]
     last_reads: tuple[str, ...]
@@ -30,8 +32,8 @@ class Step:
 class GraphModule(torch.nn.Module):
     """Runs a run of nodes, in their topological order.
 
-    Constants are buffers under their position; `forward` takes the values that the nodes read from outside and returns those
-    that were asked for. Tensors of four dimensions run channels_last, which the convolutions of CPUs and GPUs prefer.
+    Constants are buffers under their position; `forward` takes the values that the nodes read from outside and returns
+    those that were asked for. Constants of four dimensions are kept channels_last, which convolutions prefer.
     """
 
     def __init__(
@@ -61,10 +63,13 @@ class GraphModule(torch.nn.Module):
             buffer = f"constant_{len(self._constants)}"
             self._constants[name_of(value)] = buffer
             self.register_buffer(buffer, _to_tensor(array_of(value)))
-        self.steps = _schedule(nodes, opset_of(model), keep=set(self.outputs), constants=set(self._constants))
+        self.steps = _schedule(nodes, opset_of(model), constants=set(self._constants))
         made = {name_of(value) for value in produced}
-        read = (name for step in self.steps for name in step.inputs if name is not None)
-        self.inputs = tuple(dict.fromkeys(name for name in read if name not in made and name not in self._constants))
+        self._read = dict.fromkeys(name for step in self.steps for name in step.inputs if name is not None)
+        passed = (name for name in self.outputs if name not in made)
+        self.inputs = tuple(
+            name for name in dict.fromkeys((*self._read, *passed)) if name not in made and name not in self._constants
+        )
 
     def constant(self, name: str) -> torch.Tensor:
         """The constant of that name."""
@@ -88,7 +93,7 @@ class GraphModule(torch.nn.Module):
 
         Args:
             values: The values of `inputs`.
-            hook: Sees each of `inputs` and each value made; the nodes read what it returns, `outputs` keep the value itself.
+            hook: Sees each of `inputs` and each value made; the nodes read what it returns, `outputs` keep the value.
             constants: Tensors that stand in for constants of those names (weights under training).
 
         Returns:
@@ -104,7 +109,9 @@ class GraphModule(torch.nn.Module):
             for name, value in zip(step.outputs, made if isinstance(made, tuple) else (made,), strict=False):
                 if name in self.outputs:
                     result[name] = value
-                live[name] = value if hook is None else hook(name, value)
+                seen = value if hook is None or not name else hook(name, value)
+                if name in self._read:
+                    live[name] = seen
             for name in step.last_reads:
                 del live[name]
         for name in self.outputs:
@@ -120,15 +127,15 @@ def channels_last(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def _to_tensor(array: np.ndarray) -> torch.Tensor:
-    return channels_last(torch.from_numpy(np.array(array)))
+def _to_tensor(array: NDArray[Any]) -> torch.Tensor:
+    return channels_last(torch.tensor(array))
 
 
 def _leaves(value: ir.Value, inside: set[str]) -> bool:
     return value.is_graph_output() or any(use.node.name not in inside for use in value.uses())
 
 
-def _schedule(nodes: Sequence[ir.Node], opset: int, *, keep: set[str], constants: set[str]) -> list[Step]:
+def _schedule(nodes: Sequence[ir.Node], opset: int, *, constants: set[str]) -> list[Step]:
     last_read: dict[str, str] = {}
     for node in nodes:
         last_read |= {name_of(value): node_name(node) for value in node.inputs if value is not None}
@@ -142,7 +149,7 @@ def _schedule(nodes: Sequence[ir.Node], opset: int, *, keep: set[str], constants
                 function=torch_ops.bind(node, opset),
                 inputs=inputs,
                 outputs=tuple(value.name or "" for value in node.outputs),
-                last_reads=tuple(name for name in done if name not in keep and name not in constants),
+                last_reads=tuple(name for name in done if name not in constants),
             )
         )
     return steps

@@ -1,13 +1,14 @@
 """Units: what is reconstructed together.
 
-A cut may lie wherever a single value is live (long skips do not count), right behind the activation that closes a layer or a
-residual sum. The pieces between two cuts are the units, but for two forms that belong together though a cut could part them:
-a depthwise convolution and the pointwise one behind it (they factorise one convolution), and the expansion in front of them
-when the pointwise one is a linear bottleneck (an inverted residual, arXiv:1801.04381, without its skip).
+A cut may lie wherever a single value is live (long skips do not count), right behind the activation that closes a layer
+or a residual sum. The pieces between two cuts are the units, but for two forms that belong together though a cut could
+part them: a depthwise convolution and the pointwise one behind it (they factorise one convolution), and the expansion
+in front of them when the pointwise one is a linear bottleneck (an inverted residual, arXiv:1801.04381, without its skip).
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -87,48 +88,56 @@ def _layers(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
             piece.append(follower)
         taken.update(piece)
         pieces.append(piece)
-    return [*pieces, between] if between else pieces
+    if between:
+        pieces.append(between)
+    return pieces
 
 
 def _sole_activation(node: ir.Node) -> ir.Node | None:
-    uses = node.outputs[0].uses()
-    if len(uses) != 1 or node.outputs[0].is_graph_output():
+    readers = [use.node for use in node.outputs[0].uses()]
+    if len(readers) != 1 or node.outputs[0].is_graph_output():
         return None
-    return uses[0].node if uses[0].node.op_type in ACTIVATION_OPERATORS else None
+    return readers[0] if readers[0].op_type in ACTIVATION_OPERATORS else None
 
 
 def _blocks(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
     """Pieces between the cuts that the module's docstring allows."""
-    layer_count = 0
-    position: dict[ir.Node, int] = {}
-    for node in nodes:
-        layer_count += is_layer(node)
-        position[node] = layer_count
-    expiry = {
-        value: max((position[use.node] for use in value.uses()), default=0) for node in nodes for value in node.outputs
-    }
     order = {node: index for index, node in enumerate(nodes)}
-    last_node = {value: max((order[use.node] for use in value.uses()), default=-1) for value in expiry}
+    layers_before = list(itertools.accumulate((is_layer(node) for node in nodes), initial=0))
+    live: dict[ir.Value, int] = {}
     pieces: list[list[ir.Node]] = [[]]
-    live: list[ir.Value] = []
     for index, node in enumerate(nodes):
         pieces[-1].append(node)
-        live = [value for value in (*live, *node.outputs) if last_node[value] > index]
-        short = [value for value in live if value in node.outputs or expiry[value] - position[node] <= LONG_SKIP_LAYERS]
+        entering = (value for value in node.inputs if value is not None and value.is_graph_input())
+        for value in (*entering, *node.outputs):
+            live[value] = max((order[use.node] for use in value.uses()), default=index)
+        live = {value: last for value, last in live.items() if last > index}
+        short = [
+            value
+            for value, last in live.items()
+            if value in node.outputs or layers_before[last + 1] - layers_before[index + 1] <= LONG_SKIP_LAYERS
+        ]
         if len(short) == 1 and short[0] in node.outputs and _closes(node, pieces[-1]):
             pieces.append([])
-    if pieces[-1] and any(is_layer(node) for node in pieces[-1]):
-        return pieces
     tail = pieces.pop()
-    if pieces:
-        pieces[-1] = [*pieces[-1], *tail]
+    if pieces and not any(is_layer(node) for node in tail):
+        pieces[-1].extend(tail)
         return pieces
-    return [tail]
+    return [*pieces, tail]
 
 
 def _closes(node: ir.Node, piece: Sequence[ir.Node]) -> bool:
     """Whether a layer or a residual sum ends here, its activation included."""
-    return any(is_layer(member) for member in piece) and _sole_activation(node) is None
+    if not any(is_layer(member) for member in piece) or _sole_activation(node) is not None:
+        return False
+    return not any(_is_gated(value) for value in node.outputs)
+
+
+def _is_gated(value: ir.Value) -> bool:
+    """Whether a product with its own activation follows: `x * Sigmoid(x)`, one activation function in two nodes."""
+    readers = {use.node for use in value.uses()}
+    gates = {use.node for node in readers if node.op_type in ACTIVATION_OPERATORS for use in node.outputs[0].uses()}
+    return any(node.op_type == "Mul" for node in readers & gates)
 
 
 def _merge(pieces: list[list[ir.Node]]) -> list[list[ir.Node]]:

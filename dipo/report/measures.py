@@ -26,16 +26,17 @@ class OutputError:
 
 
 def output_error(reference: Mapping[str, NDArray[np.float32]], other: Mapping[str, NDArray[np.float32]]) -> OutputError:
-    """Compares the outputs of two networks, by name [samples, ...]."""
+    """Compares the outputs of two networks, by name, each [samples, ...] of at least one sample."""
     first = next(iter(reference))
-    num_samples = len(reference[first])
-    same = _top1(reference[first]) == _top1(other[first])
-    a = np.concatenate([reference[name].reshape(-1) for name in reference]).astype(np.float64)
-    b = np.concatenate([other[name].reshape(-1) for name in reference]).astype(np.float64)
+    fp_fp = q_q = fp_q = noise = 0.0
+    for name, array in reference.items():
+        a, b = array.reshape(-1).astype(np.float64), other[name].reshape(-1).astype(np.float64)
+        fp_fp, q_q, fp_q = fp_fp + float(a @ a), q_q + float(b @ b), fp_q + float(a @ b)
+        noise += float(((a - b) ** 2).sum())
     return OutputError(
-        agreement=100.0 * float(same.mean()) if num_samples else math.nan,
-        cosine=cosine(float(a @ a), float(b @ b), float(a @ b)),
-        sqnr_db=sqnr_db(float(a @ a), float(((a - b) ** 2).sum())),
+        agreement=100.0 * float((_top1(reference[first]) == _top1(other[first])).mean()),
+        cosine=cosine(fp_fp, q_q, fp_q),
+        sqnr_db=sqnr_db(fp_fp, noise),
     )
 
 
@@ -45,17 +46,23 @@ def accuracy(outputs: Mapping[str, NDArray[np.float32]], labels: NDArray[np.int6
 
 
 def cosine(fp_fp: float, q_q: float, fp_q: float) -> float:
-    """Cosine of two vectors from their products; 1 for two zero vectors, 0 where only one is."""
+    """Cosine of two vectors from their products; 1 for two zero vectors, 0 where only one is or nothing is known (NaN)."""
     if fp_fp == 0 and q_q == 0:
         return 1.0
-    return fp_q / math.sqrt(fp_fp * q_q) if fp_fp > 0 and q_q > 0 else 0.0
+    if not (0 < fp_fp < math.inf and 0 < q_q < math.inf and math.isfinite(fp_q)):
+        return 0.0
+    return max(-1.0, min(1.0, fp_q / (math.sqrt(fp_fp) * math.sqrt(q_q))))
 
 
 def sqnr_db(signal: float, noise: float) -> float:
-    """Signal to quantization noise ratio, within +-`NO_NOISE_DB`."""
+    """Signal to quantization noise ratio, within +-`NO_NOISE_DB`; the least where one of them is NaN or infinite."""
+    if not (math.isfinite(signal) and math.isfinite(noise)):
+        return -NO_NOISE_DB
     if noise <= 0:
         return NO_NOISE_DB
-    return max(-NO_NOISE_DB, min(NO_NOISE_DB, 10 * math.log10(signal / noise))) if signal > 0 else -NO_NOISE_DB
+    if signal <= 0:
+        return -NO_NOISE_DB
+    return max(-NO_NOISE_DB, min(NO_NOISE_DB, 10 * (math.log10(signal) - math.log10(noise))))
 
 
 def _top1(outputs: NDArray[np.float32]) -> NDArray[np.int64]:

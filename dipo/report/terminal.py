@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from dipo.report.measures import OutputError
 from dipo.report.report import Report
 
 PLAIN_SECONDS = 10.0
@@ -29,8 +30,8 @@ class Terminal:
         self.console = console or Console(highlight=False)
 
     def say(self, text: str) -> None:
-        """A line."""
-        self.console.print(text, markup=False)
+        """A line; it is not broken, so that paths in it can be copied."""
+        self.console.print(text, markup=False, emoji=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def task(self, title: str, total: int, noun: str) -> Iterator[Callable[[int], None]]:
@@ -75,25 +76,20 @@ class _PlainTask:
 
 
 def _outputs(report: Report) -> Table:
-    title = f"{report.model}: {report.algo}, {report.precision} for {report.platform}, {report.samples['evaluation']} {report.evaluated_on} samples"
-    table = Table(title=title, title_justify="left", title_style="bold")
+    samples = f"{report.samples['evaluation']} {report.evaluated_on} samples"
+    title = f"{report.model}: {report.algo}, {report.precision} for {report.platform}, {samples}"
+    table = Table(title=Text(title), title_justify="left", title_style="bold")
     for name in ("network", "top-1 %", "agreement %", "cosine", "SQNR dB"):
         table.add_column(name, justify="left" if name == "network" else "right")
     table.add_row("FP32", _percent(report.accuracy["fp32"]), "", "", "")
     for name in ("simulated", "deployed"):
-        error = report.error[f"{name}_vs_fp32"]
-        table.add_row(
-            name,
-            _percent(report.accuracy[name]),
-            f"{error.agreement:.2f}",
-            f"{error.cosine:.5f}",
-            f"{error.sqnr_db:.2f}",
-        )
-    error = report.error["deployed_vs_simulated"]
-    table.add_row(
-        "deployed against simulated", "", f"{error.agreement:.2f}", f"{error.cosine:.5f}", f"{error.sqnr_db:.2f}"
-    )
+        table.add_row(name, _percent(report.accuracy[name]), *_error_cells(report.error[f"{name}_vs_fp32"]))
+    table.add_row("deployed against simulated", "", *_error_cells(report.error["deployed_vs_simulated"]))
     return table
+
+
+def _error_cells(error: OutputError) -> tuple[str, str, str]:
+    return f"{error.agreement:.2f}", f"{error.cosine:.5f}", f"{error.sqnr_db:.2f}"
 
 
 def _layers(report: Report) -> Table:
@@ -102,7 +98,7 @@ def _layers(report: Report) -> Table:
     table.add_column("cosine", justify="right")
     table.add_column("SQNR dB", justify="right")
     for row in report.worst_layers(WORST_LAYERS):
-        table.add_row(row.name, f"{row.cosine:.5f}", f"{row.sqnr_db:.2f}")
+        table.add_row(Text(row.name), f"{row.cosine:.5f}", f"{row.sqnr_db:.2f}")
     return table
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 
 from dipo.config import Config, resolve_path
 from dipo.data.dataset import Datasets, InputSpec, open_datasets
@@ -48,7 +51,7 @@ def load_job(config: Config) -> Loaded:
     data = open_datasets(
         path=resolve_path(config.data.path),
         eval_path=None if config.data.eval_path is None else resolve_path(config.data.eval_path),
-        inputs=[_input_spec(value) for value in model.graph.inputs],
+        inputs=[_input_spec(value, path) for value in model.graph.inputs],
         num=config.data.num,
         eval_num=config.data.eval_num,
         mean=config.data.mean,
@@ -71,13 +74,15 @@ def load_job(config: Config) -> Loaded:
     )
     if not plan.layers:
         raise UserError(
-            f"model.path={path}: no layer can be quantized (Conv, ConvTranspose, Gemm, MatMul with constant weights)"
+            f"model.path={path}: no layer is left to quantize (Conv, ConvTranspose, Gemm or MatMul with constant weights, "
+            "and not in precision.skip)"
         )
     return Loaded(path, model, data, plan)
 
 
-def _input_spec(value: ir.Value) -> InputSpec:
-    assert value.shape is not None and value.dtype is not None
+def _input_spec(value: ir.Value, path: Path) -> InputSpec:
+    if value.shape is None or value.dtype is None:
+        raise UserError(f"model.path={path}: input {value.name!r} has no declared shape and type, export it with both")
     shape = tuple(size if isinstance(size, int) else None for size in value.shape)
     return InputSpec(name=name_of(value), shape=shape, dtype=value.dtype.numpy())
 
@@ -89,27 +94,45 @@ def check_parity(loaded: Loaded, *, threads: int) -> float:
         The largest difference, over the largest output.
 
     Raises:
-        UserError: They differ by more than rounding does.
+        UserError: One of the two cannot run it, or they differ by more than rounding does.
     """
     samples = loaded.data.calib.read(0, min(PARITY_SAMPLES, len(loaded.data.calib))).inputs
-    rows = len(next(iter(samples.values())))
-    fixed = next(iter(loaded.model.graph.inputs)).shape
-    assert fixed is not None
-    step = fixed[0] if isinstance(fixed[0], int) else 1
-    expected = run_model(
-        loaded.path, ({name: array[i : i + step] for name, array in samples.items()} for i in range(0, rows - step + 1, step)),
-        threads=threads,
-    )  # fmt: skip
-    with torch.inference_mode():
-        module = GraphModule(loaded.model, outputs=[name_of(value) for value in loaded.model.graph.outputs]).eval()
-        found = module({name: channels_last(torch.from_numpy(array)) for name, array in samples.items()})
-    worst = 0.0
+    names = [name_of(value) for value in loaded.model.graph.outputs]
+    module = GraphModule(loaded.model, outputs=names).eval()
+    try:
+        expected = run_model(loaded.path, [samples], threads=threads)
+    except Exception as error:
+        raise _cannot_run("ONNX Runtime", error, loaded.path) from error
+    try:
+        with torch.inference_mode():
+            found = module({name: channels_last(torch.from_numpy(array)) for name, array in samples.items()})
+    except (RuntimeError, IndexError) as error:
+        raise _cannot_run("torch", error, loaded.path) from error
+    num_samples = len(next(iter(samples.values())))
     for name, array in expected.items():
-        scale = max(float(np.abs(array).max()), 1e-30)
-        worst = max(worst, float(np.abs(found[name].numpy() - array).max()) / scale)
-    if not worst <= PARITY_LIMIT:
+        if not array.ndim or len(array) != num_samples or array.shape != tuple(found[name].shape):
+            raise UserError(
+                f"model.path={loaded.path}: output {name!r} has the shape {list(found[name].shape)} for {num_samples} "
+                "samples, export the model with one row of every output for each sample"
+            )
+    worst = max(_difference(found[name].numpy(), array) for name, array in expected.items())
+    if worst > PARITY_LIMIT:
         raise UserError(
-            f"model.path={loaded.path}: torch and ONNX Runtime differ by {worst:.2g} of the largest output on the float network, "
-            "so nothing derived from it would hold; please report the model"
+            f"model.path={loaded.path}: torch and ONNX Runtime differ by {worst:.2g} of the largest output on the float "
+            "network, so nothing derived from it would hold; please report the model"
         )
     return worst
+
+
+def _difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Largest difference over the largest expected number; infinite where one of the two is NaN and the other is not."""
+    if not np.array_equal(np.isfinite(found), np.isfinite(expected)):
+        return math.inf
+    finite = np.isfinite(expected)
+    a, b = found[finite].astype(np.float64), expected[finite].astype(np.float64)
+    return float(np.abs(a - b).max(initial=0.0) / np.abs(b).max(initial=1e-30))
+
+
+def _cannot_run(who: str, error: Exception, path: Path) -> UserError:
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return UserError(f"model.path={path}: {who} cannot run the float network on the samples: {reason}")

@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+import torch
+
+from dipo.algo.exchange import NoExchange
+from dipo.algo.reconstruct import Piece
+from dipo.algo.simulate import simulate
+from dipo.algo.sweep import Sweep
+from dipo.config import AlgoConfig
+from dipo.export.platforms import RULES
+from dipo.graph.plan import QuantizedModel
+from dipo.graph.units import find_units
+from dipo.quant import kernels
+
+CPU = torch.device("cpu")
+
+
+def make_sweep(case, granularity, *, with_float=True):
+    units = find_units(case.model, granularity=granularity)
+    sweep = Sweep(
+        case.model, plan=case.plan, units=units, quantized=case.quantized, batches=case.batches, owners=[0] * len(case.batches),
+        inputs=case.inputs, with_float=with_float, exchange=NoExchange(), device=CPU,
+    )  # fmt: skip
+    return sweep, units
+
+
+def solve(sweep, units, case, cfg, seed=0):
+    pieces = [Piece(0, 0, len(case.samples), cfg.batch_size)]
+    return [
+        sweep.solve(
+            unit, cfg=cfg, pieces=pieces, piece_owners=[0], seed=seed, kernels=kernels.eager(), progress=lambda _: None
+        )
+        for unit in units
+    ]
+
+
+def error_of(case, quantized):
+    result = simulate(
+        case.model, plan=case.plan, quantized=quantized, rules=RULES["ort"], batches=case.batches, inputs=case.inputs,
+        profile_samples=1000, device=CPU, progress=lambda _: None,
+    )  # fmt: skip
+    fp, q = result.fp_outputs["logits"], result.q_outputs["logits"]
+    return float(((fp - q) ** 2).mean()), result
+
+
+@pytest.mark.parametrize(("granularity", "prob"), [("layer", 0.0), ("block", 0.0), ("block", 0.5)])
+def test_reconstruction_beats_rounding_to_nearest(make_case, granularity, prob):
+    case = make_case(weight_bits=3, act_bits=4)
+    sweep, units = make_sweep(case, granularity)
+    nearest, _ = error_of(case, case.quantized)
+    results = solve(sweep, units, case, AlgoConfig(iters=120, fp_input_prob=prob, batch_size=16))
+    error, _ = error_of(case, QuantizedModel(sweep.layers, sweep.activations))
+    assert error < 0.7 * nearest
+    changed = {name for result in results for name in result.layers}
+    assert changed == set(case.plan.layers)
+    for name in changed:
+        assert np.any(sweep.layers[name].codes != case.quantized.layers[name].codes)
+        assert sweep.layers[name].codes.min() >= sweep.layers[name].qparams.qmin
+        assert sweep.layers[name].codes.max() <= sweep.layers[name].qparams.qmax
+
+
+def test_a_rounded_weight_is_a_neighbour_of_the_float_one(make_case):
+    case = make_case()
+    sweep, units = make_sweep(case, "block")
+    solve(sweep, units, case, AlgoConfig(iters=30, fp_input_prob=0.5))
+    layer = sweep.layers["left"]
+    scale, zero = layer.qparams.along(4)
+    floor = np.floor(case.model.graph.initializers["w1"].const_value.numpy() / scale) + zero
+    low, high = (np.clip(floor + step, layer.qparams.qmin, layer.qparams.qmax) for step in (0, 1))
+    assert np.all((layer.codes == low) | (layer.codes == high))
+
+
+def test_the_seed_decides_all_that_is_random(make_case):
+    case = make_case()
+    cfg = AlgoConfig(iters=10, fp_input_prob=0.5)
+    runs = []
+    for seed in (3, 3, 4):
+        sweep, units = make_sweep(case, "block")
+        solve(sweep, units, case, cfg, seed=seed)
+        runs.append(sweep.activations["r1"].scale)
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+
+
+def test_the_captures_follow_the_simulation(make_case):
+    """What the sweep hands from unit to unit is what the whole quantized network computes."""
+    case = make_case()
+    sweep, units = make_sweep(case, "block")
+    solve(sweep, units, case, AlgoConfig(iters=5))
+    _, result = error_of(case, QuantizedModel(sweep.layers, sweep.activations))
+    assert result.layers.keys() == {"stem", "left", "right", "head"}
+    assert not sweep.q, "captures that nobody reads any more are let go"
+    assert not sweep.fp
+
+
+def test_bias_correction_restores_the_channel_means(make_case):
+    case = make_case(weight_bits=3, act_bits=8)
+    sweep, units = make_sweep(case, "layer", with_float=False)
+    means = case.observed.channel_means()
+    for unit in units:
+        sweep.correct(unit, means)
+    corrected = QuantizedModel(sweep.layers, sweep.activations)
+    # Without the rounding of biases to int32, so that the means are exact.
+    result = simulate(
+        case.model, plan=case.plan, quantized=corrected, rules=RULES["trt"], batches=case.batches, inputs=case.inputs,
+        profile_samples=0, device=CPU, progress=lambda _: None,
+    )  # fmt: skip
+    np.testing.assert_allclose(result.q_outputs["logits"].mean(0), result.fp_outputs["logits"].mean(0), atol=1e-5)
+    before, _ = error_of(case, case.quantized)
+    after, _ = error_of(case, corrected)
+    assert after < before
+
+
+def test_a_correction_that_does_not_help_is_taken_back(make_case, monkeypatch):
+    case = make_case()
+    sweep, units = make_sweep(case, "block")
+    errors = iter([1.0, 2.0])
+    monkeypatch.setattr(sweep, "_output_error", lambda *_: next(errors))
+    cfg = AlgoConfig(iters=2, train_bias=False)
+    result = solve(sweep, units[:1], case, cfg)[0]
+    assert not result.bias_corrected
+    assert np.array_equal(sweep.layers["stem"].bias, case.quantized.layers["stem"].bias)
