@@ -3,7 +3,7 @@
 VENV ?= .venv
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
-BENCH ?= +model=mobilenet +algo=qdrop precision=w4a4 cluster=inline cluster.threads=1
+MODEL ?= +model=mobilenet
 
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -33,9 +33,9 @@ style: $(VENV)/.setup-dev  ## lint and format, mended where that is safe
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.setup-run  ## every script of benchmarks/, on BENCH="options"; results are written beside the scripts
-	@set -e; for script in benchmarks/*.py; do \
-		echo "$$script $(BENCH)"; $(BIN)/python "$$script" $(BENCH); done
+bench: $(VENV)/.setup-run  ## benchmarks/step_cost.py and calibration.py, on MODEL="options"; results are written beside them
+	$(BIN)/python benchmarks/step_cost.py $(MODEL) +algo=qdrop precision=w4a4 cluster=inline cluster.threads=1
+	$(BIN)/python benchmarks/calibration.py --rate $(MODEL) cluster=inline cluster.threads=1
 
 wheel: $(VENV)/.setup-dev  ## sdist and wheel in dist/
 	$(BIN)/python -m build

@@ -71,4 +71,4 @@ class RunFolder:
         from safetensors.numpy import save_file
 
         with self.writing(name) as path:
-            save_file({key: np.ascontiguousarray(array) for key, array in arrays.items()}, path)
+            save_file({key: np.asarray(array, order="C") for key, array in arrays.items()}, path)

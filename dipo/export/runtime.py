@@ -25,8 +25,8 @@ def run_model(
 ) -> dict[str, NDArray[np.float32]]:
     """All outputs of a model, by name, for batches of its inputs.
 
-    A model with a fixed batch gets pieces of that size; the last is filled up with its own samples again, what comes out
-    of those is left out.
+    A model with a fixed batch gets pieces of that size; the last is filled up with its own samples again, and what
+    comes out of those is left out.
 
     Args:
         path: The ONNX file.

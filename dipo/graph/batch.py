@@ -48,16 +48,18 @@ def free_batch(model: ir.Model, path: Path) -> None:
 
 
 def _freed_target(node: ir.Node, batch: int) -> NDArray[np.int64] | None:
-    """A Reshape's target with a free batch; None where it fixes none."""
+    """A Reshape's target with a free first dimension, which the batch is a factor of; None where it is none."""
     target = node.inputs[1] if node.op_type == "Reshape" else None
     if target is None or target.const_value is None:
         return None
     shape = np.array(target.const_value.numpy(), np.int64)
-    if not shape.size or shape[0] != batch:
+    if not shape.size or shape[0] < 1 or shape[0] % batch:
         return None
     made = node.outputs[0].shape
     if -1 in shape and made is not None and all(isinstance(size, int) for size in made):
         shape = np.array(made.numpy(), np.int64)
+    if -1 in shape and shape[0] != batch:
+        return None
     shape[0] = 0 if -1 in shape else -1
     return shape
 

@@ -47,8 +47,9 @@ def load(path: Path) -> ir.Model:
     """
     model = _read(path)
     _refuse_unusable(model, path)
-    layer_names = _layer_names(model)
     RemoveInitializersFromInputsPass()(model)
+    _untie_parameters(model)
+    layer_names = _layer_names(model)
     with _quiet():
         _optimize(model, path)
         free_batch(model, path)
@@ -125,7 +126,8 @@ def _read(path: Path) -> ir.Model:
     if path.is_dir():
         raise UserError(f"model.path={path}: this is a folder, give the path of an ONNX file")
     try:
-        model = ir.load(path)
+        with _quiet():
+            model = ir.load(path)
     except OSError as error:
         raise UserError(
             f"model.path={path}: cannot be read ({error.strerror or error}), check its permissions"
@@ -147,6 +149,11 @@ def _refuse_unusable(model: ir.Model, path: Path) -> None:
                 f"model.path={path}: node {node.name!r} is {node.op_type}, the model is quantized already, "
                 "give the float one"
             )
+        for value in node.inputs:
+            if value is not None and not (value.producer() or value.is_graph_input() or value.is_initializer()):
+                raise UserError(
+                    f"model.path={path}: node {node.name!r} reads {value.name!r}, which nothing makes, export it again"
+                )
     tensors = [(value.name, value.const_value) for value in model.graph.initializers.values()]
     tensors += [
         (node.outputs[0].name, node.outputs[0].const_value) for node in model.graph if node.op_type == "Constant"
@@ -197,29 +204,37 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _layer_names(model: ir.Model) -> dict[str, list[str]]:
-    """The file's names of the layers, by name of the initializer that is their weight."""
-    names: dict[str, list[str]] = {}
+def _untie_parameters(model: ir.Model) -> None:
+    """Gives each layer its own weight and bias: the optimizer folds nothing into one that others read."""
     for node in model.graph:
-        if node.op_type in LAYER_OPERATORS and node.name and (weight := _second_input(node)):
-            names.setdefault(weight, []).append(node.name)
-    return names
+        if node.op_type not in LAYER_OPERATORS:
+            continue
+        for index, value in enumerate(node.inputs):
+            if value is not None and value.is_initializer() and len(value.uses()) > 1:
+                replace_input(model, node, index, f"{node.name or node.op_type}_{value.name}", array_of(value))
+
+
+def _layer_names(model: ir.Model) -> dict[str, str]:
+    """The file's names of the layers, by name of the initializer that is their weight."""
+    return {
+        weight: node.name
+        for node in model.graph
+        if node.op_type in LAYER_OPERATORS and node.name and (weight := _second_input(node))
+    }
 
 
 def _second_input(node: ir.Node) -> str | None:
     return node.inputs[1].name if len(node.inputs) > 1 and node.inputs[1] is not None else None
 
 
-def _name_nodes(model: ir.Model, layer_names: dict[str, list[str]]) -> None:
+def _name_nodes(model: ir.Model, layer_names: dict[str, str]) -> None:
     """Layers first, so that nothing else takes their names; one that the optimizer replaced is known by its weight."""
-    in_file = {name for names in layer_names.values() for name in names}
-    present = {node.name for node in model.graph if node.name in in_file}
+    kept = set(layer_names.values())
     taken: set[str] = set()
     for node in sorted(model.graph, key=lambda node: node.op_type not in LAYER_OPERATORS):
         wish = node.name or node.op_type
-        if node.op_type in LAYER_OPERATORS and wish not in in_file:
-            lost = [name for name in layer_names.get(_second_input(node) or "", []) if name not in taken | present]
-            wish = next(iter(lost), wish)
+        if node.op_type in LAYER_OPERATORS and wish not in kept:
+            wish = layer_names.get(_second_input(node) or "", wish)
         node.name = fresh_name(wish, taken)
         taken.add(node.name)
 

@@ -1,4 +1,7 @@
-"""What a deploy target quantizes: data that the plan and the writers follow. One instance for each target in `export/platforms`."""
+"""What a deploy target quantizes: data that the plan and the writers follow.
+
+There is one instance for each target, in `export/platforms`.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ class PlatformRules:
     operators: frozenset[str]
     """ONNX operators whose inputs are quantized."""
     weight_symmetric: bool | None
-    """True or False where the target takes only that; None where it takes both (then symmetric at 8 bits, asymmetric below)."""
+    """True or False where the target takes only that; None where it takes both: symmetric from 8 bits on."""
     weight_per_channel: bool
     act_symmetric: bool
     act_signed: bool

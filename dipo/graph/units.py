@@ -3,7 +3,8 @@
 A cut may lie wherever a single value is live (long skips do not count), right behind the activation that closes a layer
 or a residual sum. The pieces between two cuts are the units, but for two forms that belong together though a cut could
 part them: a depthwise convolution and the pointwise one behind it (they factorise one convolution), and the expansion
-in front of them when the pointwise one is a linear bottleneck (an inverted residual, arXiv:1801.04381, without its skip).
+in front of them when the pointwise one is a linear bottleneck (an inverted residual, arXiv:1801.04381, without
+its skip).
 """
 
 from __future__ import annotations
@@ -104,19 +105,17 @@ def _blocks(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
     """Pieces between the cuts that the module's docstring allows."""
     order = {node: index for index, node in enumerate(nodes)}
     layers_before = list(itertools.accumulate((is_layer(node) for node in nodes), initial=0))
-    live: dict[ir.Value, int] = {}
+    live: dict[ir.Value, tuple[int, bool]] = {}
     pieces: list[list[ir.Node]] = [[]]
     for index, node in enumerate(nodes):
         pieces[-1].append(node)
         entering = (value for value in node.inputs if value is not None and value.is_graph_input())
         for value in (*entering, *node.outputs):
-            live[value] = max((order[use.node] for use in value.uses()), default=index)
-        live = {value: last for value, last in live.items() if last > index}
-        short = [
-            value
-            for value, last in live.items()
-            if value in node.outputs or layers_before[last + 1] - layers_before[index + 1] <= LONG_SKIP_LAYERS
-        ]
+            last = max((order[use.node] for use in value.uses()), default=index)
+            is_long = layers_before[last + 1] - layers_before[index + 1] > LONG_SKIP_LAYERS
+            live.setdefault(value, (last, is_long))
+        live = {value: (last, is_long) for value, (last, is_long) in live.items() if last > index}
+        short = [value for value, (_, is_long) in live.items() if value in node.outputs or not is_long]
         if len(short) == 1 and short[0] in node.outputs and _closes(node, pieces[-1]):
             pieces.append([])
     tail = pieces.pop()

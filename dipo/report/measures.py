@@ -46,7 +46,7 @@ def accuracy(outputs: Mapping[str, NDArray[np.float32]], labels: NDArray[np.int6
 
 
 def cosine(fp_fp: float, q_q: float, fp_q: float) -> float:
-    """Cosine of two vectors from their products; 1 for two zero vectors, 0 where only one is or nothing is known (NaN)."""
+    """Cosine of two vectors from their products; 1 for two zero vectors, 0 where only one is, or for NaN."""
     if fp_fp == 0 and q_q == 0:
         return 1.0
     if not (0 < fp_fp < math.inf and 0 < q_q < math.inf and math.isfinite(fp_q)):
@@ -66,4 +66,5 @@ def sqnr_db(signal: float, noise: float) -> float:
 
 
 def _top1(outputs: NDArray[np.float32]) -> NDArray[np.int64]:
-    return outputs.reshape(len(outputs), -1).argmax(axis=1)
+    top: NDArray[np.int64] = np.argmax(outputs.reshape(len(outputs), -1), axis=1)
+    return top

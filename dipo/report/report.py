@@ -10,7 +10,7 @@ from dipo.report.measures import OutputError
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer: its output in the quantized network against the float one's, with the errors of all layers before it."""
+    """One layer: its output in the quantized network against the float one's, all errors before it included."""
 
     name: str
     cosine: float

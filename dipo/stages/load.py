@@ -74,8 +74,8 @@ def load_job(config: Config) -> Loaded:
     )
     if not plan.layers:
         raise UserError(
-            f"model.path={path}: no layer is left to quantize (Conv, ConvTranspose, Gemm or MatMul with constant weights, "
-            "and not in precision.skip)"
+            f"model.path={path}: no layer is left to quantize (Conv, ConvTranspose, Gemm or MatMul with constant "
+            "weights, and not in precision.skip)"
         )
     return Loaded(path, model, data, plan)
 
@@ -118,14 +118,14 @@ def check_parity(loaded: Loaded, *, threads: int) -> float:
     worst = max(_difference(found[name].numpy(), array) for name, array in expected.items())
     if worst > PARITY_LIMIT:
         raise UserError(
-            f"model.path={loaded.path}: torch and ONNX Runtime differ by {worst:.2g} of the largest output on the float "
-            "network, so nothing derived from it would hold; please report the model"
+            f"model.path={loaded.path}: torch and ONNX Runtime differ by {worst:.2g} of the largest output on the "
+            "float network, so nothing derived from it would hold; please report the model"
         )
     return worst
 
 
 def _difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Largest difference over the largest expected number; infinite where one of the two is NaN and the other is not."""
+    """Largest difference over the largest expected number; infinite where just one of the two is NaN."""
     if not np.array_equal(np.isfinite(found), np.isfinite(expected)):
         return math.inf
     finite = np.isfinite(expected)

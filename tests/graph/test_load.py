@@ -1,0 +1,356 @@
+import logging
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from networks import network, saved, tiny_cnn
+
+from dipo.errors import UserError
+from dipo.export.runtime import run_model
+from dipo.graph.load import array_of, bias_of, layers_of, load, name_of, node_name, weight_axis, weight_of
+from dipo.graph.torch_module import GraphModule
+
+IMAGE = "(float[{batch},3,8,8] x) => (float[{batch},{out}] y)"
+
+
+def load_model(model: onnx.ModelProto, folder: Path):
+    return load(saved(model, folder))
+
+
+def ops(model) -> list[str]:
+    return [node.op_type for node in model.graph]
+
+
+def assert_same(model: onnx.ModelProto, folder: Path, *, batch: int = 3):
+    """The loaded model computes what the file does, for any batch."""
+    path = saved(model, folder)
+    loaded = load(path)
+    rng = np.random.default_rng(1)
+    shapes = {
+        value.name: [d.dim_value for d in value.type.tensor_type.shape.dim][1:]
+        for value in model.graph.input
+        if value.name not in {tensor.name for tensor in model.graph.initializer}
+    }
+    inputs = {name: rng.normal(size=(batch, *shape)).astype(np.float32) for name, shape in shapes.items()}
+    expected = run_model(path, [inputs], threads=1)
+    with torch.inference_mode():
+        found = GraphModule(loaded)({name: torch.from_numpy(array) for name, array in inputs.items()})
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name].numpy(), array, atol=1e-5, rtol=1e-4)
+    return loaded
+
+
+BATCH_NORM = {"s": (4,), "t": (4,), "mean": (4,), "var": np.full(4, 0.5, np.float32)}
+
+
+def test_batch_normalization_and_pad_are_folded_into_the_convolution(tmp_path):
+    model = network(
+        """(float[N,3,8,8] x) => (float[N,4,8,8] y) {
+          [border] p = Pad(x, pads)
+          [conv] a = Conv(p, w)
+          [norm] b = BatchNormalization(a, s, t, mean, var)
+          [relu] y = Relu(b)
+        }""",
+        pads=np.array([0, 0, 1, 1, 0, 0, 1, 1]), w=(4, 3, 3, 3), **BATCH_NORM,
+    )  # fmt: skip
+    loaded = assert_same(model, tmp_path)
+    assert ops(loaded) == ["Conv", "Relu"]
+    assert [node_name(node) for node in loaded.graph] == ["conv", "relu"], "the layer keeps the name that it had"
+
+
+def test_constants_are_folded(tmp_path):
+    model = network(
+        """(float[N,6] x) => (float[N,4] y) {
+          [half] h = Constant<value = float {0.5}>()
+          [scale] scaled = Mul(w, h)
+          [turn] turned = Transpose<perm=[1,0]>(scaled)
+          [fc] y = MatMul(x, turned)
+        }""",
+        w=(4, 6),
+    )
+    loaded = assert_same(model, tmp_path)
+    (fc,) = layers_of(loaded)
+    assert ops(loaded) == ["MatMul"]
+    weight = onnx.numpy_helper.to_array(model.graph.initializer[0])
+    np.testing.assert_allclose(array_of(weight_of(fc)), weight.T / 2)
+
+
+def test_every_node_has_a_name_of_its_own_and_layers_those_of_the_file(tmp_path):
+    model = network(
+        """(float[N,3,8,8] x) => (float[N,4,8,8] y) {
+          a = Conv<pads=[1,1,1,1]>(x, w1)
+          b = Relu(a)
+          [Conv_0] c = Conv<pads=[1,1,1,1]>(b, w2)
+          [same] d = Relu(c)
+          [same] e = Conv<pads=[1,1,1,1]>(d, w3)
+          [norm] y = BatchNormalization(e, s, t, mean, var)
+        }""",
+        w1=(4, 3, 3, 3), w2=(4, 4, 3, 3), w3=(4, 4, 3, 3), **BATCH_NORM,
+    )  # fmt: skip
+    loaded = load_model(model, tmp_path)
+    names = [node_name(node) for node in loaded.graph]
+    assert len(set(names)) == len(names)
+    assert [node_name(node) for node in layers_of(loaded)][1:] == ["Conv_0", "same"]
+
+
+def test_shared_weights_and_biases_are_untied_and_both_layers_keep_their_names(tmp_path):
+    model = network(
+        """(float[N,4,8,8] x) => (float[N,4,8,8] y) {
+          [first] a = Conv<pads=[1,1,1,1]>(x, w, b)
+          [act] r = Relu(a)
+          [second] y = Conv<pads=[1,1,1,1]>(r, w, b)
+        }""",
+        w=(4, 4, 3, 3), b=(4,),
+    )  # fmt: skip
+    loaded = assert_same(model, tmp_path)
+    first, second = layers_of(loaded)
+    assert (node_name(first), node_name(second)) == ("first", "second")
+    assert weight_of(first) is not weight_of(second)
+    assert bias_of(first) is not bias_of(second)
+
+
+def test_a_shared_weight_with_two_normalizations_gives_two_layers(tmp_path):
+    model = network(
+        """(float[N,4,8,8] x) => (float[N,4,8,8] y) {
+          [first] a = Conv<pads=[1,1,1,1]>(x, w)
+          [norm1] b = BatchNormalization(a, s, t, mean, var)
+          [second] c = Conv<pads=[1,1,1,1]>(b, w)
+          [norm2] y = BatchNormalization(c, s2, t, mean, var)
+        }""",
+        w=(4, 4, 3, 3), s2=(4,), **BATCH_NORM,
+    )  # fmt: skip
+    loaded = assert_same(model, tmp_path)
+    assert ops(loaded) == ["Conv", "Conv"]
+    assert {node_name(node) for node in loaded.graph} == {"first", "second"}
+
+
+@pytest.mark.parametrize(
+    ("layer", "weight", "channels"),
+    [
+        ("Conv<pads=[1,1,1,1]>(x, w)", (5, 4, 3, 3), 5),
+        ("Conv<group=2,pads=[1,1,1,1]>(x, w)", (6, 2, 3, 3), 6),
+        ("ConvTranspose<pads=[1,1,1,1]>(x, w)", (4, 5, 3, 3), 5),
+        ("ConvTranspose<group=2,pads=[1,1,1,1]>(x, w)", (4, 3, 3, 3), 6),
+    ],
+)
+def test_a_missing_bias_is_added(tmp_path, layer, weight, channels):
+    model = network(f"(float[N,4,8,8] x) => (float[N,{channels},8,8] y) {{ [layer] y = {layer} }}", w=weight)
+    (node,) = layers_of(assert_same(model, tmp_path))
+    bias = bias_of(node)
+    assert bias is not None
+    np.testing.assert_array_equal(array_of(bias), np.zeros(channels))
+
+
+@pytest.mark.parametrize("bias", ["", ", b"])
+def test_the_factors_of_a_gemm_go_into_its_weight_and_bias(tmp_path, bias):
+    model = network(
+        f"(float[N,4] x) => (float[N,5] y) {{ [fc] y = Gemm<alpha=0.5,beta=3.0,transB=1>(x, w{bias}) }}",
+        w=(5, 4), b=(5,),
+    )  # fmt: skip
+    (node,) = layers_of(assert_same(model, tmp_path))
+    assert set(node.attributes) == {"transB"}
+    assert weight_axis(node) == 0
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 5), (1, 1)])
+def test_a_bias_of_another_shape_becomes_one_number_for_each_channel(tmp_path, shape):
+    model = network("(float[N,4] x) => (float[N,5] y) { [fc] y = Gemm(x, w, b) }", w=(4, 5), b=np.ones(shape, "f"))
+    (node,) = layers_of(assert_same(model, tmp_path))
+    assert array_of(bias_of(node)).shape == (5,)
+
+
+def test_a_bias_for_each_row_is_refused(tmp_path):
+    model = network("(float[2,4] x) => (float[2,5] y) { [fc] y = Gemm(x, w, b) }", w=(4, 5), b=(2, 5))
+    with pytest.raises(UserError, match=r"'fc'.*one number for each channel"):
+        load_model(model, tmp_path)
+
+
+def test_initializers_listed_as_inputs_are_none(tmp_path):
+    model = tiny_cnn()
+    for tensor in model.graph.initializer:
+        model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    loaded = assert_same(model, tmp_path)
+    assert [value.name for value in loaded.graph.inputs] == ["image"]
+    assert len(list(layers_of(loaded))) == 4
+
+
+def test_a_vector_that_is_multiplied_is_no_layer(tmp_path):
+    model = network("(float[N,3,4] x) => (float[N,3] y) { [dot] y = MatMul(x, v) }", v=(4,))
+    assert list(layers_of(assert_same(model, tmp_path))) == []
+
+
+# The batch
+
+RESHAPES = {
+    "whole": ("Reshape(p, shape)", [1, 4]),
+    "rest": ("Reshape(p, shape)", [1, -1]),
+    "flatten": ("Flatten(p)", [0]),
+}
+
+
+@pytest.mark.parametrize(("reshape", "target"), RESHAPES.values(), ids=RESHAPES)
+def test_a_fixed_batch_is_made_dynamic(tmp_path, reshape, target):
+    model = network(
+        f"""(float[1,3,8,8] x) => (float[1,10] y) {{
+          [conv] a = Conv<pads=[1,1,1,1]>(x, w)
+          [pool] p = GlobalAveragePool(a)
+          [shape] f = {reshape}
+          [fc] y = Gemm(f, v)
+        }}""",
+        w=(4, 3, 3, 3), v=(4, 10), shape=np.array(target),
+    )  # fmt: skip
+    loaded = assert_same(model, tmp_path)
+    for value in (*loaded.graph.inputs, *loaded.graph.outputs):
+        assert not isinstance(value.shape[0], int)
+    for node in loaded.graph:
+        assert not isinstance(node.outputs[0].shape[0], int)
+
+
+def test_a_fixed_batch_of_several_samples_is_made_dynamic_too(tmp_path):
+    loaded = assert_same(tiny_cnn(batch=4), tmp_path, batch=7)
+    assert not isinstance(loaded.graph.inputs[0].shape[0], int)
+
+
+def test_a_shape_that_only_looks_like_the_batch_stays(tmp_path):
+    model = network(
+        """(float[1,6] x) => (float[1,2] y) {
+          [grid] a = Reshape(x, shape)
+          [turn] b = Transpose<perm=[0,2,1]>(a)
+          [flat] c = Flatten(b)
+          [fc] y = Gemm(c, w)
+        }""",
+        shape=np.array([1, -1, 1]), w=(6, 2),
+    )  # fmt: skip
+    assert_same(model, tmp_path)
+
+
+def test_a_batch_that_is_merged_with_another_dimension_and_parted_again_is_made_dynamic(tmp_path):
+    model = network(
+        """(float[2,3,4] x) => (float[2,4,3] y) {
+          [flat] a = Reshape(x, down)
+          [fc] b = MatMul(a, w)
+          [back] c = Reshape(b, up)
+          [turn] y = Transpose<perm=[0,2,1]>(c)
+        }""",
+        down=np.array([6, 4]), up=np.array([2, 3, 4]), w=(4, 4),
+    )  # fmt: skip
+    assert_same(model, tmp_path, batch=5)
+
+
+def test_a_graph_that_depends_on_its_batch_is_refused(tmp_path):
+    model = network(
+        "(float[2,3,4] x) => (float[3,8] y) { [fc] a = MatMul(x, w) [mix] y = Reshape(a, shape) }",
+        shape=np.array([3, 8]), w=(4, 4),
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"batch is fixed at 2.*dynamic batch"):
+        load_model(model, tmp_path)
+
+
+# What is refused
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        load(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+    assert "no such file" in refusal(tmp_path / "absent.onnx")
+    assert "folder" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("text.onnx", b"words, no network\n" * 9), ("net.json", b'{"a": 1}'), ("none.onnx", b""), ("0.onnx", b"\0" * 99)],
+)  # fmt: skip
+def test_what_is_no_onnx_file_is_refused(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    message = refusal(tmp_path / name)
+    assert "not an ONNX file" in message or "no complete ONNX graph" in message
+
+
+@pytest.mark.parametrize("keep", [0.01, 0.1, 0.5, 0.9, 0.99])
+def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path, keep):
+    content = tiny_cnn().SerializeToString()
+    path = tmp_path / "cut.onnx"
+    path.write_bytes(content[: int(len(content) * keep)])
+    assert "truncated" in refusal(path)
+
+
+def test_a_file_that_ends_between_two_fields_is_refused(tmp_path):
+    model = tiny_cnn()
+    del model.opset_import[:]
+    assert "no complete ONNX graph" in refusal(saved(model, tmp_path))
+
+
+def test_a_quantized_model_is_refused(tmp_path):
+    model = network(
+        "(float[N,4] x) => (float[N,4] y) { [q] a = QuantizeLinear(x, s, z) [d] y = DequantizeLinear(a, s, z) }",
+        s=np.float32(0.1), z=np.uint8(0),
+    )  # fmt: skip
+    message = refusal(saved(model, tmp_path))
+    assert "quantized already" in message
+    assert "'q'" in message
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    model = tiny_cnn()
+    array = onnx.numpy_helper.to_array(model.graph.initializer[2]).copy()
+    array[0, 0, 0, 0] = value
+    model.graph.initializer[2].CopyFrom(onnx.numpy_helper.from_array(array, "w2"))
+    assert "'w2'" in refusal(saved(model, tmp_path))
+
+
+def test_missing_and_short_external_data_are_refused(tmp_path):
+    path = tmp_path / "net.onnx"
+    onnx.save(tiny_cnn(), path, save_as_external_data=True, location="net.data", size_threshold=0)
+    assert len(list(layers_of(load(path)))) == 4
+    data = (tmp_path / "net.data").read_bytes()
+    (tmp_path / "net.data").write_bytes(data[:64])
+    assert "incomplete" in refusal(path)
+    (tmp_path / "net.data").unlink()
+    assert "net.data" in refusal(path)
+
+
+def test_weights_in_half_precision_are_refused(tmp_path):
+    model = network("(float16[N,4] x) => (float16[N,5] y) { [fc] y = Gemm(x, w) }", w=np.ones((4, 5), np.float16))
+    assert "'fc' has float16 weights" in refusal(saved(model, tmp_path))
+
+
+def test_an_invalid_graph_is_refused(tmp_path):
+    model = network("(float[N,4] x) => (float[N,4] y) { [a] y = Unknown(z) }")
+    assert "reads 'z', which nothing makes" in refusal(saved(model, tmp_path))
+
+
+def test_nothing_reaches_the_terminal(tmp_path, capfd):
+    model = network(
+        """(float[1,3,8,8] x) => (float[1,3,8,8] y, float[1,3,8,8] z) {
+          [bad] a = Conv<pads=[1,1,1,1]>(x, w)
+          [div] d = Div(one, zero)
+          [cast] e = Cast<to=1>(d)
+          [add] y = Add(a, e)
+          [own] z = Relu(a)
+        }""",
+        w=(3, 3, 3, 3), one=np.float32(1), zero=np.float32(0),
+    )  # fmt: skip
+    load_model(model, tmp_path)
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "")
+    assert logging.getLogger("onnxscript").level == logging.NOTSET
+
+
+@pytest.mark.parametrize(("name", "layers"), [("resnet20_cifar10.onnx", 20), ("mobilenet_v1_025_224.onnx", 28)])
+def test_real_networks_lose_their_normalizations(shared_file, name, layers):
+    path = shared_file(name)
+    loaded = load(path)
+    assert "BatchNormalization" not in ops(loaded)
+    found = [node_name(node) for node in layers_of(loaded)]
+    assert len(found) >= layers
+    assert set(found) <= {node.name for node in onnx.load(path).graph.node}
+    assert all(name_of(weight_of(node)) for node in layers_of(loaded))

@@ -1,0 +1,124 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from dipo.report import terminal as module
+from dipo.report.measures import OutputError
+from dipo.report.report import LayerRow, Report
+from dipo.report.terminal import WORST_LAYERS, Terminal
+
+
+def console(width: int = 120, *, is_terminal: bool = False) -> Console:
+    color = "standard" if is_terminal else None
+    return Console(file=io.StringIO(), width=width, force_terminal=is_terminal, color_system=color, highlight=False)
+
+
+def shown(terminal: Terminal) -> str:
+    return terminal.console.file.getvalue()
+
+
+@pytest.fixture
+def report() -> Report:
+    return Report(
+        model="net[v2]",
+        algo="brecq",
+        platform="ort",
+        precision="w4a8",
+        samples={"calibration": 32, "evaluation": 100},
+        evaluated_on="evaluation",
+        parity=1e-6,
+        accuracy={"fp32": 92.5, "simulated": 91.25, "deployed": None},
+        error={
+            "simulated_vs_fp32": OutputError(98.5, 0.99912, 27.31),
+            "deployed_vs_fp32": OutputError(98.25, 0.99911, 27.29),
+            "deployed_vs_simulated": OutputError(99.75, 0.99999, 61.5),
+        },
+        layers=[LayerRow(f"/features/{i}/[/b]/Conv", 0.99 - i / 100, 40.0 - i) for i in range(8)],
+        units=[],
+        not_reconstructed=[],
+        files={"float": 2048 * 1024, "quantized.onnx": 512 * 1024, "ranges.json": 2048},
+        seconds={"load": 1.25, "calibrate": 3.5},
+        peak_rss_mb={"driver": 300.0},
+        workers={},
+        versions={},
+    )
+
+
+def test_the_table_names_the_networks_and_their_figures(report):
+    terminal = Terminal(console())
+    terminal.show(report)
+    text = shown(terminal)
+    lines = text.splitlines()
+    assert "net[v2]: brecq, w4a8 for ort, 100 evaluation samples" in text
+    for name, figures in {
+        "FP32": ["92.50"],
+        "simulated": ["91.25", "98.50", "0.99912", "27.31"],
+        "deployed": ["-", "98.25", "0.99911", "27.29"],
+        "deployed against simulated": ["99.75", "0.99999", "61.50"],
+    }.items():
+        (line,) = [line for line in lines if line.strip("│ ").startswith(f"{name} ") and line.count("│") == 6][:1]
+        assert [cell.strip() for cell in line.strip("│").split("│")[1:] if cell.strip()] == figures
+    assert "quantized.onnx 512 KB (0.25 of the float file)" in text
+    assert "load 1.2 s, calibrate 3.5 s" in text
+
+
+def test_the_worst_layers_come_first_and_their_names_are_no_markup(report):
+    terminal = Terminal(console())
+    terminal.show(report)
+    named = [line for line in shown(terminal).splitlines() if "/features/" in line]
+    assert len(named) == WORST_LAYERS
+    assert "/features/7/[/b]/Conv" in named[0]
+    assert "33.00" in named[0]
+
+
+@pytest.mark.parametrize("width", [120, 60, 40])
+def test_tables_fit_the_console_and_lose_no_figure(report, width):
+    terminal = Terminal(console(width))
+    terminal.show(report)
+    text = shown(terminal)
+    assert max(map(len, text.splitlines())) <= width
+    flat = "".join(text.split())
+    assert "\x1b" not in text
+    for figure in ("92.50", "0.99912", "27.31"):
+        assert figure in flat or width == 40
+
+
+def test_a_line_is_left_as_it_is_however_long_or_odd():
+    terminal = Terminal(console(40))
+    line = "run folder: " + "/long[red]" * 20 + " :smile:"
+    terminal.say(line)
+    assert shown(terminal) == line + "\n"
+
+
+def test_progress_without_a_terminal_is_plain_lines_now_and_then(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    terminal = Terminal(console(60))
+    with terminal.task("unit 1/3 /conv1", 100, "steps") as progress:
+        for step in range(1, 101):
+            now[0] += 0.5
+            progress(step)
+    lines = shown(terminal).splitlines()
+    assert lines[0] == "unit 1/3 /conv1: 100 steps"
+    assert lines[1] == "unit 1/3 /conv1: 20/100 steps, 40 s left"
+    assert lines[-1] == "unit 1/3 /conv1: done in 50.0 s"
+    assert len(lines) == 6
+    assert "\x1b" not in shown(terminal)
+
+
+def test_a_task_that_broke_is_not_called_done():
+    terminal = Terminal(console())
+    with pytest.raises(RuntimeError), terminal.task("calibrate", 8, "samples"):
+        raise RuntimeError
+    assert "done" not in shown(terminal)
+
+
+@pytest.mark.parametrize("width", [120, 50])
+def test_progress_in_a_terminal_is_a_bar_that_ends_full(width):
+    terminal = Terminal(console(width, is_terminal=True))
+    with terminal.task("calibrate [1/2]", 8, "samples") as progress:
+        progress(3)
+    text = shown(terminal)
+    assert "8/8" in text
+    assert "calibrate [1/2]" in text
