@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,17 @@ class TinyJob:
             "algo.iters=4",
             *more,
         ]
+
+
+@pytest.fixture(autouse=True)
+def own_log() -> Iterator[None]:
+    """A job's log file is that of its test alone."""
+    yield
+    log = logging.getLogger("dipo")
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+        handler.close()
+    log.propagate = True
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +16,7 @@ from dipo.algo.captures import Batch, channel_sum
 from dipo.config import CalibConfig
 from dipo.graph.load import array_of, layers_of, name_of, node_name
 from dipo.graph.plan import Plan, QuantizedLayer, QuantizedModel
-from dipo.graph.torch_module import GraphModule, channels_last
+from dipo.graph.torch_module import GraphModule
 from dipo.quant.observers import Observer, Statistics
 from dipo.quant.ranges import activation_range, qparams_of, weight_qparams
 
@@ -66,26 +68,34 @@ def observe(
     sums: dict[str, dict[int, NDArray[np.float64]]] = {name: {} for name in outputs.values()}
     counts = dict.fromkeys(outputs.values(), 0)
     module = GraphModule(model).to(device).eval()
-    batch_index = 0
 
-    def see(name: str, value: torch.Tensor) -> torch.Tensor:
+    def look(seen: tuple[Batch, str, torch.Tensor]) -> None:
+        batch, name, value = seen
         if name in observers:
             observers[name].update(value)
         if name in outputs:
             layer = outputs[name]
-            sums[layer][batch_index] = channel_sum(value).cpu().numpy()
+            sums[layer][batch.index] = channel_sum(value).cpu().numpy()
             counts[layer] += value.numel() // value.shape[1]
-        return value
 
     done = 0
-    with torch.inference_mode():
+    # An observer runs on one core: a batch's values are looked at side by side, each observer by one thread at a time.
+    with torch.inference_mode(), ThreadPoolExecutor(torch.get_num_threads()) as threads:
         for batch in batches:
-            batch_index = batch.index
-            values = {name: channels_last(value.to(device)) for name, value in inputs(batch).items()}
-            module(values, hook=see)
+            seen: list[tuple[Batch, str, torch.Tensor]] = []
+            module(inputs(batch), hook=functools.partial(_collect, seen, batch, observers.keys() | outputs.keys()))
+            list(threads.map(look, seen))
             done += len(batch)
             progress(done)
     return Observed({name: observer.result() for name, observer in observers.items()}, sums, counts)
+
+
+def _collect(
+    seen: list[tuple[Batch, str, torch.Tensor]], batch: Batch, wanted: Set[str], name: str, value: torch.Tensor
+) -> torch.Tensor:
+    if name in wanted:
+        seen.append((batch, name, value))
+    return value
 
 
 def quantize_model(

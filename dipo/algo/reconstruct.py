@@ -119,8 +119,8 @@ def reconstruct(
 def _schedule(cfg: AlgoConfig) -> torch.Tensor:
     """What changes from step to step, [steps, 6].
 
-    Columns: learning rate of the rounding, beta, strength of the regulariser, Adam's two bias corrections, and the factor
-    on the learning rates of biases and scales, which fall along a cosine.
+    Columns: learning rate of the rounding, beta, strength of the regulariser, Adam's two bias corrections, and the
+    factor on the learning rates of biases and scales, which fall along a cosine.
     """
     step = torch.arange(cfg.iters, dtype=torch.float64)
     speed = cfg.reference_iters / cfg.iters

@@ -17,6 +17,7 @@ from dipo.graph.rules import PlatformRules
 from dipo.graph.torch_module import GraphModule, channels_last
 from dipo.quant.bias import quantize_bias
 from dipo.quant.functional import TorchQParams, fake_quantize
+from dipo.quant.rounding import flat
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,9 @@ class LayerError:
     @staticmethod
     def between(fp: torch.Tensor, q: torch.Tensor) -> LayerError:
         """The sums for one batch."""
-        a, b = fp.flatten().double(), q.flatten().double()
-        return LayerError(float(a @ a), float(b @ b), float(a @ b), float((a - b).square().sum()))
+        a, b = flat(fp), flat(q)
+        noise = a - b
+        return LayerError(float(a @ a), float(b @ b), float(a @ b), float(noise @ noise))
 
 
 @dataclass(frozen=True)

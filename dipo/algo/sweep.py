@@ -6,7 +6,7 @@ Each unit is solved on the outputs of those before it, so that it sees their err
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,12 +81,9 @@ class Sweep:
         self.rows = _rows(batches)
         read = [inputs(batch) for batch in batches]
         names = [name_of(value) for value in model.graph.inputs]
-        self.q = {name: self._capture(name, [part[name] for part in read]) for name in names}
-        self.fp = {
-            name: Capture.gather([Capture.encode(channels_last(part[name]), None) for part in read], None)
-            for name in names
-            if with_float
-        }
+        self.q = {name: self._gather(name, [channels_last(part[name]) for part in read], codes=True) for name in names}
+        kept = names if with_float else []
+        self.fp = {name: self._gather(name, [channels_last(part[name]) for part in read], codes=False) for name in kept}
 
     def solve(
         self,
@@ -131,28 +128,34 @@ class Sweep:
             unit: A unit of granularity `layer`.
             fp_means: Channel means of the layers' outputs in the float network, over all samples.
         """
-        result = UnitResult({}, {})
-        for name in unit.layers:
-            old = self.layers.get(name)
-            if old is None or old.bias is None:
-                continue
-            node = self.nodes[name]
-            output = name_of(node.outputs[0])
-            module = self._module([node], [output])
-            every = list(zip(self.batches, self.rows, strict=True))
-            means = self._means(module, self.q, every, constants=self._weights([name]), hook=None)
-            shift = fp_means[name] - means[output]
-            corrected = (old.bias + shift).astype(np.float32)
-            self.layers[name] = QuantizedLayer(old.codes, old.qparams, corrected)
-            result = UnitResult({name: self.layers[name]}, {})
-        self._advance(unit)
+        first, *others = (self.nodes[name] for name in unit.nodes)
+        old = self.layers.get(node_name(first))
+        if old is None or old.bias is None:
+            self._advance(unit)
+            self._forget(unit)
+            return UnitResult({}, {})
+        name, output = node_name(first), name_of(first.outputs[0])
+        module = self._module([first], [output])
+        outs = [
+            module(self._read(self.q, module.inputs, rows), constants=self._weights([name]))[output]
+            for rows in self.rows
+        ]
+        means = self._mean_of({batch.index: out for batch, out in zip(self.batches, outs, strict=True)})
+        bias = (old.bias + (fp_means[name] - means)).astype(np.float32)
+        self.layers[name] = QuantizedLayer(old.codes, old.qparams, bias)
+        shift = torch.from_numpy(bias - old.bias).to(self.device)
+        shift = shift.view(-1, *(1,) * (outs[0].ndim - 2))
+        rest = self._module(others, unit.outputs)
+        # Each batch is let go as soon as what follows has read it: floats of all samples are large.
+        shifted = ({output: outs.pop(0).add_(shift)} for _ in self.rows)
+        self.q.update(self._run(rest, shifted, constants={}, hook=self._hook([first, *others]), codes=True))
         self._forget(unit)
-        return result
+        return UnitResult({name: self.layers[name]}, {})
 
     def targets(self, unit: Unit) -> dict[str, Capture]:
         """What the float network gives as the next unit's outputs."""
         module = self._module([self.nodes[name] for name in unit.nodes], unit.outputs)
-        return self._run(module, self.fp, constants={}, hook=None, codes=False)
+        return self._run(module, self._reads(self.fp, module), constants={}, hook=None, codes=False)
 
     def problem(self, unit: Unit, targets: Mapping[str, Capture]) -> UnitProblem:
         """The next unit as a problem to reconstruct."""
@@ -235,8 +238,7 @@ class Sweep:
             for name, value in module(
                 self._read(captures, module.inputs, rows), hook=hook, constants=constants
             ).items():
-                count = torch.tensor([value.numel() / value.shape[1]], dtype=torch.float64, device=self.device)
-                collected[name][batch.index] = torch.cat([channel_sum(value), count])
+                collected[name][batch.index] = _sum_and_count(value)
         means = {}
         for name, parts in collected.items():
             nothing = (
@@ -248,6 +250,12 @@ class Sweep:
             total = self.exchange.ordered_sum(every, owners=self.owners).cpu().numpy()
             means[name] = total[:-1] / total[-1]
         return means
+
+    def _mean_of(self, outs: Mapping[int, torch.Tensor]) -> np.ndarray:
+        """Channel means of one value over all batches of all workers; float64 [C]."""
+        parts = {index: _sum_and_count(out) for index, out in outs.items()}
+        total = self.exchange.ordered_sum(parts, owners=self.owners).cpu().numpy()
+        return np.asarray(total[:-1] / total[-1])
 
     def _num_channels(self, output: str) -> int:
         return next(
@@ -261,29 +269,37 @@ class Sweep:
         nodes = [self.nodes[name] for name in unit.nodes]
         module = self._module(nodes, unit.outputs)
         self.q.update(
-            self._run(module, self.q, constants=self._weights(unit.layers), hook=self._hook(nodes), codes=True)
+            self._run(
+                module,
+                self._reads(self.q, module),
+                constants=self._weights(unit.layers),
+                hook=self._hook(nodes),
+                codes=True,
+            )
         )
 
     def _run(
         self,
         module: GraphModule,
-        captures: Mapping[str, Capture],
+        inputs: Iterable[Mapping[str, torch.Tensor]],
         *,
         constants: Mapping[str, torch.Tensor],
         hook: Hook | None,
         codes: bool,
     ) -> dict[str, Capture]:
         parts: dict[str, list[torch.Tensor]] = {name: [] for name in module.outputs}
-        qparams = {
-            name: self._torch_qparams(name, 4) if codes and name in self.activations else None
-            for name in module.outputs
-        }
-        for rows in self.rows:
-            for name, value in module(
-                self._read(captures, module.inputs, rows), hook=hook, constants=constants
-            ).items():
-                parts[name].append(Capture.encode(value, qparams[name]))
-        return {name: Capture.gather(values, qparams[name]) for name, values in parts.items()}
+        for batch in inputs:
+            for name, value in module(batch, hook=hook, constants=constants).items():
+                parts[name].append(Capture.encode(value, self._code_qparams(name, codes=codes)))
+        return {name: Capture.gather(values, self._code_qparams(name, codes=codes)) for name, values in parts.items()}
+
+    def _gather(self, name: str, batches: Sequence[torch.Tensor], *, codes: bool) -> Capture:
+        qparams = self._code_qparams(name, codes=codes)
+        return Capture.gather([Capture.encode(batch, qparams) for batch in batches], qparams)
+
+    def _code_qparams(self, name: str, *, codes: bool) -> TorchQParams | None:
+        """The codes that a capture of the quantized network keeps; None where it keeps floats."""
+        return self._torch_qparams(name) if codes and name in self.activations else None
 
     def _forget(self, unit: Unit) -> None:
         """Drops what no later unit reads."""
@@ -294,6 +310,9 @@ class Sweep:
 
     def _read(self, captures: Mapping[str, Capture], names: Sequence[str], rows: slice) -> dict[str, torch.Tensor]:
         return {name: captures[name].rows(rows.start, rows.stop) for name in names}
+
+    def _reads(self, captures: Mapping[str, Capture], module: GraphModule) -> Iterator[dict[str, torch.Tensor]]:
+        return (self._read(captures, module.inputs, rows) for rows in self.rows)
 
     def _module(self, nodes: Sequence[ir.Node], outputs: Sequence[str]) -> GraphModule:
         return (
@@ -319,18 +338,14 @@ class Sweep:
         """Fake-quantizes the values that the nodes make."""
         made = {name_of(value) for node in nodes for value in node.outputs if value.name}
         qparams = {
-            name: self._torch_qparams(name, 0)
+            name: self._torch_qparams(name)
             for name in made
             if name in self.activations and name not in self.plan.shared
         }
         return lambda name, value: fake_quantize(value, qparams[name]) if name in qparams else value
 
-    def _torch_qparams(self, name: str, num_dims: int) -> TorchQParams:
-        return TorchQParams.of(self.activations[name], num_dims=num_dims, device=self.device)
-
-    def _capture(self, name: str, parts: Sequence[torch.Tensor]) -> Capture:
-        qparams = self._torch_qparams(name, 4) if name in self.activations else None
-        return Capture.gather([Capture.encode(channels_last(part), qparams) for part in parts], qparams)
+    def _torch_qparams(self, name: str) -> TorchQParams:
+        return TorchQParams.of(self.activations[name], num_dims=0, device=self.device)
 
 
 def _parameters(node: ir.Node) -> tuple[str, str | None]:
@@ -349,3 +364,9 @@ def _rows(batches: Sequence[Batch]) -> list[slice]:
     """Where each batch lies in the worker's captures."""
     stops = np.cumsum([len(batch) for batch in batches])
     return [slice(int(stop) - len(batch), int(stop)) for batch, stop in zip(batches, stops, strict=True)]
+
+
+def _sum_and_count(value: torch.Tensor) -> torch.Tensor:
+    """Channel sums and, behind them, the number of elements in a channel; float64 [C + 1]."""
+    count = torch.tensor([value.numel() / value.shape[1]], dtype=torch.float64, device=value.device)
+    return torch.cat([channel_sum(value), count])

@@ -65,7 +65,7 @@ class ImageDataset:
         assert 0 <= start <= stop <= len(self)
         pixels = np.empty((stop - start, *self.fit.stored_shape), np.uint8)
         for out, file in zip(pixels, self.files[start:stop], strict=True):
-            out[...] = _decode(file, shape=self.fit.stored_shape, size=self.size)
+            out[...] = _cached(file, shape=self.fit.stored_shape, size=self.size)
         inputs = {self.fit.spec.name: self.fit.apply(pixels, first=start, source=str(self.files[0].parent))}
         return Samples(inputs, None if self.labels is None else np.asarray(self.labels[start:stop], np.int64))
 
@@ -162,6 +162,21 @@ def _read_labels(path: Path) -> dict[str, int]:
             )
         labels[name.strip()] = int(label)
     return labels
+
+
+_CACHE_BYTES = 128 << 20
+_cache: dict[tuple[Path, tuple[int, ...], int | None], NDArray[Any]] = {}
+"""Pixels of the first images that this process decoded: a run reads its samples two or three times."""
+
+
+def _cached(file: Path, *, shape: tuple[int, ...], size: int | None) -> NDArray[Any]:
+    key = (file, shape, size)
+    if key not in _cache:
+        pixels = _decode(file, shape=shape, size=size)
+        if (len(_cache) + 1) * pixels.nbytes > _CACHE_BYTES:
+            return pixels
+        _cache[key] = pixels
+    return _cache[key]
 
 
 def _decode(file: Path, *, shape: tuple[int, ...], size: int | None) -> NDArray[Any]:

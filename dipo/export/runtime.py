@@ -23,7 +23,7 @@ def run_model(
     cuda: bool = False,
     float_biases: bool = False,
 ) -> dict[str, NDArray[np.float32]]:
-    """All outputs of a model, by name, for batches of its inputs.
+    """All outputs of a model, by name, for batches of its inputs; one without dimensions gives a number for each batch.
 
     A model with a fixed batch gets pieces of that size; the last is filled up with its own samples again, and what
     comes out of those is left out.
@@ -53,7 +53,7 @@ def run_model(
             rows = np.arange(start, start + fixed) % num_samples
             made = session.run(names, {name: array[rows] for name, array in batch.items()})
             parts.append([output[: num_samples - start] for output in made])
-    return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(names)}
+    return {name: np.concatenate([np.atleast_1d(part[i]) for part in parts]) for i, name in enumerate(names)}
 
 
 def providers(*, cuda: bool) -> list[str]:

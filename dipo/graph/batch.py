@@ -16,7 +16,7 @@ from dipo.errors import UserError
 
 
 def free_batch(model: ir.Model, path: Path) -> None:
-    """Makes a fixed first dimension of the network's inputs dynamic, where only shapes and targets of Reshape fix it.
+    """Makes a fixed first dimension of the network's inputs dynamic, where only declared shapes and sizes fix it.
 
     Args:
         model: A model with folded constants; changed in place.
@@ -30,9 +30,12 @@ def free_batch(model: ir.Model, path: Path) -> None:
     if not isinstance(batch, int):
         return
     for node in model.graph:
-        target = _freed_target(node, batch)
+        target, scales = _freed_target(node, batch), _freed_scales(node)
         if target is not None:
             replace_input(model, node, 1, f"{node.outputs[0].name}_shape", target)
+        if scales is not None:
+            replace_input(model, node, 2, f"{node.outputs[0].name}_scales", scales)
+            node.resize_inputs(3)
     declared = {value: value.shape for value in model.graph.outputs}
     for value in (*model.graph.inputs, *(output for node in model.graph for output in node.outputs)):
         value.shape = ir.Shape(["batch", *value.shape[1:]]) if value.is_graph_input() and value.shape else None
@@ -62,6 +65,19 @@ def _freed_target(node: ir.Node, batch: int) -> NDArray[np.int64] | None:
         return None
     shape[0] = 0 if -1 in shape else -1
     return shape
+
+
+def _freed_scales(node: ir.Node) -> NDArray[np.float32] | None:
+    """A Resize's scales instead of its sizes, which name the batch; None where scales would not give them."""
+    sizes = node.inputs[3] if node.op_type == "Resize" and len(node.inputs) > 3 else None
+    source = node.inputs[0].shape if sizes is not None and node.inputs[0] is not None else None
+    if sizes is None or sizes.const_value is None or source is None or not source.is_static():
+        return None
+    if "axes" in node.attributes or "keep_aspect_ratio_policy" in node.attributes:
+        return None
+    wanted = sizes.const_value.numpy()
+    scales = (wanted / source.numpy()).astype(np.float32)
+    return scales if np.array_equal(np.floor(source.numpy() * scales), wanted) else None
 
 
 def fresh_name(wish: str, taken: Container[str]) -> str:

@@ -53,6 +53,9 @@ def load(path: Path) -> ir.Model:
     with _quiet():
         _optimize(model, path)
         free_batch(model, path)
+    for value in model.graph.outputs:
+        if value.const_value is not None:
+            raise UserError(f"model.path={path}: output {value.name!r} is a constant, export the model without it")
     _name_nodes(model, layer_names)
     for node in layers_of(model):
         _own_parameters(model, node, path)

@@ -295,10 +295,9 @@ def _check_rules(
         if wish.get("weight_symmetric") is not None and rules.weight_symmetric not in (None, wish["weight_symmetric"]):
             kind = "symmetric" if rules.weight_symmetric else "asymmetric"
             raise UserError(
-                f"precision.weight_symmetric: platform {rules.name} takes only {kind} weights, leave the option out"
+                f"precision.weight_symmetric: platform {rules.name} takes only {kind} weights, leave it out"
             )
         if wish.get("weight_per_channel") and not rules.weight_per_channel:
             raise UserError(
-                f"precision.weight_per_channel: platform {rules.name} takes one scale for a weight, "
-                "leave the option out"
+                f"precision.weight_per_channel: platform {rules.name} takes one scale for a weight, leave it out"
             )

@@ -48,8 +48,8 @@ class Terminal:
 
     def _bar(self) -> Progress:
         return Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=None if self.console.width < 60 else 24),
-            MofNCompleteColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None if self.console.width < 60 else 24), MofNCompleteColumn(),
             TextColumn("{task.fields[noun]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
             console=self.console,
         )  # fmt: skip

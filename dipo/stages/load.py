@@ -94,7 +94,7 @@ def check_parity(loaded: Loaded, *, threads: int) -> float:
         The largest difference, over the largest output.
 
     Raises:
-        UserError: One of the two cannot run it, or they differ by more than rounding does.
+        UserError: One of the two cannot run it, they differ by more than rounding does, or labels name no class.
     """
     samples = loaded.data.calib.read(0, min(PARITY_SAMPLES, len(loaded.data.calib))).inputs
     names = [name_of(value) for value in loaded.model.graph.outputs]
@@ -115,6 +115,7 @@ def check_parity(loaded: Loaded, *, threads: int) -> float:
                 f"model.path={loaded.path}: output {name!r} has the shape {list(found[name].shape)} for {num_samples} "
                 "samples, export the model with one row of every output for each sample"
             )
+    _check_labels(loaded, classes=next(iter(expected.values()))[0].size)
     worst = max(_difference(found[name].numpy(), array) for name, array in expected.items())
     if worst > PARITY_LIMIT:
         raise UserError(
@@ -122,6 +123,19 @@ def check_parity(loaded: Loaded, *, threads: int) -> float:
             "float network, so nothing derived from it would hold; please report the model"
         )
     return worst
+
+
+def _check_labels(loaded: Loaded, *, classes: int) -> None:
+    """Looks at both ends, where the largest label of sorted samples is; the others are checked when all are read."""
+    dataset = loaded.data.eval or loaded.data.calib
+    some = min(PARITY_SAMPLES, len(dataset))
+    for start in (0, len(dataset) - some):
+        labels = dataset.read(start, start + some).labels
+        if labels is not None and (labels.min() < 0 or labels.max() >= classes):
+            raise UserError(
+                f"data.path: samples {start} to {start + some - 1} have labels {labels.min()} to {labels.max()}, the "
+                f"network has {classes} classes, give labels that fit it"
+            )
 
 
 def _difference(found: NDArray[Any], expected: NDArray[Any]) -> float:

@@ -30,7 +30,7 @@ from dipo.report.terminal import Terminal
 from dipo.stages.clock import Clock
 from dipo.stages.load import Loaded
 
-PROFILE_SAMPLES = 128
+PROFILE_SAMPLES = 64
 """Samples whose layers are compared one by one."""
 PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "numpy", "ray")
 

@@ -226,6 +226,18 @@ def test_a_shape_that_only_looks_like_the_batch_stays(tmp_path):
     assert_same(model, tmp_path)
 
 
+@pytest.mark.parametrize(("size", "mode"), [(16, "nearest"), (11, "linear"), (24, "nearest")])
+def test_the_sizes_of_a_resize_fix_no_batch(tmp_path, size, mode):
+    model = network(
+        f"""(float[1,3,8,8] x) => (float[1,3,{size},{size}] y) {{
+          [conv] a = Conv(x, w)
+          [up] y = Resize<mode="{mode}">(a, , , sizes)
+        }}""",
+        w=(3, 3, 1, 1), sizes=np.array([1, 3, size, size]),
+    )  # fmt: skip
+    assert_same(model, tmp_path)
+
+
 def test_a_batch_that_is_merged_with_another_dimension_and_parted_again_is_made_dynamic(tmp_path):
     model = network(
         """(float[2,3,4] x) => (float[2,4,3] y) {
@@ -321,6 +333,13 @@ def test_missing_and_short_external_data_are_refused(tmp_path):
 def test_weights_in_half_precision_are_refused(tmp_path):
     model = network("(float16[N,4] x) => (float16[N,5] y) { [fc] y = Gemm(x, w) }", w=np.ones((4, 5), np.float16))
     assert "'fc' has float16 weights" in refusal(saved(model, tmp_path))
+
+
+def test_a_constant_output_is_refused(tmp_path):
+    model = network(
+        "(float[N,4] x) => (float[N,4] y, float[4] z) { [fc] y = MatMul(x, w) z = Identity(k) }", w=(4, 4), k=(4,)
+    )
+    assert "'z' is a constant" in refusal(saved(model, tmp_path))
 
 
 def test_an_invalid_graph_is_refused(tmp_path):

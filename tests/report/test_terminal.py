@@ -117,8 +117,8 @@ def test_a_task_that_broke_is_not_called_done():
 @pytest.mark.parametrize("width", [120, 50])
 def test_progress_in_a_terminal_is_a_bar_that_ends_full(width):
     terminal = Terminal(console(width, is_terminal=True))
-    with terminal.task("calibrate [1/2]", 8, "samples") as progress:
+    with terminal.task("unit 1/2 /a/[/b]", 8, "samples") as progress:
         progress(3)
     text = shown(terminal)
     assert "8/8" in text
-    assert "calibrate [1/2]" in text
+    assert "unit 1/2 /a/[/b]" in text
