@@ -1,6 +1,6 @@
 """Calibration alone, as a whole process; with --rate also images per second against a bare forward pass.
 
-    python benchmarks/calibration.py [--rate] model.path=... data=imagenet data.path=... cluster.threads=2
+python benchmarks/calibration.py [--rate] model.path=... data=imagenet data.path=... cluster.threads=2
 """
 
 from __future__ import annotations
@@ -30,13 +30,17 @@ def main() -> None:
     data, batches = loaded.data.calib, cut(len(loaded.data.calib), config.data.batch_size)
 
     def read(batch):
-        return {name: channels_last(torch.from_numpy(a)) for name, a in data.read(batch.start, batch.stop).inputs.items()}
+        return {
+            name: channels_last(torch.from_numpy(a)) for name, a in data.read(batch.start, batch.stop).inputs.items()
+        }
 
     def calibrate(inputs):
         return observe(loaded.model, plan=loaded.plan, batches=batches, inputs=inputs, device=torch.device("cpu"))
 
     if "--rate" not in sys.argv:
-        quantized = quantize_model(loaded.model, plan=loaded.plan, statistics=calibrate(read).statistics, cfg=config.calib)
+        quantized = quantize_model(
+            loaded.model, plan=loaded.plan, statistics=calibrate(read).statistics, cfg=config.calib
+        )
         print(len(quantized.activations), "ranges")
         return
     held = {batch.index: read(batch) for batch in batches}

@@ -60,7 +60,9 @@ def main() -> None:
         ]
     times = [a.seconds / b.seconds for a, b in zip(*costs, strict=True)]
     peaks = [a.peak_mb / b.peak_mb for a, b in zip(*costs, strict=True)]
-    lines.append(f"A / B, median of {args.runs} pairs: time {statistics.median(times):.2f}, peak memory {statistics.median(peaks):.2f}")
+    lines.append(
+        f"A / B, median of {args.runs} pairs: time {statistics.median(times):.2f}, peak memory {statistics.median(peaks):.2f}"
+    )
     text = "\n".join(lines)
     print(text)
     Path(__file__).with_name(f"{args.name}.txt").write_text(text + "\n")

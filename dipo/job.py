@@ -24,7 +24,7 @@ from dipo.export.platforms import RULES, WRITERS
 from dipo.graph.plan import QuantizedModel
 from dipo.graph.units import find_units
 from dipo.report.terminal import Terminal
-from dipo.run import RunFolder
+from dipo.run import CONFIG, RunFolder
 from dipo.stages.clock import Clock
 from dipo.stages.load import Loaded, check_parity, load_job
 from dipo.stages.transform import transform
@@ -52,8 +52,27 @@ def run_job(config: Config) -> int:
         _show_plan(config, loaded, terminal)
         return 0
     folder = RunFolder(_folder_path(config))
+    try:
+        _run(config, loaded, folder, clock, terminal, device=device, parity=parity)
+    except UserError:
+        # What is wrong with samples or labels may show late; nothing of such a run is of use.
+        folder.discard()
+        raise
+    return 0
+
+
+def _run(
+    config: Config,
+    loaded: Loaded,
+    folder: RunFolder,
+    clock: Clock,
+    terminal: Terminal,
+    *,
+    device: str,
+    parity: float,
+) -> None:
     _log_to(folder.path / "dipo.log")
-    folder.write_yaml("config.yaml", to_plain(config))
+    folder.write_yaml(CONFIG, to_plain(config))
     log.info("dipo %s, %s", dipo.__version__, loaded.data.calib.describe())
     log.info("parity of torch and ONNX Runtime on the float network: %.2e of the largest output", parity)
     terminal.say(f"{model_name(config)}: {len(loaded.plan.layers)} layers, {loaded.data.calib.describe()}")
@@ -81,7 +100,6 @@ def run_job(config: Config) -> int:
     folder.write_json("report.json", report.to_plain())
     terminal.show(report)
     terminal.say(f"run folder: {folder.path}")
-    return 0
 
 
 @contextlib.contextmanager

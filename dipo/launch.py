@@ -6,6 +6,7 @@ The only file that knows Hydra. Heavy imports wait until a job runs, so that `--
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shutil
 import sys
@@ -45,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0: done. 1: a gate failed or the run broke. 2: the user's input is wrong. 130: interrupted.
     """
+    # OpenMP's threads spin for milliseconds before they sleep: where another process wants the core, everything stalls.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         return _run(sys.argv[1:] if argv is None else argv)
     except UserError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,9 @@ from numpy.typing import NDArray
 
 from dipo.errors import UserError
 
+CONFIG = "config.yaml"
+"""The first file of a run."""
+
 
 class RunFolder:
     """Writes a run's files, each under a temporary name that becomes the final one when it is complete."""
@@ -24,9 +28,12 @@ class RunFolder:
         """Makes the folder.
 
         Raises:
-            UserError: It cannot be made or written.
+            UserError: It cannot be made or written, or holds another run.
         """
         self.path = path
+        self.made = not path.exists()
+        if (path / CONFIG).exists():
+            raise UserError(f"run.dir={path}: the folder holds another run, choose another one or remove it")
         try:
             path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=path):
@@ -35,6 +42,11 @@ class RunFolder:
             raise UserError(
                 f"run.dir={path}: cannot be written ({error.strerror}), choose another folder with run.dir="
             ) from error
+
+    def discard(self) -> None:
+        """Removes the folder of a run that came to nothing, unless it was there before."""
+        if self.made:
+            shutil.rmtree(self.path, ignore_errors=True)
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:

@@ -18,7 +18,7 @@ def test_groups_stand_in_the_order_of_the_configuration():
         "model": None,
         "data": "auto",
         "algo": "none",
-        "calib": "minmax",
+        "calib": "mse",
         "precision": "w8a8",
         "platform": "ort",
         "cluster": "ray",

@@ -1,6 +1,6 @@
 """ONNX Runtime's Entropy calibrator over a folder of ImageNet photographs, calibration alone.
 
-    python ort_entropy.py MODEL.onnx FOLDER_OF_JPEGS
+python ort_entropy.py MODEL.onnx FOLDER_OF_JPEGS
 """
 
 from __future__ import annotations

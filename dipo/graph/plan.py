@@ -23,10 +23,6 @@ PASS_THROUGH = frozenset(
 """Operators whose output holds values of their input (and zeros) alone: what is quantized before is so behind."""
 
 
-NAMES_SHOWN = 8
-"""Layers that a message names."""
-
-
 @dataclass(frozen=True)
 class LayerPlan:
     """A layer with weights: Conv, ConvTranspose, Gemm or MatMul with a constant side."""
@@ -276,11 +272,9 @@ def _matches(node: ir.Node, patterns: Sequence[str]) -> bool:
 def _check_patterns(option: str, patterns: Iterable[str], names: Sequence[str], layers: Sequence[str]) -> None:
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            shown = list(dict.fromkeys([*get_close_matches(pattern, names, n=1), *layers]))[:NAMES_SHOWN]
-            more = ", ..." if len(layers) > NAMES_SHOWN else ""
-            raise UserError(
-                f"precision.{option} {pattern!r}: no layer is named like that, choose from {', '.join(shown)}{more}"
-            )
+            choices = list(dict.fromkeys([*get_close_matches(pattern, names, n=1), *layers]))
+            shown = ", ".join([*choices[:8], *(["..."] if len(choices) > 8 else [])])
+            raise UserError(f"precision.{option} {pattern!r}: no layer is named like that, choose from {shown}")
 
 
 def _check_rules(

@@ -8,6 +8,8 @@ from dipo.graph.torch_module import GraphModule
 from dipo.quant import kernels
 from dipo.quant.functional import TorchQParams, fake_quantize
 
+G = torch.Generator().manual_seed(0)
+
 
 def program_of(case, names, values):
     nodes = [node for node in case.model.graph if node.name in names]
@@ -36,7 +38,7 @@ def test_fused_units_compute_what_the_plain_ones_do(make_case):
     module, program = program_of(case, block_names(case), ["r1", "r2"])
     sites = [step for step in program.steps if isinstance(step, QuantizeSite)]
     assert [(site.value, len(site.inputs), site.low) for site in sites] == [("r1", 1, 0.0), ("r2", 2, 0.0)]
-    x = torch.randn(4, 8, 8, 8)
+    x = torch.randn(4, 8, 8, 8, generator=G)
     qparams = {n: TorchQParams.of(case.quantized.activations[n], num_dims=4, device=x.device) for n in ("r1", "r2")}
 
     def hook(name, value):
@@ -52,8 +54,8 @@ def test_fused_units_compute_what_the_plain_ones_do(make_case):
 
 def test_gradients_are_those_of_the_straight_through_estimator(make_case):
     case = make_case()
-    module, program = program_of(case, block_names(case), ["r1", "r2"])
-    x, target = torch.randn(4, 8, 8, 8), torch.randn(4, 8, 8, 8)
+    _, program = program_of(case, block_names(case), ["r1", "r2"])
+    x, target = torch.randn(4, 8, 8, 8, generator=G), torch.randn(4, 8, 8, 8, generator=G)
     (out,) = program.run({"r0": x}, ["r2"], torch.Generator())
     leaves = [*program.constants.values(), *(q.scale for q in program.quantizers.values())]
     found = torch.autograd.grad((out - target).square().sum(), leaves)
