@@ -2,7 +2,8 @@
 
     python benchmarks/pairs.py NAME --runs 5 -- COMMAND A ... -- COMMAND B ...
 
-Writes `NAME.txt` beside this script. Absolute seconds belong to a machine; the ratios, from pairs that ran one after the other, less so.
+Writes `NAME.txt` beside this script. Absolute seconds belong to a machine; the ratios, from pairs that ran one after
+the other, less so.
 """
 
 from __future__ import annotations
@@ -60,9 +61,8 @@ def main() -> None:
         ]
     times = [a.seconds / b.seconds for a, b in zip(*costs, strict=True)]
     peaks = [a.peak_mb / b.peak_mb for a, b in zip(*costs, strict=True)]
-    lines.append(
-        f"A / B, median of {args.runs} pairs: time {statistics.median(times):.2f}, peak memory {statistics.median(peaks):.2f}"
-    )
+    ratios = f"time {statistics.median(times):.2f}, peak memory {statistics.median(peaks):.2f}"
+    lines.append(f"A / B, median of {args.runs} pairs: {ratios}")
     text = "\n".join(lines)
     print(text)
     Path(__file__).with_name(f"{args.name}.txt").write_text(text + "\n")

@@ -2,9 +2,9 @@
 
     python benchmarks/step_cost.py model.path=... data=cifar10 data.path=... +algo=qdrop precision=w4a4 cluster=inline
 
-takes the launcher's options and writes the table beside this script. The floor is what no method can go below: the unit's
-float nodes forward, and backward to its weights, on a batch of the same size in the same memory format. Step and floor are
-timed in turns, in one process; each figure is the median of the rounds.
+takes the launcher's options and writes the table beside this script. The floor is what no method can go below: the
+unit's float nodes forward, and backward to its weights, on a batch of the same size in the same memory format. Step and
+floor are timed in turns, in one process; each figure is the median of the rounds.
 """
 
 from __future__ import annotations
@@ -102,8 +102,12 @@ def main() -> None:
             progress=lambda _: None,
         )
     lines.append(f"{'sum':32} {floors:9.2f} {steps:9.2f} {steps / floors:6.2f}")
-    head = f"python benchmarks/step_cost.py {' '.join(sys.argv[1:])}\n{threads} threads, torch {torch.__version__}, median of {ROUNDS} rounds of {STEPS} steps\n"
-    name = f"step_cost-{loaded.path.stem}-{config.algo.name}-w{config.precision.weight_bits}a{config.precision.act_bits}-{threads}threads.txt"
+    head = (
+        f"python benchmarks/step_cost.py {' '.join(sys.argv[1:])}\n"
+        f"{threads} threads, torch {torch.__version__}, median of {ROUNDS} rounds of {STEPS} steps\n"
+    )
+    precision = f"w{config.precision.weight_bits}a{config.precision.act_bits}"
+    name = f"step_cost-{loaded.path.stem}-{config.algo.name}-{precision}-{threads}threads.txt"
     Path(__file__).with_name(name).write_text("\n".join([head, *lines]) + "\n")
     print(lines[-1])
 

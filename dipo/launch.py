@@ -5,6 +5,7 @@ The only file that knows Hydra. Heavy imports wait until a job runs, so that `--
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import re
@@ -12,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,9 +90,22 @@ def _run(argv: Sequence[str]) -> int:
         print(_to_yaml(config), end="")
         return 0
     _require_inputs(config, own)
-    from dipo.job import run_job
+    return _import_job()(config)
 
-    return run_job(config)
+
+def _import_job() -> Callable[[Config], int]:
+    """The job's recipe, and with it torch.
+
+    An import makes millions of objects that live to the end. Without the garbage collector looking at them, again and
+    again and once more at exit, a run is most of a second shorter.
+    """
+    gc.disable()
+    try:
+        from dipo.job import run_job
+    finally:
+        gc.freeze()
+        gc.enable()
+    return run_job
 
 
 def _sort(argv: Sequence[str]) -> CommandLine:

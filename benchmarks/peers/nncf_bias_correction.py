@@ -1,9 +1,8 @@
-"""NNCF's post-training quantization of an ImageNet classifier, full bias correction: to be run in an environment with nncf.
+"""NNCF's quantization of an ImageNet classifier with full bias correction; runs in an environment with nncf.
 
     python nncf_bias_correction.py MODEL.onnx FOLDER_OF_JPEGS OUT.onnx
 
-NNCF stops with an error on a file whose BatchNormalization and Pad are not folded, so the model is cleaned first, outside the
-time that matters little (0.4 s).
+NNCF stops with an error on a file whose BatchNormalization and Pad are not folded, so the model is cleaned first.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from dipo.algo.captures import Batch, channel_sum
+from dipo.algo.captures import Batch, channel_sum, read_ahead
 from dipo.config import CalibConfig
 from dipo.graph.load import array_of, layers_of, name_of, node_name
 from dipo.graph.plan import Plan, QuantizedLayer, QuantizedModel
@@ -81,9 +81,9 @@ def observe(
     done = 0
     # An observer runs on one core: a batch's values are looked at side by side, each observer by one thread at a time.
     with torch.inference_mode(), ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        for batch in batches:
+        for batch, values in read_ahead(batches, inputs):
             seen: list[tuple[Batch, str, torch.Tensor]] = []
-            module(inputs(batch), hook=functools.partial(_collect, seen, batch, observers.keys() | outputs.keys()))
+            module(values, hook=functools.partial(_collect, seen, batch, observers.keys() | outputs.keys()))
             list(threads.map(look, seen))
             done += len(batch)
             progress(done)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -69,3 +71,14 @@ class Capture:
 def channel_sum(value: torch.Tensor) -> torch.Tensor:
     """Sum over all dimensions but the channels', 1; float64 [C]."""
     return value.sum(dim=[dim for dim in range(value.ndim) if dim != 1]).double()
+
+
+def read_ahead(
+    batches: Sequence[Batch], inputs: Callable[[Batch], Mapping[str, torch.Tensor]]
+) -> Iterator[tuple[Batch, Mapping[str, torch.Tensor]]]:
+    """Batches with their inputs; while one is worked on, a thread reads and decodes the next."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = deque(reader.submit(inputs, batch) for batch in batches[:1])
+        for index, batch in enumerate(batches):
+            coming.extend(reader.submit(inputs, later) for later in batches[index + 1 : index + 2])
+            yield batch, coming.popleft().result()

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from dipo.algo.captures import Batch
+from dipo.algo.captures import Batch, read_ahead
 from dipo.graph.load import bias_of, layers_of, name_of, node_name, weight_of
 from dipo.graph.plan import Plan, QuantizedModel
 from dipo.graph.rules import PlatformRules
@@ -101,9 +101,8 @@ def simulate(
     layers: dict[str, LayerError] = {}
     done = 0
     with torch.inference_mode():
-        for batch in batches:
+        for batch, values in read_ahead(batches, inputs):
             module = tapped if batch.start < profile_samples else short
-            values = {name: channels_last(value.to(device)) for name, value in inputs(batch).items()}
             fp, q = module(values), module(values, hook=hook, constants=constants)
             for name in names:
                 fp_parts[name].append(fp[name].cpu().numpy())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,9 @@ from dipo.graph.rules import PlatformRules
 from dipo.graph.torch_module import channels_last
 from dipo.graph.units import Unit
 from dipo.quant import kernels
+
+M_TRIM_THRESHOLD, M_TOP_PAD = -1, -2
+"""Of glibc's malloc.h."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ class Worker:
         self.job = job
         self.device = torch.device(job.device)
         torch.set_num_threads(job.threads)
+        _keep_freed_memory()
         self.model = ir.from_proto(onnx.load_from_string(job.model))
         self.done = 0
         self.on_progress: Callable[[int], None] | None = None
@@ -175,3 +180,14 @@ class Worker:
         self.done = done
         if self.on_progress is not None:
             self.on_progress(done)
+
+
+def _keep_freed_memory() -> None:
+    """Tells glibc to keep what is freed: a network frees and asks for the same large blocks again and again.
+
+    Faulting them in anew costs a calibration a tenth of its time. Elsewhere than on glibc nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_TRIM_THRESHOLD, 1 << 30)
+        mallopt(M_TOP_PAD, 64 << 20)

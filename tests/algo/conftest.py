@@ -20,7 +20,8 @@ from dipo.graph.plan import Plan, QuantizedModel, make_plan
 NETWORK = """
 <ir_version: 10, opset_import: ["" : 18]>
 net (float[batch, 3, 8, 8] input) => (float[batch, 5] logits)
-<float[8, 3, 3, 3] w0, float[8] b0, float[8, 8, 3, 3] w1, float[8] b1, float[8, 8, 3, 3] w2, float[8] b2, float[5, 8] w3, float[5] b3>
+<float[8, 3, 3, 3] w0, float[8] b0, float[8, 8, 3, 3] w1, float[8] b1,
+ float[8, 8, 3, 3] w2, float[8] b2, float[5, 8] w3, float[5] b3>
 {
   [stem] c0 = Conv <pads = [1, 1, 1, 1]> (input, w0, b0)
   r0 = Relu (c0)

@@ -18,8 +18,8 @@ CPU = torch.device("cpu")
 def make_sweep(case, granularity, *, with_float=True):
     units = find_units(case.model, granularity=granularity)
     sweep = Sweep(
-        case.model, plan=case.plan, units=units, quantized=case.quantized, batches=case.batches, owners=[0] * len(case.batches),
-        inputs=case.inputs, with_float=with_float, exchange=NoExchange(), device=CPU,
+        case.model, plan=case.plan, units=units, quantized=case.quantized, batches=case.batches,
+        owners=[0] * len(case.batches), inputs=case.inputs, with_float=with_float, exchange=NoExchange(), device=CPU,
     )  # fmt: skip
     return sweep, units
 
