@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,14 +79,20 @@ def observe(
             counts[layer] += value.numel() // value.shape[1]
 
     done = 0
-    # An observer runs on one core: a batch's values are looked at side by side, each observer by one thread at a time.
+    looking: list[Future[None]] = []
+    # An observer runs on one core: a batch's values are looked at side by side, while the next batch passes through the
+    # network; never two of them by one observer.
     with torch.inference_mode(), ThreadPoolExecutor(torch.get_num_threads()) as threads:
         for batch, values in read_ahead(batches, inputs):
             seen: list[tuple[Batch, str, torch.Tensor]] = []
             module(values, hook=functools.partial(_collect, seen, batch, observers.keys() | outputs.keys()))
-            list(threads.map(look, seen))
+            for future in looking:
+                future.result()
+            looking = [threads.submit(look, value) for value in seen]
             done += len(batch)
             progress(done)
+        for future in looking:
+            future.result()
     return Observed({name: observer.result() for name, observer in observers.items()}, sums, counts)
 
 

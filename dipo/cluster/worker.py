@@ -29,7 +29,7 @@ from dipo.graph.torch_module import channels_last
 from dipo.graph.units import Unit
 from dipo.quant import kernels
 
-M_TRIM_THRESHOLD, M_TOP_PAD = -1, -2
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 """Of glibc's malloc.h."""
 
 
@@ -191,3 +191,4 @@ def _keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(M_TRIM_THRESHOLD, 1 << 30)
         mallopt(M_TOP_PAD, 64 << 20)
+        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most that glibc takes
