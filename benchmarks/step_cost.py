@@ -20,6 +20,7 @@ import torch
 from dipo.algo.calibrate import observe, quantize_model
 from dipo.algo.captures import cut
 from dipo.algo.exchange import NoExchange
+from dipo.algo.pair import Pair
 from dipo.algo.reconstruct import Piece, UnitProblem, reconstruct
 from dipo.algo.sweep import Sweep
 from dipo.graph.torch_module import GraphModule, channels_last
@@ -66,10 +67,11 @@ def main() -> None:
     observed = observe(loaded.model, plan=loaded.plan, batches=batches, inputs=inputs, device=CPU)
     quantized = quantize_model(loaded.model, plan=loaded.plan, statistics=observed.statistics, cfg=config.calib)
     units = find_units(loaded.model, granularity=config.algo.unit)
-    sweep = Sweep(
+    pair = Pair(
         loaded.model, plan=loaded.plan, units=units, quantized=quantized, batches=batches, owners=[0] * len(batches),
         inputs=inputs, with_float=True, exchange=NoExchange(), device=CPU,
     )  # fmt: skip
+    sweep = Sweep(pair)
     chosen = kernels.compiled("cpu", threads) if config.cluster.compile else kernels.eager()
     pieces = [Piece(0, 0, batches[-1].stop, config.algo.batch_size)]
     how = {"pieces": pieces, "owners": [0], "exchange": NoExchange(), "seed": 0, "kernels": chosen}
@@ -78,8 +80,8 @@ def main() -> None:
     floors, steps = 0.0, 0.0
     for unit in (unit for unit in units):
         if unit.layers:
-            problem = sweep.problem(unit, sweep.targets(unit))
-            module = GraphModule(loaded.model, nodes=[sweep.nodes[name] for name in unit.nodes], outputs=unit.outputs)
+            problem = sweep.problem(unit, pair.targets(unit))
+            module = GraphModule(loaded.model, nodes=[pair.nodes[name] for name in unit.nodes], outputs=unit.outputs)
             reconstruct(problem, cfg=replace(brief, iters=3), **how)
             floor_step(module, problem, config.algo.batch_size)
             rounds = []

@@ -71,13 +71,13 @@ class AlgoConfig(Section):
     """Steps, in their order; empty: calibrate and export."""
     unit: Annotated[str, OneOf(("layer", "block"))] = "block"
     """What is reconstructed together."""
-    iters: Annotated[int, Between(1)] = 400
+    iters: Annotated[int, Between(1)] = 320
     """Optimizer steps for each unit."""
     batch_size: Annotated[int, Between(1)] = 32
     """Samples in an optimizer step."""
     fp_input_prob: Annotated[float, Between(0, 1)] = 0.0
     """Probability that an element of an activation keeps its float value during reconstruction (QDrop: 0.5)."""
-    lr_round: Annotated[float, Between(0)] = 1e-3
+    lr_round: Annotated[float, Between(0)] = 1.5e-3
     """Learning rate of the rounding, for algo.reference_iters steps; multiplied by reference_iters / iters."""
     lr_bias: Annotated[float, Between(0)] = 1e-3
     """Learning rate of the biases, scaled like lr_round."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from dipo.algo.calibrate import Observed, observe
 from dipo.algo.captures import Batch
 from dipo.algo.exchange import Exchange, NoExchange
+from dipo.algo.pair import Pair
 from dipo.algo.reconstruct import Piece
 from dipo.algo.simulate import Simulated, simulate
 from dipo.algo.sweep import Sweep, UnitResult
@@ -117,7 +118,7 @@ class Worker:
     def start_sweep(self, units: Sequence[Unit], quantized: QuantizedModel, shard: Shard, *, with_float: bool) -> None:
         """Reads this worker's samples for a walk through the units."""
         self.shard = shard
-        self.sweep = Sweep(
+        pair = Pair(
             self.model,
             plan=self.job.plan,
             units=units,
@@ -129,6 +130,7 @@ class Worker:
             exchange=self.exchange,
             device=self.device,
         )
+        self.sweep = Sweep(pair)
 
     def reconstruct(self, unit: Unit, cfg: AlgoConfig, seed: int) -> TimedResult:
         """Solves the next unit together with the other workers."""

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from dipo.algo.exchange import NoExchange
+from dipo.algo.pair import Pair
 from dipo.algo.reconstruct import Piece
 from dipo.algo.simulate import simulate
 from dipo.algo.sweep import Sweep
@@ -17,11 +18,11 @@ CPU = torch.device("cpu")
 
 def make_sweep(case, granularity, *, with_float=True):
     units = find_units(case.model, granularity=granularity)
-    sweep = Sweep(
+    pair = Pair(
         case.model, plan=case.plan, units=units, quantized=case.quantized, batches=case.batches,
         owners=[0] * len(case.batches), inputs=case.inputs, with_float=with_float, exchange=NoExchange(), device=CPU,
     )  # fmt: skip
-    return sweep, units
+    return Sweep(pair), units
 
 
 def solve(sweep, units, case, cfg, seed=0):
@@ -49,21 +50,21 @@ def test_reconstruction_beats_rounding_to_nearest(make_case, granularity, prob):
     sweep, units = make_sweep(case, granularity)
     nearest, _ = error_of(case, case.quantized)
     results = solve(sweep, units, case, AlgoConfig(iters=120, fp_input_prob=prob, batch_size=16))
-    error, _ = error_of(case, QuantizedModel(sweep.layers, sweep.activations))
+    error, _ = error_of(case, QuantizedModel(sweep.pair.layers, sweep.pair.activations))
     assert error < 0.7 * nearest
     changed = {name for result in results for name in result.layers}
     assert changed == set(case.plan.layers)
     for name in changed:
-        assert np.any(sweep.layers[name].codes != case.quantized.layers[name].codes)
-        assert sweep.layers[name].codes.min() >= sweep.layers[name].qparams.qmin
-        assert sweep.layers[name].codes.max() <= sweep.layers[name].qparams.qmax
+        assert np.any(sweep.pair.layers[name].codes != case.quantized.layers[name].codes)
+        assert sweep.pair.layers[name].codes.min() >= sweep.pair.layers[name].qparams.qmin
+        assert sweep.pair.layers[name].codes.max() <= sweep.pair.layers[name].qparams.qmax
 
 
 def test_a_rounded_weight_is_a_neighbour_of_the_float_one(make_case):
     case = make_case()
     sweep, units = make_sweep(case, "block")
     solve(sweep, units, case, AlgoConfig(iters=30, fp_input_prob=0.5))
-    layer = sweep.layers["left"]
+    layer = sweep.pair.layers["left"]
     scale, zero = layer.qparams.along(4)
     floor = np.floor(case.model.graph.initializers["w1"].const_value.numpy() / scale) + zero
     low, high = (np.clip(floor + step, layer.qparams.qmin, layer.qparams.qmax) for step in (0, 1))
@@ -77,7 +78,7 @@ def test_the_seed_decides_all_that_is_random(make_case):
     for seed in (3, 3, 4):
         sweep, units = make_sweep(case, "block")
         solve(sweep, units, case, cfg, seed=seed)
-        runs.append(sweep.activations["r1"].scale)
+        runs.append(sweep.pair.activations["r1"].scale)
     assert runs[0] == runs[1]
     assert runs[0] != runs[2]
 
@@ -87,10 +88,10 @@ def test_the_captures_follow_the_simulation(make_case):
     case = make_case()
     sweep, units = make_sweep(case, "block")
     solve(sweep, units, case, AlgoConfig(iters=5))
-    _, result = error_of(case, QuantizedModel(sweep.layers, sweep.activations))
+    _, result = error_of(case, QuantizedModel(sweep.pair.layers, sweep.pair.activations))
     assert result.layers.keys() == {"stem", "left", "right", "head"}
-    assert not sweep.q, "captures that nobody reads any more are let go"
-    assert not sweep.fp
+    assert not sweep.pair.q, "captures that nobody reads any more are let go"
+    assert not sweep.pair.fp
 
 
 def test_bias_correction_restores_the_channel_means(make_case):
@@ -99,7 +100,7 @@ def test_bias_correction_restores_the_channel_means(make_case):
     means = case.observed.channel_means()
     for unit in units:
         sweep.correct(unit, means)
-    corrected = QuantizedModel(sweep.layers, sweep.activations)
+    corrected = QuantizedModel(sweep.pair.layers, sweep.pair.activations)
     # Without the rounding of biases to int32, so that the means are exact.
     result = simulate(
         case.model, plan=case.plan, quantized=corrected, rules=RULES["trt"], batches=case.batches, inputs=case.inputs,
@@ -115,8 +116,8 @@ def test_a_correction_that_does_not_help_is_taken_back(make_case, monkeypatch):
     case = make_case()
     sweep, units = make_sweep(case, "block")
     errors = iter([1.0, 2.0])
-    monkeypatch.setattr(sweep, "_output_error", lambda *_: next(errors))
+    monkeypatch.setattr(sweep.pair, "output_error", lambda *_: next(errors))
     cfg = AlgoConfig(iters=2, train_bias=False)
     result = solve(sweep, units[:1], case, cfg)[0]
     assert not result.bias_corrected
-    assert np.array_equal(sweep.layers["stem"].bias, case.quantized.layers["stem"].bias)
+    assert np.array_equal(sweep.pair.layers["stem"].bias, case.quantized.layers["stem"].bias)

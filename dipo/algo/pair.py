@@ -1,0 +1,226 @@
+"""The float and the quantized network side by side, over one worker's samples.
+
+A worker holds what the units to come still read: of the float network numbers, of the quantized one integer codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from dipo.algo.captures import Batch, Capture, channel_sum
+from dipo.algo.exchange import Exchange
+from dipo.graph.load import bias_of, layers_of, name_of, node_name, weight_of
+from dipo.graph.plan import Plan, QuantizedModel
+from dipo.graph.torch_module import GraphModule, Hook, channels_last
+from dipo.graph.units import Unit
+from dipo.quant.functional import TorchQParams, fake_quantize
+
+
+class Pair:
+    """Both networks up to the unit that is next. Every worker makes the same calls at the same time."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        *,
+        plan: Plan,
+        units: Sequence[Unit],
+        quantized: QuantizedModel,
+        batches: Sequence[Batch],
+        owners: Sequence[int],
+        inputs: Callable[[Batch], Mapping[str, torch.Tensor]],
+        with_float: bool,
+        exchange: Exchange,
+        device: torch.device,
+    ) -> None:
+        """Reads the samples.
+
+        Args:
+            model: The float network, normalised.
+            plan: What is quantized.
+            units: All units, in order.
+            quantized: What calibration found for every layer and activation.
+            batches: This worker's batches.
+            owners: The worker that holds each of the run's batches.
+            inputs: Reads a batch: the network's inputs by name.
+            with_float: Whether the float network is carried along: reconstruction needs it, bias correction does not.
+            exchange: Adds up over the workers.
+            device: Where tensors live.
+        """
+        self.model, self.plan, self.units, self.exchange, self.device = model, plan, list(units), exchange, device
+        self.batches, self.owners = list(batches), list(owners)
+        self.nodes = {node_name(node): node for node in model.graph}
+        self.layer_layouts = {node_name(node): _parameters(node) for node in layers_of(model)}
+        self.layers, self.activations = dict(quantized.layers), dict(quantized.activations)
+        self.rows = _rows(batches)
+        read = [inputs(batch) for batch in batches]
+        names = [name_of(value) for value in model.graph.inputs]
+        self.q = {name: self.gather(name, [channels_last(part[name]) for part in read], codes=True) for name in names}
+        kept = names if with_float else []
+        self.fp = {name: self.gather(name, [channels_last(part[name]) for part in read], codes=False) for name in kept}
+
+    def targets(self, unit: Unit) -> dict[str, Capture]:
+        """What the float network gives as the next unit's outputs."""
+        module = self.module([self.nodes[name] for name in unit.nodes], unit.outputs)
+        return self.run(module, self.reads(self.fp, module), constants={}, hook=None, codes=False)
+
+    def advance(self, unit: Unit) -> None:
+        """Runs the quantized unit, as it now is, over all samples."""
+        nodes = [self.nodes[name] for name in unit.nodes]
+        module = self.module(nodes, unit.outputs)
+        self.q.update(
+            self.run(
+                module,
+                self.reads(self.q, module),
+                constants=self.weights(unit.layers),
+                hook=self.hook(nodes),
+                codes=True,
+            )
+        )
+
+    def run(
+        self,
+        module: GraphModule,
+        inputs: Iterable[Mapping[str, torch.Tensor]],
+        *,
+        constants: Mapping[str, torch.Tensor],
+        hook: Hook | None,
+        codes: bool,
+    ) -> dict[str, Capture]:
+        """The module's outputs for all batches, as captures."""
+        parts: dict[str, list[torch.Tensor]] = {name: [] for name in module.outputs}
+        for batch in inputs:
+            for name, value in module(batch, hook=hook, constants=constants).items():
+                parts[name].append(Capture.encode(value, self._code_qparams(name, codes=codes)))
+        return {name: Capture.gather(values, self._code_qparams(name, codes=codes)) for name, values in parts.items()}
+
+    def gather(self, name: str, batches: Sequence[torch.Tensor], *, codes: bool) -> Capture:
+        """A value of all batches; `codes` keeps it as the quantized network has it."""
+        qparams = self._code_qparams(name, codes=codes)
+        return Capture.gather([Capture.encode(batch, qparams) for batch in batches], qparams)
+
+    def _code_qparams(self, name: str, *, codes: bool) -> TorchQParams | None:
+        """The codes that a capture of the quantized network keeps; None where it keeps floats."""
+        return self._torch_qparams(name) if codes and name in self.activations else None
+
+    def forget(self, unit: Unit) -> None:
+        """Drops what no later unit reads."""
+        needed = {name for later in self.units[unit.index + 1 :] for name in later.inputs}
+        for captures in (self.q, self.fp):
+            for name in [name for name in captures if name not in needed]:
+                del captures[name]
+
+    def read(self, captures: Mapping[str, Capture], names: Sequence[str], rows: slice) -> dict[str, torch.Tensor]:
+        """Captured values of some rows."""
+        return {name: captures[name].rows(rows.start, rows.stop) for name in names}
+
+    def reads(self, captures: Mapping[str, Capture], module: GraphModule) -> Iterator[dict[str, torch.Tensor]]:
+        """What a module reads, batch by batch."""
+        return (self.read(captures, module.inputs, rows) for rows in self.rows)
+
+    def module(self, nodes: Sequence[ir.Node], outputs: Sequence[str]) -> GraphModule:
+        """Some of the graph's nodes, with the float network's constants."""
+        return (
+            GraphModule(self.model, nodes=nodes, outputs=outputs)
+            .to(self.device)
+            .eval()
+            .requires_grad_(requires_grad=False)
+        )
+
+    def weights(self, layers: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Quantized weights and biases of those layers, by name of the constant."""
+        result = {}
+        for name in layers:
+            if name not in self.layers:
+                continue
+            weight, bias = self.layer_layouts[name]
+            result[weight] = channels_last(torch.as_tensor(self.layers[name].weight, device=self.device))
+            if bias is not None and self.layers[name].bias is not None:
+                result[bias] = torch.as_tensor(self.layers[name].bias, device=self.device)
+        return result
+
+    def hook(self, nodes: Sequence[ir.Node]) -> Hook:
+        """Fake-quantizes the values that the nodes make."""
+        made = {name_of(value) for node in nodes for value in node.outputs if value.name}
+        qparams = {
+            name: self._torch_qparams(name)
+            for name in made
+            if name in self.activations and name not in self.plan.shared
+        }
+        return lambda name, value: fake_quantize(value, qparams[name]) if name in qparams else value
+
+    def _torch_qparams(self, name: str) -> TorchQParams:
+        return TorchQParams.of(self.activations[name], num_dims=0, device=self.device)
+
+    def output_error(self, unit: Unit, targets: Mapping[str, Capture], chosen: Sequence[tuple[Batch, slice]]) -> float:
+        """Sum of the squared differences of the unit's outputs from the float ones, over the chosen batches."""
+        nodes = [self.nodes[name] for name in unit.nodes]
+        module, hook = self.module(nodes, unit.outputs), self.hook(nodes)
+        sums = {batch.index: torch.zeros(1, dtype=torch.float64, device=self.device) for batch in self.batches}
+        for batch, rows in chosen:
+            made = module(self.read(self.q, module.inputs, rows), hook=hook, constants=self.weights(unit.layers))
+            for name, value in made.items():
+                seen = hook(name, value)
+                sums[batch.index] += (seen - targets[name].rows(rows.start, rows.stop)).square().sum().double()
+        return float(self.exchange.ordered_sum(sums, owners=self.owners))
+
+    def means(
+        self,
+        module: GraphModule,
+        captures: Mapping[str, Capture],
+        chosen: Sequence[tuple[Batch, slice]],
+        *,
+        constants: Mapping[str, torch.Tensor],
+        hook: Hook | None,
+    ) -> dict[str, np.ndarray]:
+        """Channel means of the module's outputs over the chosen batches of all workers; float64 [C] each."""
+        collected: dict[str, dict[int, torch.Tensor]] = {name: {} for name in module.outputs}
+        for batch, rows in chosen:
+            for name, value in module(self.read(captures, module.inputs, rows), hook=hook, constants=constants).items():
+                collected[name][batch.index] = _sum_and_count(value)
+        means = {}
+        for name, parts in collected.items():
+            nothing = (
+                torch.zeros_like(next(iter(parts.values())))
+                if parts
+                else torch.zeros(self._num_channels(name) + 1, dtype=torch.float64, device=self.device)
+            )
+            every = {batch.index: parts.get(batch.index, nothing) for batch in self.batches}
+            total = self.exchange.ordered_sum(every, owners=self.owners).cpu().numpy()
+            means[name] = total[:-1] / total[-1]
+        return means
+
+    def mean_of(self, outs: Mapping[int, torch.Tensor]) -> np.ndarray:
+        """Channel means of one value over all batches of all workers; float64 [C]."""
+        parts = {index: _sum_and_count(out) for index, out in outs.items()}
+        total = self.exchange.ordered_sum(parts, owners=self.owners).cpu().numpy()
+        return np.asarray(total[:-1] / total[-1])
+
+    def _num_channels(self, output: str) -> int:
+        return next(
+            len(layer.bias)
+            for name, layer in self.layers.items()
+            if layer.bias is not None and name_of(self.nodes[name].outputs[0]) == output
+        )
+
+
+def _parameters(node: ir.Node) -> tuple[str, str | None]:
+    weight, bias = weight_of(node), bias_of(node)
+    assert weight is not None
+    return name_of(weight), None if bias is None else name_of(bias)
+
+
+def _rows(batches: Sequence[Batch]) -> list[slice]:
+    """Where each batch lies in the worker's captures."""
+    stops = np.cumsum([len(batch) for batch in batches])
+    return [slice(int(stop) - len(batch), int(stop)) for batch, stop in zip(batches, stops, strict=True)]
+
+
+def _sum_and_count(value: torch.Tensor) -> torch.Tensor:
+    """Channel sums and, behind them, the number of elements in a channel; float64 [C + 1]."""
+    count = torch.tensor([value.numel() / value.shape[1]], dtype=torch.float64, device=value.device)
+    return torch.cat([channel_sum(value), count])
