@@ -32,16 +32,15 @@ FLAGS = {
 }
 FILES = {
     "config.yaml": "The configuration, complete.",
-    "fingerprint.json": "What the run belongs to: model, data, configuration.",
-    "dipo.log, events.jsonl": "What happened, for people and for programs.",
+    "dipo.log": "What happened, with the time of each stage and unit.",
     "statistics.safetensors": "What calibration saw.",
-    "units/<n>.safetensors": "Finished units of reconstruction.",
+    "units/*.safetensors": "Finished units: integer weights, scales, biases.",
     "quantized.onnx": "The quantized model; beside it the platform's range files.",
     "report.json": "Accuracy, errors end to end and by layer, seconds, memory.",
 }
 STATUS = {
     "0": "Done.",
-    "1": "A gate failed, or the run broke; a traceback is in the log.",
+    "1": "The run broke; a traceback is in the log.",
     "2": "The command line, the model or the data is wrong: one sentence says what.",
     "130": "Interrupted.",
 }

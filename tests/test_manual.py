@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from dipo.config import Config
+from dipo.config import AlgoConfig, Config
 from dipo.manual import manual
 from dipo.presets import find_presets
 from dipo.section import all_options
@@ -43,7 +43,7 @@ def test_every_option_has_its_default_a_doc_and_its_type():
         entry = re.search(rf"^    {re.escape(option.key)}=(\S*)\n((?:        .*\n)+)", page, re.MULTILINE)
         assert entry, f"{option.key} is missing"
         assert re.search(r"\w.*\(.+\)$", " ".join(entry[2].split())), f"{option.key} lacks a doc or a type"
-    assert "    algo.iters=400\n        Optimizer steps for each unit. (int >= 1)\n" in page
+    assert f"    algo.iters={AlgoConfig().iters}\n        Optimizer steps for each unit. (int >= 1)\n" in page
     assert "    data.std=null\n" in page
     assert "null: 1. (list of float above 0, or null)" in " ".join(page.split())
     assert "    algo.train_bias=true\n" in page
