@@ -151,6 +151,12 @@ class _Trainer:
         self.generators = {piece.index: _generator(self.device, seed, piece.index) for piece in pieces}
         self.batches = {piece.index: _sample(piece, cfg.iters, seed).to(self.device) for piece in pieces}
         self.targets = problem.targets
+        # Squared error, summed over the channels, meaned over samples and positions (BRECQ, eq. 10 with a unit Fisher):
+        # its gradient is the difference times this. On the device from the start, so that no step copies from the host.
+        self.factors = {
+            name: torch.tensor(2 / (cfg.batch_size * math.prod(target.shape[1:])), device=self.device)
+            for name, target in problem.targets.items()
+        }
         self.program = Program(list(problem.steps), self._constants(), self.quantizers, kernels)
 
     def _make_rounding(self) -> None:
@@ -222,15 +228,10 @@ class _Trainer:
         outputs = self.program.run(inputs, names, generator)
         gradients, loss = [], torch.zeros((), device=self.device)
         for name, out in zip(names, outputs, strict=True):
-            # Squared error, summed over the channels, meaned over samples and positions (BRECQ, eq. 10 with a unit
-            # Fisher).
-            count = self.cfg.batch_size * math.prod(self.targets[name].shape[1:])
-            detached = flat(out.detach())
-            factor = torch.tensor(2.0 / count, device=self.device)
             rows = self.targets[name].data.index_select(0, index).view(-1)
-            gradient = self.kernels.loss_gradient(detached, rows, factor)
+            gradient = self.kernels.loss_gradient(flat(out.detach()), rows, self.factors[name])
             if wants_loss:
-                loss = loss + gradient.square().sum() * (count / 4)
+                loss = loss + gradient.square().sum() / (2 * self.factors[name])
             gradients.append(unflat(gradient, out.shape))
         leaves = [*self.weights.values(), *self.biases.values(), *(q.scale for q in self.quantizers.values())]
         found = torch.autograd.grad(outputs, leaves, gradients, allow_unused=True)
