@@ -154,12 +154,11 @@ def _show_plan(config: Config, loaded: Loaded, terminal: Terminal) -> None:
         terminal.say(f"layer {name}: {layer.spec.bits}-bit weights, {symmetry}, per {scales}")
     for value, spec in plan.activations.items():
         terminal.say(f"activation {value}: {spec.bits} bits")
-    units = [unit for unit in find_units(loaded.model, granularity=config.algo.unit) if unit.layers]
     steps = ", ".join(config.algo.steps) or "calibrate and export"
-    terminal.say(
-        f"algorithm {config.algo.name}: {steps}; {len(units)} units, {config.algo.iters} steps each; "
-        f"platform {config.platform.name}"
-    )
+    if "reconstruct" in config.algo.steps:
+        units = [unit for unit in find_units(loaded.model, granularity=config.algo.unit) if unit.layers]
+        steps += f" ({len(units)} units, {config.algo.iters} steps each)"
+    terminal.say(f"algorithm {config.algo.name}: {steps}; platform {config.platform.name}")
 
 
 def _device(config: Config) -> str:

@@ -202,7 +202,7 @@ def choose_option(top: type[Section], key: str, *, groups: Sequence[str]) -> str
     if above or namesakes:
         return f"did you mean {' or '.join(above or difflib.get_close_matches(key, namesakes, cutoff=0))}?"
     if prefix in inner:
-        return choose(name, [option.name for option in options(inner[prefix])])
+        return choose(key, [option.key for option in options(inner[prefix])])
     if key in inner:
         return f"choose from {', '.join(option.key for option in options(inner[key]))}"
     near = difflib.get_close_matches(name, [*groups, *known.values()], n=1, cutoff=0.7)

@@ -193,7 +193,7 @@ def test_a_value_may_come_from_the_environment(monkeypatch):
         ("algo.iters=range(1,3)", "algo.iters=range(1,3): sweeps are not supported, "),
         ("-m algo=brecq", "-m: sweeps are not supported, "),
         ("--multirun algo=brecq", "--multirun: sweeps are not supported, "),
-        ("algo.itters=3", "unknown option 'algo.itters': did you mean iters, or one of name, "),
+        ("algo.itters=3", "unknown option 'algo.itters': did you mean algo.iters, or one of algo.name, "),
         ("algo.weight_bits=3", "unknown option 'algo.weight_bits': did you mean precision.weight_bits?"),
         ("itters=3", "unknown option 'itters': did you mean algo.iters?"),
         ("foo.bar=3", "unknown option 'foo.bar': choose from model, data, algo, calib, precision, platform, cluster, "),

@@ -85,7 +85,7 @@ def test_a_section_made_directly_is_checked_too():
 @pytest.mark.parametrize(
     ("key", "answer"),
     [
-        ("oven.hat", "did you mean heat, or one of mode, trays, notes, labels?"),
+        ("oven.hat", "did you mean oven.heat, or one of oven.mode, oven.trays, oven.notes, oven.labels?"),
         ("heat", "did you mean oven.heat?"),
         ("stove.heat", "did you mean oven.heat?"),
         ("haet", "did you mean oven.heat?"),
