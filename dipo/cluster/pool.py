@@ -123,7 +123,7 @@ class RayPool:
                 self._get(reference)
             if progress is not None and waiting:
                 asked = actors[:1] if lockstep else actors
-                progress(sum(self.ray.get([actor.progress.remote() for actor in asked])))
+                progress(sum(self._get(reference) for reference in [actor.progress.remote() for actor in asked]))
         return [self._get(reference) for reference in pending]
 
     def close(self) -> None:
@@ -139,8 +139,9 @@ class RayPool:
             if isinstance(error.cause, UserError):
                 raise UserError(str(error.cause)) from error
             raise
-        except self.ray.exceptions.RayActorError as error:
-            raise RuntimeError(f"a worker died ({str(error).strip().splitlines()[0]}), start the run again") from error
+        except self.ray.exceptions.RayError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise RuntimeError(f"a worker could not start or died ({reason}), start the run again") from error
 
 
 def start_pool(job: Job, *, cfg: ClusterConfig) -> Pool:

@@ -84,6 +84,7 @@ class Worker:
         self.done = 0
         self.on_progress: Callable[[int], None] | None = None
         self.exchange: Exchange = NoExchange()
+        self.kernels = kernels.eager()
         self.sweep: Sweep | None = None
         self.shard: Shard | None = None
 
@@ -132,15 +133,20 @@ class Worker:
         )
         self.sweep = Sweep(pair)
 
+    def prepare_kernels(self) -> str | None:
+        """Makes the kernels of reconstruction ready; says why they are not compiled, where that was wanted."""
+        wanted = self.job.compile
+        self.kernels = kernels.compiled(self.device.type, self.job.threads) if wanted else kernels.eager()
+        return self.kernels.fallback
+
     def reconstruct(self, unit: Unit, cfg: AlgoConfig, seed: int) -> TimedResult:
         """Solves the next unit together with the other workers."""
         assert self.sweep is not None and self.shard is not None
         self.done = 0
-        chosen = kernels.compiled(self.device.type, self.job.threads) if self.job.compile else kernels.eager()
         start = time.perf_counter()
         result = self.sweep.solve(
             unit, cfg=cfg, pieces=self.shard.pieces, piece_owners=self.shard.piece_owners,
-            seed=seed, kernels=chosen, progress=self._progress,
+            seed=seed, kernels=self.kernels, progress=self._progress,
         )  # fmt: skip
         return TimedResult(result, time.perf_counter() - start)
 

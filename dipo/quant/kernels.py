@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,8 +12,6 @@ from typing import Any
 import torch
 
 from dipo.quant import rounding
-
-log = logging.getLogger("dipo")
 
 Kernel = Callable[..., Any]
 
@@ -37,16 +34,19 @@ class Kernels:
     rounding_step: Kernel
     adam_step: Kernel
     compiled: bool
+    fallback: str | None = None
+    """Why nothing could be compiled, where compiled kernels were asked for."""
 
 
-def eager() -> Kernels:
+def eager(fallback: str | None = None) -> Kernels:
     """The functions as they are: several times slower, the same arithmetic."""
-    return Kernels(**{name: getattr(rounding, name) for name in _NAMES}, compiled=False)
+    functions: dict[str, Any] = {name: getattr(rounding, name) for name in _NAMES}
+    return Kernels(**functions, compiled=False, fallback=fallback)
 
 
 @functools.cache
 def compiled(device_type: str, threads: int) -> Kernels:
-    """Compiled kernels for a kind of device; the eager ones, with a line in the log, where nothing can compile them.
+    """Compiled kernels for a kind of device; the eager ones, with the reason, where nothing can compile them.
 
     Args:
         device_type: `cpu` or `cuda`.
@@ -62,12 +62,6 @@ def compiled(device_type: str, threads: int) -> Kernels:
         probe = torch.compile(torch.neg, dynamic=True)
         probe(torch.zeros(64, device=device_type))
     except Exception as error:  # noqa: BLE001 - whatever keeps the compiler from working, the eager kernels still do
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        log.warning("no compiled kernels (%s): reconstruction runs two to three times slower", reason)
-        return eager()
-    # Equal shapes of two arguments must not become an assumption: every unit shares one compilation.
-    return Kernels(**{name: _compile(getattr(rounding, name)) for name in _NAMES}, compiled=True)
-
-
-def _compile(function: Kernel) -> Kernel:
-    return torch.compile(function, dynamic=True)
+        return eager(next(iter(str(error).strip().splitlines()), type(error).__name__))
+    functions: dict[str, Any] = {name: torch.compile(getattr(rounding, name), dynamic=True) for name in _NAMES}
+    return Kernels(**functions, compiled=True)

@@ -89,6 +89,16 @@ class _Walk:
         self.size = len(shards)
         _join(pool, self.size)
         pool.call("start_sweep", [(self.units, quantized, shard) for shard in shards], with_float=self.trains)
+        if self.trains:
+            self._prepare_kernels()
+
+    def _prepare_kernels(self) -> None:
+        reason = next(filter(None, self.pool.call("prepare_kernels", [()] * self.size)), None)
+        if reason is not None:
+            log.warning("no compiled kernels: %s", reason)
+            self.terminal.say(
+                "no compiled kernels, reconstruction runs two to three times slower (the reason is in dipo.log)"
+            )
 
     def take(self, unit: Unit) -> TimedResult:
         """The next unit; a unit without layers is only passed through."""
