@@ -29,7 +29,7 @@ from dipo.launch import compose_config
 from dipo.quant import kernels
 from dipo.stages.load import load_job
 
-ROUNDS, STEPS, CPU = 9, 20, torch.device("cpu")
+ROUNDS, STEPS, CPU = 7, 60, torch.device("cpu")
 
 
 def floor_step(module: GraphModule, problem: UnitProblem, batch_size: int) -> float:

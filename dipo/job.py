@@ -9,7 +9,6 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-import onnx_ir as ir
 import torch
 
 import dipo
@@ -105,7 +104,6 @@ def _run(
 @contextlib.contextmanager
 def _workers(config: Config, loaded: Loaded, device: str, clock: Clock) -> Iterator[Pool]:
     job = Job(
-        model=ir.to_proto(loaded.model).SerializeToString(),
         plan=loaded.plan,
         rules=RULES[config.platform.name],
         calib=loaded.data.calib,
@@ -114,7 +112,7 @@ def _workers(config: Config, loaded: Loaded, device: str, clock: Clock) -> Itera
         compile=config.cluster.compile,
     )
     with clock.stage("start workers"):
-        pool = start_pool(job, cfg=config.cluster)
+        pool = start_pool(job, loaded.model, cfg=config.cluster)
     try:
         yield pool
     finally:

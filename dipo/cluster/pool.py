@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
+import onnx_ir as ir
+
 from dipo.cluster.worker import Job, Worker
 from dipo.config import ClusterConfig
 from dipo.errors import UserError
@@ -54,9 +56,9 @@ class InlinePool:
 
     size = 1
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, model: ir.Model) -> None:
         """Starts the worker."""
-        self.worker = Worker(job)
+        self.worker = Worker(job, model)
 
     def call(
         self,
@@ -79,7 +81,7 @@ class InlinePool:
 class RayPool:
     """Ray actors, one for each worker."""
 
-    def __init__(self, job: Job, *, cfg: ClusterConfig) -> None:
+    def __init__(self, job: Job, model: ir.Model, *, cfg: ClusterConfig) -> None:
         """Starts or joins Ray, and the workers on it.
 
         Raises:
@@ -99,9 +101,9 @@ class RayPool:
             "num_gpus": min(1.0, gpus / self.size) if job.device == "cuda" else 0,
             "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(cfg.threads)}},
         }
-        shared = ray.put(job)
+        shared = ray.put(job), ray.put(ir.to_proto(model).SerializeToString())
         actor = _actor_class(ray).options(**options)
-        self.actors = [actor.remote(shared) for _ in range(self.size)]
+        self.actors = [actor.remote(*shared) for _ in range(self.size)]
 
     def call(
         self,
@@ -144,9 +146,9 @@ class RayPool:
             raise RuntimeError(f"a worker could not start or died ({reason}), start the run again") from error
 
 
-def start_pool(job: Job, *, cfg: ClusterConfig) -> Pool:
-    """The workers that the configuration asks for."""
-    return InlinePool(job) if cfg.kind == "inline" else RayPool(job, cfg=cfg)
+def start_pool(job: Job, model: ir.Model, *, cfg: ClusterConfig) -> Pool:
+    """The workers that the configuration asks for, each with the normalised float network."""
+    return InlinePool(job, model) if cfg.kind == "inline" else RayPool(job, model, cfg=cfg)
 
 
 def _start_ray(cfg: ClusterConfig) -> None:

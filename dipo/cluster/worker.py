@@ -38,8 +38,6 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 class Job:
     """What every worker is told at its start."""
 
-    model: bytes
-    """The normalised float network, as an ONNX protobuf."""
     plan: Plan
     rules: PlatformRules
     calib: Dataset
@@ -74,13 +72,13 @@ class TimedResult:
 class Worker:
     """Runs on Ray or in this process; keeps its captures between calls."""
 
-    def __init__(self, job: Job) -> None:
-        """Unpacks the network."""
+    def __init__(self, job: Job, model: ir.Model | bytes) -> None:
+        """Takes the normalised float network, as it is or, from another process, as an ONNX protobuf."""
         self.job = job
         self.device = torch.device(job.device)
         torch.set_num_threads(job.threads)
         _keep_freed_memory()
-        self.model = ir.from_proto(onnx.load_from_string(job.model))
+        self.model = ir.from_proto(onnx.load_from_string(model)) if isinstance(model, bytes) else model
         self.done = 0
         self.on_progress: Callable[[int], None] | None = None
         self.exchange: Exchange = NoExchange()
