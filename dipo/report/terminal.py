@@ -107,8 +107,7 @@ def _costs(report: Report) -> Text:
     times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items())
     float_size = report.files["float"]
     sizes = ", ".join(
-        f"{name} {size / 1024:.0f} KB"
-        + (f" ({size / float_size:.2f} of the float file)" if name.endswith(".onnx") else "")
+        f"{name} {_size(size)}" + (f" ({size / float_size:.2f} of the float file)" if name.endswith(".onnx") else "")
         for name, size in report.files.items()
         if name != "float"
     )
@@ -117,3 +116,9 @@ def _costs(report: Report) -> Text:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
+
+
+def _size(num_bytes: int) -> str:
+    if num_bytes < 1024:
+        return f"{num_bytes} B"
+    return f"{num_bytes / 1024:.0f} KB" if num_bytes < 10 << 20 else f"{num_bytes / (1 << 20):.0f} MB"
