@@ -11,9 +11,6 @@ import torch
 class Exchange(Protocol):
     """Sums over all workers that do not depend on how many there are."""
 
-    rank: int
-    """This worker's number, from 0."""
-
     def ordered_sum(self, parts: Mapping[int, torch.Tensor], *, owners: Sequence[int]) -> torch.Tensor:
         """Adds the parts of all workers in the order of their numbers: floats add differently in another order.
 
@@ -29,8 +26,6 @@ class Exchange(Protocol):
 
 class NoExchange:
     """A single worker."""
-
-    rank = 0
 
     def ordered_sum(self, parts: Mapping[int, torch.Tensor], *, owners: Sequence[int]) -> torch.Tensor:
         """The sum of the parts, in the order of their numbers."""

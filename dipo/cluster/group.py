@@ -39,7 +39,7 @@ class TorchExchange:
 
     def __init__(self, group: Group, device: torch.device) -> None:
         """Meets the other workers."""
-        self.rank, self.size = group.rank, group.size
+        self.size = group.size
         if dist.is_initialized():
             dist.destroy_process_group()
         dist.init_process_group(

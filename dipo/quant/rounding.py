@@ -33,11 +33,6 @@ def rectified_sigmoid(v: torch.Tensor) -> torch.Tensor:
     return (torch.sigmoid(v) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
 
 
-def regularizer(v: torch.Tensor, beta: float) -> torch.Tensor:
-    """sum(1 - |2 h(V) - 1|^beta), which draws every h to 0 or 1 (AdaRound, eq. 24)."""
-    return (1 - (2 * rectified_sigmoid(v) - 1).abs().pow(beta)).sum()
-
-
 def random_words(num_elements: int, generator: torch.Generator) -> torch.Tensor:
     """Random bits, 32 to an int32 word, for `num_elements` elements."""
     words = torch.empty(-(-num_elements // 64), dtype=torch.int64, device=generator.device)
@@ -156,6 +151,9 @@ def rounding_step(
     schedule: torch.Tensor,
 ) -> None:
     """One Adam step of V, in place, and the soft weight that follows from it.
+
+    To the loss belongs strength * sum(1 - |2 h(V) - 1|^beta), which draws every h to 0 or 1 (AdaRound, eq. 24); only
+    its gradient is computed.
 
     Args:
         grad: Gradient of the loss with respect to the soft weights.

@@ -13,6 +13,11 @@ def test_rounding_starts_at_the_float_weights():
     )
 
 
+def regularizer(v, beta):
+    """AdaRound, eq. 24."""
+    return (1 - (2 * rounding.rectified_sigmoid(v) - 1).abs().pow(beta)).sum()
+
+
 def test_rounding_step_is_adam_on_the_loss_and_the_regularizer():
     g = torch.Generator().manual_seed(0)
     v = torch.randn(500, generator=g, dtype=torch.float64) * 2
@@ -31,7 +36,7 @@ def test_rounding_step_is_adam_on_the_loss_and_the_regularizer():
     for step, (beta, strength) in enumerate([(20.0, 0.0), (11.0, 0.05), (2.0, 0.05)], start=1):
         adam.zero_grad()
         soft = rounding.soft_weight(reference, floor, scale, low, high)
-        ((soft * slope).sum() + strength * rounding.regularizer(reference, beta)).backward()
+        ((soft * slope).sum() + strength * regularizer(reference, beta)).backward()
         adam.step()
         schedule = torch.tensor(
             [0.01, beta, strength, 1 / (1 - 0.9**step), 1 / (1 - 0.999**step), 1.0], dtype=torch.float64
