@@ -39,10 +39,8 @@ def correct_layer(pair: Pair, unit: Unit, fp_means: Mapping[str, NDArray[np.floa
         pair.forget(unit)
         return {}
     name, output = node_name(first), name_of(first.outputs[0])
-    module = pair.module([first], [output])
-    outs = [
-        module(pair.read(pair.q, module.inputs, rows), constants=pair.weights([name]))[output] for rows in pair.rows
-    ]
+    module, weights = pair.module([first], [output]), pair.weights([name])
+    outs = [module(values, constants=weights)[output] for values in pair.reads(pair.q, module)]
     means = pair.mean_of({batch.index: out for batch, out in zip(pair.batches, outs, strict=True)})
     bias = (old.bias + (fp_means[name] - means)).astype(np.float32)
     pair.layers[name] = QuantizedLayer(old.codes, old.qparams, bias)

@@ -159,10 +159,10 @@ class Pair:
     def output_error(self, unit: Unit, targets: Mapping[str, Capture], chosen: Sequence[tuple[Batch, slice]]) -> float:
         """Sum of the squared differences of the unit's outputs from the float ones, over the chosen batches."""
         nodes = [self.nodes[name] for name in unit.nodes]
-        module, hook = self.module(nodes, unit.outputs), self.hook(nodes)
+        module, hook, weights = self.module(nodes, unit.outputs), self.hook(nodes), self.weights(unit.layers)
         sums = {batch.index: torch.zeros(1, dtype=torch.float64, device=self.device) for batch in self.batches}
         for batch, rows in chosen:
-            made = module(self.read(self.q, module.inputs, rows), hook=hook, constants=self.weights(unit.layers))
+            made = module(self.read(self.q, module.inputs, rows), hook=hook, constants=weights)
             for name, value in made.items():
                 seen = hook(name, value)
                 sums[batch.index] += (seen - targets[name].rows(rows.start, rows.stop)).square().sum().double()
@@ -182,22 +182,19 @@ class Pair:
         for batch, rows in chosen:
             for name, value in module(self.read(captures, module.inputs, rows), hook=hook, constants=constants).items():
                 collected[name][batch.index] = _sum_and_count(value)
-        means = {}
-        for name, parts in collected.items():
-            nothing = (
-                torch.zeros_like(next(iter(parts.values())))
-                if parts
-                else torch.zeros(self._num_channels(name) + 1, dtype=torch.float64, device=self.device)
-            )
-            every = {batch.index: parts.get(batch.index, nothing) for batch in self.batches}
-            total = self.exchange.ordered_sum(every, owners=self.owners).cpu().numpy()
-            means[name] = total[:-1] / total[-1]
-        return means
+        return {name: self._mean(parts, self._num_channels(name)) for name, parts in collected.items()}
 
     def mean_of(self, outs: Mapping[int, torch.Tensor]) -> np.ndarray:
         """Channel means of one value over all batches of all workers; float64 [C]."""
-        parts = {index: _sum_and_count(out) for index, out in outs.items()}
-        total = self.exchange.ordered_sum(parts, owners=self.owners).cpu().numpy()
+        return self._mean(
+            {index: _sum_and_count(out) for index, out in outs.items()}, next(iter(outs.values())).shape[1]
+        )
+
+    def _mean(self, parts: Mapping[int, torch.Tensor], num_channels: int) -> np.ndarray:
+        """Mean from the sums and counts of some of this worker's batches; the others add nothing."""
+        nothing = torch.zeros(num_channels + 1, dtype=torch.float64, device=self.device)
+        every = {batch.index: parts.get(batch.index, nothing) for batch in self.batches}
+        total = self.exchange.ordered_sum(every, owners=self.owners).cpu().numpy()
         return np.asarray(total[:-1] / total[-1])
 
     def _num_channels(self, output: str) -> int:
