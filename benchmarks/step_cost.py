@@ -21,7 +21,7 @@ from dipo.algo.calibrate import observe, quantize_model
 from dipo.algo.captures import cut
 from dipo.algo.exchange import NoExchange
 from dipo.algo.pair import Pair
-from dipo.algo.reconstruct import Piece, UnitProblem, reconstruct
+from dipo.algo.reconstruct import Phase, Piece, UnitProblem, reconstruct
 from dipo.algo.sweep import Sweep
 from dipo.graph.torch_module import GraphModule, channels_last
 from dipo.graph.units import find_units
@@ -69,8 +69,9 @@ def main() -> None:
     units = find_units(loaded.model, granularity=config.algo.unit)
     pair = Pair(
         loaded.model, plan=loaded.plan, units=units, quantized=quantized, batches=batches, owners=[0] * len(batches),
-        inputs=inputs, with_float=True, exchange=NoExchange(), device=CPU,
+        exchange=NoExchange(), device=CPU,
     )  # fmt: skip
+    pair.read_samples(inputs, with_float=True)
     sweep = Sweep(pair)
     chosen = kernels.compiled("cpu", threads) if config.cluster.compile else kernels.eager()
     pieces = [Piece(0, 0, batches[-1].stop, config.algo.batch_size)]
@@ -82,13 +83,13 @@ def main() -> None:
         if unit.layers:
             problem = sweep.problem(unit, pair.targets(unit))
             module = GraphModule(loaded.model, nodes=[pair.nodes[name] for name in unit.nodes], outputs=unit.outputs)
-            reconstruct(problem, cfg=replace(brief, iters=3), **how)
+            reconstruct(problem, cfg=brief, phase=Phase(0, 3), **how)
             floor_step(module, problem, config.algo.batch_size)
             rounds = []
             for _ in range(ROUNDS):
                 floor = floor_step(module, problem, config.algo.batch_size)
                 start = time.perf_counter()
-                reconstruct(problem, cfg=brief, **how)
+                reconstruct(problem, cfg=brief, phase=Phase(0, STEPS), **how)
                 rounds.append((floor, (time.perf_counter() - start) / STEPS))
             floor, step = (1e3 * statistics.median(column) for column in zip(*rounds, strict=True))
             floors, steps = floors + floor, steps + step

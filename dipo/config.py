@@ -73,10 +73,13 @@ class AlgoConfig(Section):
     """What is reconstructed together."""
     iters: Annotated[int, Between(1)] = 320
     """Optimizer steps for each unit."""
+    polish_iters: Annotated[int | None, Between(0)] = None
+    """Of those steps, the last that cluster.schedule=parallel runs behind the quantized units before; null: 15 %."""
     batch_size: Annotated[int, Between(1)] = 32
     """Samples in an optimizer step."""
-    fp_input_prob: Annotated[float, Between(0, 1)] = 0.0
-    """Probability that an element of an activation keeps its float value during reconstruction (QDrop: 0.5)."""
+    fp_input_prob: Annotated[float, Between(0, 0.99)] = 0.0
+    """Probability, in steps of 1/256, that an element of an activation keeps its float value during reconstruction
+    (QDrop: 0.5)."""
     lr_round: Annotated[float, Between(0)] = 1.5e-3
     """Learning rate of the rounding, for algo.reference_iters steps; multiplied by reference_iters / iters."""
     lr_bias: Annotated[float, Between(0)] = 1e-3
@@ -168,11 +171,34 @@ class ClusterConfig(Section):
     """Number of workers; null: one for each GPU, 2 without GPUs, 1 inline."""
     threads: Annotated[int, Between(1)] = 1
     """CPU threads of a worker."""
+    schedule: Annotated[str, OneOf(("sequential", "parallel"))] = "sequential"
+    """How units are reconstructed: one after the other, the workers sharing each; or all at the same time, a worker
+    each, and then polished one after the other."""
     grad_shards: Annotated[int | None, Between(1)] = None
     """Pieces into which an optimizer step's batch is cut: results depend on it, not on the workers; null: the number
-    of workers."""
+    of workers, 4 with cluster.schedule=parallel."""
+    placement: Annotated[str, OneOf(("pack", "spread"))] = "pack"
+    """Workers on as few nodes as possible, or on as many."""
+    gpus_per_worker: Annotated[float | None, Between(0, above=True)] = None
+    """GPUs of a worker, 0.5 for two on one; null: 1, or less where there are more workers than GPUs."""
     address: str | None = None
-    """Ray to join: `auto` or `ray://HOST:PORT`; null or `local`: a private one is started."""
+    """Ray to join: `auto` or `ray://HOST:PORT`; null or `local`: a private one, on the loopback interface, is
+    started."""
+    dashboard: bool = False
+    """Start Ray's dashboard with the private Ray, on the loopback interface."""
+    retries: Annotated[int, Between(0)] = 3
+    """How often a piece of work is done again whose worker died."""
+    start_minutes: Annotated[float, Between(0, above=True)] = 10
+    """How long to wait for room and for the workers' start."""
+    replace_seconds: Annotated[float, Between(0)] = 60
+    """How long the others wait for the successor of a worker that died, before they go on without it."""
+    captures_gb: Annotated[float | None, Between(0, above=True)] = None
+    """Gigabytes of captured values that cluster.schedule=parallel keeps at a time; null: 30 % of Ray's object store,
+    2 inline."""
+    object_store_gb: Annotated[float | None, Between(0.08)] = None
+    """Gigabytes of memory for the object store of the private Ray; null: Ray decides."""
+    spill_dir: str | None = None
+    """Folder for what the private Ray's object store has no room for; null: Ray's temporary folder."""
     device: Annotated[str, OneOf(("auto", "cpu", "cuda"))] = "auto"
     """Where tensors live; auto: the GPU where there is one."""
     compile: bool = True
@@ -193,6 +219,16 @@ class RunConfig(Section):
 
     dir: str | None = None
     """Folder for all that the run writes; null: outputs/<date>/<time>-<model>-<algo>."""
+    resume: str | None = None
+    """Folder of a run to go on with, from its last finished unit; its configuration is the one to start from."""
+    track: Annotated[list[str], OneOf(("tensorboard", "mlflow"))] = field(default_factory=list)
+    """Where the run's events go besides events.jsonl; needs the extra `tracking`."""
+
+    def __post_init__(self) -> None:
+        """Check each option, then the two folders against each other."""
+        super().__post_init__()
+        if self.resume is not None and self.dir is not None and Path(self.resume) != Path(self.dir):
+            raise UserError(f"run.dir={self.dir}: a resumed run stays in its folder, {self.resume}, leave run.dir out")
 
 
 @dataclass(frozen=True)

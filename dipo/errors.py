@@ -1,4 +1,4 @@
-"""The one exception that is the user's to read."""
+"""The exceptions that are the user's to read."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,14 @@ class UserError(ValueError):
 
     The launcher prints it without a traceback and exits with code 2.
     """
+
+
+class JobError(RuntimeError):
+    """The run cannot go on, for a reason outside it: the message is one sentence that says what, and what to do.
+
+    The launcher prints it without a traceback and exits with code 1.
+    """
+
+
+class Terminated(BaseException):
+    """The process was asked to end (SIGTERM); raised in the main thread wherever it is, as KeyboardInterrupt is."""

@@ -7,137 +7,240 @@ import datetime
 import functools
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import dipo
-from dipo.algo.calibrate import Observed, quantize_model
-from dipo.algo.captures import cut
-from dipo.cluster.layout import even_shares
+from dipo.algo.calibrate import Calibration, Observed, quantize_model
+from dipo.cluster.logs import append_worker_log
 from dipo.cluster.pool import Pool, start_pool
 from dipo.cluster.worker import Job
 from dipo.config import Config, to_plain
-from dipo.errors import UserError
+from dipo.errors import JobError, Terminated, UserError
 from dipo.export.platforms import RULES, WRITERS
 from dipo.graph.plan import QuantizedModel
 from dipo.graph.units import find_units
+from dipo.report.events import FILE as EVENTS
+from dipo.report.events import Events, config_hash
+from dipo.report.report import Report
+from dipo.report.sinks import open_sinks
 from dipo.report.terminal import Terminal
-from dipo.run import CONFIG, RunFolder
+from dipo.run import CONFIG, REPORT, DamagedFileError, RunFolder, explain_full_disk
+from dipo.stages.checkpoint import STATISTICS, load_calibration, save_calibration, tell_of_damage
 from dipo.stages.clock import Clock
+from dipo.stages.context import Context
+from dipo.stages.fingerprint import fingerprint, stored_pieces, write_fingerprint
 from dipo.stages.load import Loaded, check_parity, load_job
-from dipo.stages.transform import transform
-from dipo.stages.verify import model_name, verify
+from dipo.stages.transform import polish_iters, transform
+from dipo.stages.verify import model_name, precision_name, verify, versions
 
 log = logging.getLogger("dipo")
 
+PARALLEL_PIECES = 4
+"""Pieces of a polishing step, where nothing else is asked: the parallel schedule's results never follow the workers."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A job before it has workers."""
+
+    config: Config
+    loaded: Loaded
+    folder: RunFolder
+    device: str
+    parity: float
+    identity: dict[str, Any]
+    pieces: int | None
+    """That the run was begun with; None where it is new."""
+    clock: Clock
+    terminal: Terminal
+
 
 def run_job(config: Config) -> int:
-    """Runs a job from its configuration to its report.
+    """Runs a job from its configuration to its report, or goes on with one from its last finished unit.
 
     Returns:
         The exit status, 0.
 
     Raises:
         UserError: The configuration, the model or the data is wrong.
+        JobError: The run cannot go on.
     """
     clock, terminal = Clock(), Terminal()
-    device = _device(config)
-    torch.set_num_threads(config.cluster.threads)
-    with clock.stage("load"):
-        loaded = load_job(config)
-        parity = check_parity(loaded, threads=config.cluster.threads)
-    if config.dry_run:
-        _show_plan(config, loaded, terminal)
-        return 0
-    folder = RunFolder(_folder_path(config))
+    with contextlib.ExitStack() as stack:
+        resumed = None if config.run.resume is None else RunFolder(Path(config.run.resume).expanduser(), resume=True)
+        if resumed is not None:
+            stack.callback(resumed.close)
+            if resumed.finished:
+                terminal.say(f"{resumed.path}: the run is finished, its report is {resumed.path / REPORT}")
+                return 0
+        device = _device(config)
+        torch.set_num_threads(config.cluster.threads)
+        with clock.stage("load"):
+            loaded = load_job(config)
+            parity = check_parity(loaded, threads=config.cluster.threads)
+        if config.dry_run:
+            _show_plan(config, loaded, terminal)
+            return 0
+        identity = fingerprint(config, loaded, device=device)
+        pieces = None if resumed is None else stored_pieces(resumed, identity, config)
+        folder = resumed or RunFolder(_folder_path(config))
+        stack.callback(folder.close)
+        with _explained(folder, terminal):
+            _run(Begun(config, loaded, folder, device, parity, identity, pieces, clock, terminal))
+    return 0
+
+
+@contextlib.contextmanager
+def _explained(folder: RunFolder, terminal: Terminal) -> Iterator[None]:
+    """Says how to go on with a run that ends before its end."""
     try:
-        _run(config, loaded, folder, clock, terminal, device=device, parity=parity)
+        with explain_full_disk(folder.path):
+            yield
     except UserError:
         # What is wrong with samples or labels may show late; nothing of such a run is of use.
         folder.discard()
         raise
-    return 0
+    except JobError as error:
+        hint = f"run.resume={folder.path}"
+        raise error if hint in str(error) else JobError(f"{error}; then go on with {hint}") from error
+    except (KeyboardInterrupt, Terminated):
+        terminal.say(f"stopped, go on with: python -m dipo.launch run.resume={folder.path}")
+        raise
 
 
-def _run(
-    config: Config,
-    loaded: Loaded,
-    folder: RunFolder,
-    clock: Clock,
-    terminal: Terminal,
-    *,
-    device: str,
-    parity: float,
-) -> None:
+def _run(begun: Begun) -> None:
+    config, folder, terminal = begun.config, begun.folder, begun.terminal
     _log_to(folder.path / "dipo.log")
-    folder.write_yaml(CONFIG, to_plain(config))
-    log.info("dipo %s, %s", dipo.__version__, loaded.data.calib.describe())
-    log.info("parity of torch and ONNX Runtime on the float network: %.2e of the largest output", parity)
-    terminal.say(f"{model_name(config)}: {len(loaded.plan.layers)} layers, {loaded.data.calib.describe()}")
-    terminal.say(f"torch and ONNX Runtime agree on the float network to {parity:.1e} of the largest output")
-    with _workers(config, loaded, device, clock) as pool:
-        observed = _calibrate(config, loaded, pool, folder, clock, terminal)
-        with clock.stage("ranges"):
-            quantized = quantize_model(loaded.model, plan=loaded.plan, statistics=observed.statistics, cfg=config.calib)
-        done = transform(
-            config,
-            loaded,
-            quantized=quantized,
-            observed=observed,
-            pool=pool,
-            folder=folder,
-            clock=clock,
-            terminal=terminal,
-        )
-        with clock.stage("export"):
-            files = _export(config, loaded, done.quantized, folder)
-        report = verify(
-            config, loaded, quantized=done.quantized, files=files, units=done.units, parity=parity,
-            pool=pool, device=device, clock=clock, terminal=terminal,
-        )  # fmt: skip
-    folder.write_json("report.json", report.to_plain())
+    resumes = folder.has(CONFIG)
+    if not resumes:
+        folder.write_yaml(CONFIG, to_plain(config))
+    sinks = open_sinks(config.run.track, folder, run_name=folder.path.name, config=to_plain(config))
+    with Events(folder.path / EVENTS, sinks) as events:
+        _tell_of_begin(begun, events, resumes=resumes)
+        with _workers(begun, events) as pool:
+            context = _context(begun, pool, events)
+            report = _process(context, parity=begun.parity)
+        folder.write_json(REPORT, report.to_plain())
+        _tell_of_end(report, events)
     terminal.show(report)
     terminal.say(f"run folder: {folder.path}")
 
 
+def _process(context: Context, *, parity: float) -> Report:
+    """The work itself."""
+    calibration = _calibrate(context)
+    with context.stage("ranges"):
+        loaded = context.loaded
+        quantized = quantize_model(
+            loaded.model, plan=loaded.plan, statistics=calibration.statistics, cfg=context.config.calib
+        )
+    done = transform(context, quantized=quantized, calibration=calibration)
+    with context.stage("export"):
+        files = _export(context, done.quantized)
+    return verify(context, quantized=done.quantized, files=files, units=done.units, parity=parity)
+
+
+def _context(begun: Begun, pool: Pool, events: Events) -> Context:
+    config, folder = begun.config, begun.folder
+    pieces = begun.pieces
+    if pieces is None:
+        parallel = config.cluster.schedule == "parallel"
+        pieces = config.cluster.grad_shards or (PARALLEL_PIECES if parallel else pool.size)
+        write_fingerprint(folder, begun.identity, pieces=pieces)
+    return Context(
+        config, begun.loaded, folder, pool, pieces, begun.device, begun.clock, events, begun.terminal
+    )  # fmt: skip
+
+
 @contextlib.contextmanager
-def _workers(config: Config, loaded: Loaded, device: str, clock: Clock) -> Iterator[Pool]:
+def _workers(begun: Begun, events: Events) -> Iterator[Pool]:
+    config, loaded = begun.config, begun.loaded
     job = Job(
         plan=loaded.plan,
         rules=RULES[config.platform.name],
         calib=loaded.data.calib,
-        device=device,
+        device=begun.device,
         threads=config.cluster.threads,
         compile=config.cluster.compile,
+        run=begun.folder.path.name,
     )
-    with clock.stage("start workers"):
-        pool = start_pool(job, loaded.model, cfg=config.cluster)
+    with begun.clock.stage("start workers"):
+        pool = start_pool(
+            job,
+            loaded.model,
+            cfg=config.cluster,
+            notify=events.emit,
+            keep_log=functools.partial(append_worker_log, begun.folder.path),
+        )
     try:
         yield pool
     finally:
         pool.close()
 
 
-def _calibrate(
-    config: Config, loaded: Loaded, pool: Pool, folder: RunFolder, clock: Clock, terminal: Terminal
-) -> Observed:
+def _calibrate(context: Context) -> Calibration:
     """One pass over the samples, sharded; the workers' statistics merge exactly."""
-    shares = even_shares(cut(len(loaded.data.calib), config.data.batch_size), pool.size)
-    with clock.stage("calibrate"), terminal.task("calibrate", len(loaded.data.calib), "samples") as progress:
-        parts: list[Observed] = pool.call("observe", [(share,) for share in shares if share], progress=progress)
-    observed = functools.reduce(Observed.merge, parts)
-    statistics = observed.statistics.items()
-    folder.write_arrays(
-        "statistics.safetensors",
-        {f"{name}/{key}": a for name, stats in statistics for key, a in stats.to_arrays().items()},
-    )
-    return observed
+    if context.folder.has(STATISTICS):
+        try:
+            return load_calibration(context.folder)
+        except DamagedFileError:
+            tell_of_damage(context, STATISTICS)
+    num_samples = len(context.loaded.data.calib)
+    shares = context.shares(num_samples)
+    with context.stage("calibrate"), context.terminal.task("calibrate", num_samples, "samples") as progress:
+        parts: list[tuple[int, Observed]] = list(
+            context.pool.map(
+                "observe",
+                [(share,) for share in shares],
+                sizes=[sum(map(len, share)) for share in shares],
+                progress=progress,
+            )
+        )
+    calibration = functools.reduce(Observed.merge, (part for _, part in parts)).calibration()
+    save_calibration(context.folder, calibration)
+    return calibration
 
 
-def _export(config: Config, loaded: Loaded, quantized: QuantizedModel, folder: RunFolder) -> list[Path]:
+def _export(context: Context, quantized: QuantizedModel) -> list[Path]:
+    config = context.config
     metadata = {"dipo_version": dipo.__version__, "dipo_algo": config.algo.name, "dipo_platform": config.platform.name}
-    return WRITERS[config.platform.name](loaded.model, quantized, folder.path, metadata=metadata)
+    return WRITERS[config.platform.name](context.loaded.model, quantized, context.folder.path, metadata=metadata)
+
+
+def _tell_of_begin(begun: Begun, events: Events, *, resumes: bool) -> None:
+    config, calib = begun.config, begun.loaded.data.calib.describe()
+    log.info("dipo %s, %s", dipo.__version__, calib)
+    log.info("parity of torch and ONNX Runtime on the float network: %.2e of the largest output", begun.parity)
+    if resumes:
+        events.emit("run_resumes")
+        begun.terminal.say(f"going on with {begun.folder.path}")
+    else:
+        events.emit(
+            "run_begins",
+            model=model_name(config),
+            algo=config.algo.name,
+            precision=precision_name(config),
+            platform=config.platform.name,
+            versions=versions(),
+            config_hash=config_hash(to_plain(config)),
+        )
+    begun.terminal.say(f"{model_name(config)}: {len(begun.loaded.plan.layers)} layers, {calib}")
+    begun.terminal.say(f"torch and ONNX Runtime agree on the float network to {begun.parity:.1e} of the largest output")
+
+
+def _tell_of_end(report: Report, events: Events) -> None:
+    plain = report.to_plain()
+    events.emit(
+        "run_ends",
+        status="done",
+        seconds=round(sum(report.seconds.values()), 3),
+        accuracy=plain["accuracy"],
+        error=plain["error"],
+    )
 
 
 def _show_plan(config: Config, loaded: Loaded, terminal: Terminal) -> None:
@@ -155,13 +258,15 @@ def _show_plan(config: Config, loaded: Loaded, terminal: Terminal) -> None:
     steps = ", ".join(config.algo.steps) or "calibrate and export"
     if "reconstruct" in config.algo.steps:
         units = [unit for unit in find_units(loaded.model, granularity=config.algo.unit) if unit.layers]
-        steps += f" ({len(units)} units, {config.algo.iters} steps each)"
+        steps += f" ({len(units)} units, {config.algo.iters} steps each"
+        polish = polish_iters(config.algo) if config.cluster.schedule == "parallel" else 0
+        steps += f", {polish} of them one unit after the other)" if polish else ")"
     terminal.say(f"algorithm {config.algo.name}: {steps}; platform {config.platform.name}")
 
 
 def _device(config: Config) -> str:
     wanted = config.cluster.device
-    if wanted == "cuda" and config.cluster.address is None and not torch.cuda.is_available():
+    if wanted == "cuda" and config.cluster.address in (None, "local") and not torch.cuda.is_available():
         raise UserError("cluster.device=cuda: torch finds no GPU here, take cluster.device=cpu or leave the option out")
     return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 

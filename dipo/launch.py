@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import traceback
@@ -18,9 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 import dipo
 from dipo.config import Config, to_plain
-from dipo.errors import UserError
+from dipo.errors import JobError, Terminated, UserError
 from dipo.manual import manual
 from dipo.presets import PRIMARY, find_presets, own_folders, packaged_folder, refuse_shadowing
 from dipo.section import all_options, choose, choose_option, from_plain
@@ -45,18 +48,25 @@ class CommandLine:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv`, by default the process's own, and return the exit status.
 
-    0: done. 1: a gate failed or the run broke. 2: the user's input is wrong. 130: interrupted.
+    0: done. 1: the run broke. 2: the user's input is wrong. 130: interrupted. 143: terminated.
     """
     # OpenMP's threads spin for milliseconds before they sleep: where another process wants the core, everything stalls.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         return _run(sys.argv[1:] if argv is None else argv)
     except UserError as error:
         _complain(str(error))
         return 2
+    except JobError as error:
+        _complain(f"{error} (more in {path})" if (path := _log_traceback(quietly=True)) else str(error))
+        return 1
     except KeyboardInterrupt:
         _complain("interrupted")
-        return 130
+        return 128 + signal.SIGINT
+    except Terminated:
+        _complain("terminated")
+        return 128 + signal.SIGTERM
     except Exception as error:  # noqa: BLE001 - whatever broke, the user reads a sentence and finds the rest in a log
         reason = next(iter(str(error).splitlines()), "no more is known")
         _complain(f"{type(error).__name__}: {reason} (traceback in {_log_traceback()})")
@@ -66,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def compose_config(overrides: Sequence[str], own: Sequence[Path] = ()) -> Config:
     """The configuration that the presets and the overrides make; overrides of options win over presets.
 
+    With `run.resume` the configuration of that run takes the place of the presets' defaults.
+
     Args:
         overrides: `group=choice` and `option=value`, each with any number of leading `+` up to two.
         own: The user's folders of presets.
@@ -73,7 +85,17 @@ def compose_config(overrides: Sequence[str], own: Sequence[Path] = ()) -> Config
     Raises:
         UserError: An override or a preset is wrong.
     """
-    return from_plain(Config, _compose([_translate(override, own) for override in overrides], own))
+    resumed = _resumed(overrides)
+    if resumed is None:
+        return from_plain(Config, _compose([_translate(override, own) for override in overrides], own))
+    from dipo.run import RunFolder
+
+    stored = RunFolder.stored_config(resumed)
+    from_plain(Config, stored)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / f"{PRIMARY}.yaml").write_text(yaml.safe_dump(_without(stored)), encoding="utf-8")
+        words = [_translate(override, own, preset="+") for override in overrides]
+        return from_plain(Config, _compose(words, [*own, packaged_folder().resolve()], primary=Path(folder)))
 
 
 def _run(argv: Sequence[str]) -> int:
@@ -128,15 +150,35 @@ def _sort(argv: Sequence[str]) -> CommandLine:
     return CommandLine(frozenset(flags), config_dir, tuple(overrides))
 
 
-def _translate(override: str, own: Sequence[Path]) -> str:
-    """The override in Hydra's words, once it is known to name a preset or an option."""
+def _resumed(overrides: Sequence[str]) -> Path | None:
+    """The folder of `run.resume`, where it is asked for."""
+    values = [word.partition("=")[2] for word in overrides if word.lstrip("+").startswith("run.resume=")]
+    if not values or values[-1] in {"", "null"}:
+        return None
+    return Path(values[-1].strip("'\"")).expanduser()
+
+
+def _without(stored: dict[str, Any]) -> dict[str, Any]:
+    """A run's configuration less what belongs to the process that began it."""
+    run = {key: value for key, value in stored.get("run", {}).items() if key not in {"dir", "resume"}}
+    return {**stored, "run": run}
+
+
+def _translate(override: str, own: Sequence[Path], *, preset: str = "") -> str:
+    """The override in Hydra's words, once it is known to name a preset or an option.
+
+    Args:
+        override: As typed.
+        own: The user's folders of presets.
+        preset: What Hydra wants before a group: nothing where the primary configuration has one, `+` where it has none.
+    """
     match = re.fullmatch(r"\+{0,2}([^=+~]+)(?:=(.*))?", override, re.DOTALL)
     if match is None:
         raise UserError(f"'{override}': give group=choice or option=value, see --help")
     key, value = match.groups()
     presets = find_presets(own)
     if key in presets:
-        return f"{key}={_choice(key, value or '', presets[key], own)}"
+        return f"{preset}{key}={_choice(key, value or '', presets[key], own)}"
     known = {option.key: option for option in all_options(Config)}
     if key not in known:
         raise UserError(f"unknown option '{key}': {choose_option(Config, key, groups=list(presets))}")
@@ -177,7 +219,7 @@ def _value(key: str, value: str, *, literal: bool) -> str:
     return value
 
 
-def _compose(overrides: Sequence[str], own: Sequence[Path]) -> dict[str, Any]:
+def _compose(overrides: Sequence[str], own: Sequence[Path], *, primary: Path | None = None) -> dict[str, Any]:
     from hydra import compose, initialize_config_dir
     from hydra.core.override_parser.types import Quote, QuotedString
     from hydra.errors import HydraException
@@ -187,7 +229,7 @@ def _compose(overrides: Sequence[str], own: Sequence[Path]) -> dict[str, Any]:
 
     urls = [QuotedString(text=f"file://{folder}", quote=Quote.single).with_quotes() for folder in own]
     try:
-        with initialize_config_dir(config_dir=str(packaged_folder().resolve()), version_base="1.3"):
+        with initialize_config_dir(config_dir=str(primary or packaged_folder().resolve()), version_base="1.3"):
             composed: DictConfig = compose(PRIMARY, overrides=[*overrides, f"hydra.searchpath=[{','.join(urls)}]"])
         plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
@@ -217,13 +259,27 @@ def _complain(sentence: str) -> None:
     print(f"dipo: {' '.join(sentence.split())}", file=sys.stderr)
 
 
-def _log_traceback() -> str:
-    """Write the traceback of the exception at hand to the run's log, or to a new file; return its path."""
+def _terminate(number: int, frame: object) -> None:
+    """SIGTERM's handler: the run ends as it does on Ctrl-C, what is finished stays."""
+    del number, frame
+    # Whoever asks twice means the same.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise Terminated
+
+
+def _log_traceback(*, quietly: bool = False) -> str:
+    """Write the traceback of the exception at hand to the run's log, or to a new file; return its path.
+
+    Args:
+        quietly: Write to the run's log or nowhere; the path is then empty where there is no such log.
+    """
     log = logging.getLogger("dipo")
     for handler in log.handlers:
         if isinstance(handler, logging.FileHandler):
             handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, "the run broke", (), sys.exc_info()))
             return handler.baseFilename
+    if quietly:
+        return ""
     with tempfile.NamedTemporaryFile("w", prefix="dipo-", suffix=".log", delete=False) as file:
         traceback.print_exc(file=file)
     return file.name

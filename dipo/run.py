@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
+import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -15,33 +19,98 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from dipo.errors import UserError
+from dipo.errors import JobError, UserError
+
+log = logging.getLogger("dipo")
 
 CONFIG = "config.yaml"
 """The first file of a run."""
+FINGERPRINT = "fingerprint.json"
+REPORT = "report.json"
+"""The last file of a run."""
+ABOUT = "dipo"
+"""The entry in the header of an array file: a digest, and the plain values that go with the arrays."""
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+class DamagedFileError(Exception):
+    """A file of the run is not what was written."""
 
 
 class RunFolder:
     """Writes a run's files, each under a temporary name that becomes the final one when it is complete."""
 
-    def __init__(self, path: Path) -> None:
-        """Makes the folder.
+    def __init__(self, path: Path, *, resume: bool = False) -> None:
+        """Makes the folder, or takes up the one of an earlier run; no other process can have it at the same time.
 
         Raises:
-            UserError: It cannot be made or written, or holds another run.
+            UserError: It cannot be made or written, holds another run or, to `resume`, none, or is in use.
         """
         self.path = path
         self.made = not path.exists()
-        if (path / CONFIG).exists():
-            raise UserError(f"run.dir={path}: the folder holds another run, choose another one or remove it")
+        self.option = "run.resume" if resume else "run.dir"
+        if resume and not (path / CONFIG).is_file():
+            raise _no_run(path)
+        if not resume and (path / CONFIG).exists():
+            raise UserError(
+                f"run.dir={path}: the folder holds another run, choose another one, or go on with it: run.resume={path}"
+            )
         try:
             path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=path):
                 pass
+            self.lock: int | None = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise UserError(
-                f"run.dir={path}: cannot be written ({error.strerror}), choose another folder with run.dir="
+                f"{self.option}={path}: cannot be written ({error.strerror}), choose another folder with run.dir="
             ) from error
+        self._take_lock()
+        for left in path.rglob(".*.part"):
+            left.unlink(missing_ok=True)  # of a process that was killed
+
+    def _take_lock(self) -> None:
+        try:
+            assert self.lock is not None
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{self.option}={self.path}: another process is at work on this run, wait for it or end it"
+            ) from error
+        except OSError as error:
+            # Some network file systems know no locks; then nothing keeps two processes apart but their user.
+            log.warning("%s cannot be locked (%s)", self.path, error.strerror)
+
+    @staticmethod
+    def stored_config(path: Path) -> dict[str, Any]:
+        """The configuration that a run was begun with.
+
+        Raises:
+            UserError: There is none, or it cannot be read.
+        """
+        if not (path / CONFIG).is_file():
+            raise _no_run(path)
+        try:
+            content = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
+        except (OSError, UnicodeError, yaml.YAMLError) as error:
+            raise UserError(f"run.resume={path}: its {CONFIG} is damaged, begin the run again with run.dir=") from error
+        if not isinstance(content, dict):
+            raise UserError(f"run.resume={path}: its {CONFIG} is damaged, begin the run again with run.dir=")
+        return content
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return (self.path / REPORT).is_file()
+
+    def has(self, name: str) -> bool:
+        """Whether a file was written."""
+        return (self.path / name).is_file()
+
+    def close(self) -> None:
+        """Lets another process have the folder."""
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
 
     def discard(self) -> None:
         """Removes the folder of a run that came to nothing, unless it was there before."""
@@ -54,13 +123,19 @@ class RunFolder:
 
         Args:
             name: The final name, `/` for folders within the run's.
+
+        Raises:
+            JobError: The disk is full.
         """
         final = self.path / name
-        final.parent.mkdir(parents=True, exist_ok=True)
         temporary = final.with_name(f".{final.name}.{os.getpid()}.part")
         try:
-            yield temporary
-            temporary.replace(final)
+            with explain_full_disk(self.path):
+                final.parent.mkdir(parents=True, exist_ok=True)
+                yield temporary
+                with temporary.open("rb") as written:
+                    os.fsync(written)  # the content is on the disk before the name is
+                temporary.replace(final)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -73,14 +148,93 @@ class RunFolder:
         with self.writing(name) as path:
             path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A JSON file that was written.
+
+        Raises:
+            DamagedFileError: It is missing or damaged.
+        """
+        try:
+            content = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DamagedFileError(name) from error
+        if not isinstance(content, dict):
+            raise DamagedFileError(name)
+        return content
+
     def write_yaml(self, name: str, content: Mapping[str, Any]) -> None:
         """Writes a YAML file."""
         with self.writing(name) as path:
             path.write_text(yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
-    def write_arrays(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Writes a safetensors file."""
-        from safetensors.numpy import save_file
+    def write_arrays(
+        self, name: str, arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any] | None = None
+    ) -> None:
+        """Writes a safetensors file, with a digest of its content.
 
+        Args:
+            name: The final name.
+            arrays: What is written.
+            about: Plain values that go with them.
+        """
+        from safetensors.numpy import save
+
+        stored = {key: np.asarray(array, order="C") for key, array in arrays.items()}
+        text = json.dumps(about or {}, allow_nan=False)
+        # One entry: several would be written in an order of their own each time.
+        metadata = {ABOUT: json.dumps({"about": text, "sha256": _digest(stored, text)})}
         with self.writing(name) as path:
-            save_file({key: np.asarray(array, order="C") for key, array in arrays.items()}, path)
+            path.write_bytes(save(stored, metadata=metadata))
+
+    def read_arrays(self, name: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """The arrays of a file, and the plain values that go with them.
+
+        Raises:
+            DamagedFileError: It is missing or damaged.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.path / name, framework="numpy") as file:
+                arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it has no iterator
+                entry = json.loads((file.metadata() or {})[ABOUT])
+            about, digest = entry["about"], entry["sha256"]
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            raise DamagedFileError(name) from error
+        if digest != _digest(arrays, about):
+            raise DamagedFileError(name)
+        plain: dict[str, Any] = json.loads(about)
+        return arrays, plain
+
+
+@contextlib.contextmanager
+def explain_full_disk(path: Path) -> Iterator[None]:
+    """Turns the error of a full disk into a sentence that says how to go on.
+
+    Raises:
+        JobError: The disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise JobError(f"{path}: no space is left on the disk, free some and go on with run.resume={path}") from error
+    except Exception as error:
+        # Writers in C++ and Rust report a full disk in their own words.
+        if os.strerror(errno.ENOSPC).lower() not in str(error).lower():
+            raise
+        raise JobError(f"{path}: no space is left on the disk, free some and go on with run.resume={path}") from error
+
+
+def _no_run(path: Path) -> UserError:
+    return UserError(f"run.resume={path}: no run was begun there, give the folder of one or begin with run.dir=")
+
+
+def _digest(arrays: Mapping[str, NDArray[Any]], about: str) -> str:
+    digest = hashlib.sha256(about.encode())
+    for key in sorted(arrays):
+        array = arrays[key]
+        digest.update(f"\n{key} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

@@ -50,7 +50,7 @@ def test_every_default_is_within_its_own_limits():
         (lambda: CalibConfig(method="foo"), "calib.method 'foo': choose from minmax, percentile, mse"),
         (lambda: CalibConfig(percentile=101.0), "calib.percentile 101: give a number from 50 to 100"),
         (lambda: AlgoConfig(steps=["adaround"]), "algo.steps 'adaround': choose from bias_correction, reconstruct"),
-        (lambda: AlgoConfig(fp_input_prob=1.5), "algo.fp_input_prob 1.5: give a number from 0 to 1"),
+        (lambda: AlgoConfig(fp_input_prob=1.5), "algo.fp_input_prob 1.5: give a number from 0 to 0.99"),
         (lambda: AlgoConfig(iters=0), "algo.iters 0: give a number >= 1"),
         (lambda: PlatformConfig(name="snpe"), "platform.name 'snpe': choose from ort, trt"),
         (lambda: PrecisionConfig(weight_bits=1), "precision.weight_bits 1: give a number from 2 to 16"),

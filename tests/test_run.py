@@ -1,13 +1,14 @@
+import errno
 import json
 import os
 
 import numpy as np
 import pytest
 import yaml
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
-from dipo.errors import UserError
-from dipo.run import RunFolder
+from dipo.errors import JobError, UserError
+from dipo.run import DamagedFileError, RunFolder
 
 
 @pytest.fixture
@@ -22,6 +23,7 @@ def test_the_folder_is_made_with_those_above_it_and_holds_nothing(folder):
 
 def test_an_existing_folder_is_taken(folder):
     folder.write_json("kept.json", {})
+    folder.close()
     RunFolder(folder.path)
     assert (folder.path / "kept.json").exists()
 
@@ -71,3 +73,61 @@ def test_a_folder_without_permission_is_refused(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(UserError, match="Permission denied"):
         RunFolder(tmp_path)
+
+
+def test_two_processes_cannot_have_one_folder(folder):
+    folder.write_yaml("config.yaml", {})
+    with pytest.raises(UserError, match=r"run\.resume=.*another process"):
+        RunFolder(folder.path, resume=True)
+    folder.close()
+    RunFolder(folder.path, resume=True).close()
+
+
+def test_what_a_killed_process_left_half_written_goes_away(folder):
+    folder.write_yaml("config.yaml", {})
+    (folder.path / "units").mkdir()
+    (folder.path / "units" / ".3.safetensors.77.part").write_bytes(b"half")
+    folder.close()
+    RunFolder(folder.path, resume=True)
+    assert not list((folder.path / "units").iterdir())
+
+
+def test_arrays_come_back_bit_for_bit_with_what_goes_with_them(folder):
+    arrays = {"a/b": np.array([0.1, -0.0, np.float32(1e-45)], np.float32), "n": np.array(3, np.int32)}
+    folder.write_arrays("x.safetensors", arrays, {"loss": 0.1, "name": "stem", "none": None})
+    found, about = folder.read_arrays("x.safetensors")
+    assert {key: array.tobytes() for key, array in found.items()} == {k: a.tobytes() for k, a in arrays.items()}
+    assert about == {"loss": 0.1, "name": "stem", "none": None}
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "other", "gone"])
+def test_a_damaged_file_is_noticed(folder, damage):
+    folder.write_arrays("x.safetensors", {"a": np.arange(64, dtype=np.float32)}, {"n": 1})
+    path = folder.path / "x.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    match damage:
+        case "flip":
+            path.write_bytes(content)
+        case "cut":
+            path.write_bytes(path.read_bytes()[:-16])
+        case "empty":
+            path.write_bytes(b"")
+        case "other":
+            save_file({"a": np.arange(64, dtype=np.float32)}, path)
+        case "gone":
+            path.unlink()
+    with pytest.raises(DamagedFileError):
+        folder.read_arrays("x.safetensors")
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(folder, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    folder.write_json("a.json", {"old": 1})
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(JobError, match=r"no space is left.*run\.resume="):
+        folder.write_json("a.json", {"new": 2})
+    assert [file.name for file in folder.path.iterdir()] == ["a.json"]
+    assert folder.read_json("a.json") == {"old": 1}

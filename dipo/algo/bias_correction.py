@@ -21,13 +21,16 @@ CORRECTION_BATCHES = 16
 """Batches that a correction between units looks at, or up to twice as many: channel means need no more."""
 
 
-def correct_layer(pair: Pair, unit: Unit, fp_means: Mapping[str, NDArray[np.float64]]) -> dict[str, QuantizedLayer]:
+def correct_layer(
+    pair: Pair, unit: Unit, fp_means: Mapping[str, NDArray[np.float64]], *, known: QuantizedLayer | None = None
+) -> dict[str, QuantizedLayer]:
     """Corrects the bias of the unit's layer and moves on behind the unit.
 
     Args:
         pair: Both networks; the float one need not be carried along.
         unit: The next unit, of granularity `layer`.
         fp_means: Channel means of the layers' outputs in the float network, over all samples.
+        known: The layer as it was corrected before: nothing is computed but the way on, and that to the same bits.
 
     Returns:
         The corrected layer by name; nothing for a unit that has none.
@@ -41,10 +44,12 @@ def correct_layer(pair: Pair, unit: Unit, fp_means: Mapping[str, NDArray[np.floa
     name, output = node_name(first), name_of(first.outputs[0])
     module, weights = pair.module([first], [output]), pair.weights([name])
     outs = [module(values, constants=weights)[output] for values in pair.reads(pair.q, module)]
-    means = pair.mean_of({batch.index: out for batch, out in zip(pair.batches, outs, strict=True)})
-    bias = (old.bias + (fp_means[name] - means)).astype(np.float32)
-    pair.layers[name] = QuantizedLayer(old.codes, old.qparams, bias)
-    shift = torch.from_numpy(bias - old.bias).to(pair.device)
+    if known is None:
+        means = pair.mean_of({batch.index: out for batch, out in zip(pair.batches, outs, strict=True)})
+        known = QuantizedLayer(old.codes, old.qparams, (old.bias + (fp_means[name] - means)).astype(np.float32))
+    assert known.bias is not None
+    pair.layers[name] = known
+    shift = torch.from_numpy(known.bias - old.bias).to(pair.device)
     shift = shift.view(-1, *(1,) * (outs[0].ndim - 2))
     rest = pair.module(others, unit.outputs)
     # Each batch is let go as soon as what follows has read it: floats of all samples are large.

@@ -22,6 +22,16 @@ from dipo.quant.ranges import activation_range, qparams_of, weight_qparams
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """What calibration saw of the float network."""
+
+    statistics: dict[str, Statistics]
+    """By name of the activation."""
+    channel_means: dict[str, NDArray[np.float64]]
+    """By name of a layer with a bias: means [C] of its output over samples and positions."""
+
+
+@dataclass(frozen=True)
 class Observed:
     """What one worker saw; merges exactly with what the others saw."""
 
@@ -40,12 +50,13 @@ class Observed:
             {name: mine + other.counts[name] for name, mine in self.counts.items()},
         )
 
-    def channel_means(self) -> dict[str, NDArray[np.float64]]:
-        """Means [C] of the layers' outputs; the batches are added in their order, whoever ran them."""
-        return {
-            name: np.sum([parts[index] for index in sorted(parts)], axis=0) / self.counts[name]
+    def calibration(self) -> Calibration:
+        """What all have seen; the batches' sums are added in their order, whoever ran them."""
+        means = {
+            name: np.asarray(np.sum([parts[index] for index in sorted(parts)], axis=0) / self.counts[name])
             for name, parts in self.channel_sums.items()
         }
+        return Calibration(self.statistics, means)
 
 
 def observe(

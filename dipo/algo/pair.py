@@ -14,10 +14,11 @@ import torch
 from dipo.algo.captures import Batch, Capture, channel_sum
 from dipo.algo.exchange import Exchange
 from dipo.graph.load import bias_of, layers_of, name_of, node_name, weight_of
-from dipo.graph.plan import Plan, QuantizedModel
+from dipo.graph.plan import Plan, QuantizedLayer, QuantizedModel
 from dipo.graph.torch_module import GraphModule, Hook, channels_last
 from dipo.graph.units import Unit
 from dipo.quant.functional import TorchQParams, fake_quantize
+from dipo.quant.spec import QParams
 
 
 class Pair:
@@ -32,12 +33,10 @@ class Pair:
         quantized: QuantizedModel,
         batches: Sequence[Batch],
         owners: Sequence[int],
-        inputs: Callable[[Batch], Mapping[str, torch.Tensor]],
-        with_float: bool,
         exchange: Exchange,
         device: torch.device,
     ) -> None:
-        """Reads the samples.
+        """Holds no samples yet: `read_samples` or `take_inputs` bring them.
 
         Args:
             model: The float network, normalised.
@@ -46,8 +45,6 @@ class Pair:
             quantized: What calibration found for every layer and activation.
             batches: This worker's batches.
             owners: The worker that holds each of the run's batches.
-            inputs: Reads a batch: the network's inputs by name.
-            with_float: Whether the float network is carried along: reconstruction needs it, bias correction does not.
             exchange: Adds up over the workers.
             device: Where tensors live.
         """
@@ -57,11 +54,34 @@ class Pair:
         self.layer_layouts = {node_name(node): _parameters(node) for node in layers_of(model)}
         self.layers, self.activations = dict(quantized.layers), dict(quantized.activations)
         self.rows = _rows(batches)
-        read = [inputs(batch) for batch in batches]
-        names = [name_of(value) for value in model.graph.inputs]
+        self.fp: dict[str, Capture] = {}
+        self.q: dict[str, Capture] = {}
+
+    def read_samples(self, inputs: Callable[[Batch], Mapping[str, torch.Tensor]], *, with_float: bool) -> None:
+        """Begins in front of the first unit.
+
+        Args:
+            inputs: Reads a batch: the network's inputs by name.
+            with_float: Whether the float network is carried along: reconstruction needs it, bias correction does not.
+        """
+        read = [inputs(batch) for batch in self.batches]
+        names = [name_of(value) for value in self.model.graph.inputs]
         self.q = {name: self.gather(name, [channels_last(part[name]) for part in read], codes=True) for name in names}
         kept = names if with_float else []
         self.fp = {name: self.gather(name, [channels_last(part[name]) for part in read], codes=False) for name in kept}
+
+    def take_inputs(self, inputs: Mapping[str, Capture]) -> None:
+        """Begins in front of any unit, with the float network's values as its inputs, quantized where it wants them."""
+        self.fp = dict(inputs)
+        self.q = {name: fp.encoded(self._code_qparams(name, codes=True), self.rows) for name, fp in inputs.items()}
+
+    def adopt(self, layers: Mapping[str, QuantizedLayer], activations: Mapping[str, QParams]) -> None:
+        """Takes what was found for a unit's layers, and its activations with all that share their scales."""
+        self.layers.update(layers)
+        self.activations.update(activations)
+        for value, source in self.plan.shared.items():
+            if source in activations:
+                self.activations[value] = activations[source]
 
     def targets(self, unit: Unit) -> dict[str, Capture]:
         """What the float network gives as the next unit's outputs."""
@@ -138,9 +158,9 @@ class Pair:
             if name not in self.layers:
                 continue
             weight, bias = self.layer_layouts[name]
-            result[weight] = channels_last(torch.as_tensor(self.layers[name].weight, device=self.device))
+            result[weight] = channels_last(torch.tensor(self.layers[name].weight, device=self.device))
             if bias is not None and self.layers[name].bias is not None:
-                result[bias] = torch.as_tensor(self.layers[name].bias, device=self.device)
+                result[bias] = torch.tensor(self.layers[name].bias, device=self.device)
         return result
 
     def hook(self, nodes: Sequence[ir.Node]) -> Hook:

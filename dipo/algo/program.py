@@ -112,8 +112,8 @@ class Quantizer:
     qlow: torch.Tensor
     """Smallest code less the zero point."""
     qhigh: torch.Tensor
-    mixed: bool
-    """Whether QDrop leaves half of the elements float."""
+    q_prob: float
+    """Probability that an element is quantized; the others keep their float value."""
 
 
 class _QuantizeFunction(torch.autograd.Function):
@@ -173,7 +173,7 @@ class Program:
     ) -> torch.Tensor:
         quantizer = self.quantizers[site.value]
         x, *others = (values[name] for name in site.inputs)
-        words = random_words(x.numel(), generator) if quantizer.mixed else None
+        words = random_words(x.numel(), generator, quantizer.q_prob) if quantizer.q_prob < 1 else None
         result: torch.Tensor = _QuantizeFunction.apply(  # type: ignore[no-untyped-call]
             self.kernels, x, others[0] if others else None, self._bound(site.low, x), self._bound(site.high, x),
             quantizer.scale, quantizer.qlow, quantizer.qhigh, words,

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dipo.algo.captures import Capture
 from dipo.algo.exchange import Exchange
@@ -44,6 +45,19 @@ class Piece:
     """Samples that it adds to a step."""
 
 
+@dataclass(frozen=True)
+class Phase:
+    """The part of a unit's schedule that is run: `algo.iters` steps in one go, or in two on different inputs."""
+
+    first: int
+    """First step of the schedule."""
+    stop: int
+    """One past the last."""
+
+    def __len__(self) -> int:
+        return self.stop - self.first
+
+
 @dataclass(frozen=True, eq=False)
 class UnitProblem:
     """What a unit is to be fitted to."""
@@ -58,6 +72,8 @@ class UnitProblem:
     fp_inputs: Mapping[str, Capture]
     q_inputs: Mapping[str, Capture]
     targets: Mapping[str, Capture]
+    rounding: Mapping[str, NDArray[np.float32]] | None = None
+    """By node: V as an earlier phase left it; None: the fraction that rounding takes off or adds."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +82,8 @@ class UnitSolution:
 
     layers: dict[str, QuantizedLayer]
     activations: dict[str, QParams]
+    rounding: dict[str, NDArray[np.float32]]
+    """By node: V, shaped like the weight."""
     loss_first: float
     """Mean loss of the first steps."""
     loss_last: float
@@ -76,6 +94,7 @@ def reconstruct(
     problem: UnitProblem,
     *,
     cfg: AlgoConfig,
+    phase: Phase,
     pieces: Sequence[Piece],
     owners: Sequence[int],
     exchange: Exchange,
@@ -88,6 +107,7 @@ def reconstruct(
     Args:
         problem: The unit; its captures hold the samples of this worker's pieces.
         cfg: Steps, learning rates, regulariser.
+        phase: The steps to run.
         pieces: This worker's pieces.
         owners: The worker that holds each of all pieces.
         exchange: Adds gradients over the workers.
@@ -95,34 +115,36 @@ def reconstruct(
         kernels: Elementwise arithmetic.
         progress: Called with the number of steps done.
     """
-    trainer = _Trainer(problem, cfg=cfg, pieces=pieces, seed=seed, kernels=kernels)
+    trainer = _Trainer(problem, cfg=cfg, num_steps=len(phase), pieces=pieces, seed=seed, kernels=kernels)
     losses: list[torch.Tensor] = []
-    schedule = _schedule(cfg).to(trainer.device)
-    for step in range(cfg.iters):
-        wants_loss = step < LOSS_SAMPLES or step >= cfg.iters - LOSS_SAMPLES
+    schedule = _schedule(cfg, phase).to(trainer.device)
+    for step in range(len(phase)):
+        wants_loss = step < LOSS_SAMPLES or step >= len(phase) - LOSS_SAMPLES
         gradients = {piece.index: trainer.gradient(piece, step, wants_loss=wants_loss) for piece in pieces}
         total = exchange.ordered_sum(gradients, owners=owners)
         if wants_loss:
             losses.append(total[-1].clone())
         trainer.update(total, schedule[step])
         progress(step + 1)
-    count = min(LOSS_SAMPLES, cfg.iters)
+    count = min(LOSS_SAMPLES, len(phase))
     measured = [float(loss) for loss in losses]
     return UnitSolution(
         layers=trainer.layers(),
         activations=trainer.activations(),
+        rounding=trainer.rounding(),
         loss_first=float(np.mean(measured[:count])),
         loss_last=float(np.mean(measured[-count:])),
     )
 
 
-def _schedule(cfg: AlgoConfig) -> torch.Tensor:
-    """What changes from step to step, [steps, 6].
+def _schedule(cfg: AlgoConfig, phase: Phase) -> torch.Tensor:
+    """What changes from step to step of a phase, [steps, 6].
 
     Columns: learning rate of the rounding, beta, strength of the regulariser, Adam's two bias corrections, and the
-    factor on the learning rates of biases and scales, which fall along a cosine.
+    factor on the learning rates of biases and scales, which fall along a cosine. Adam's moments begin with the phase.
     """
-    step = torch.arange(cfg.iters, dtype=torch.float64)
+    step = torch.arange(phase.first, phase.stop, dtype=torch.float64)
+    moments = step - phase.first + 1
     speed = cfg.reference_iters / cfg.iters
     begin = cfg.warmup * cfg.iters
     done = ((step - begin) / max(1.0, cfg.iters - begin)).clamp(0, 1)
@@ -131,8 +153,8 @@ def _schedule(cfg: AlgoConfig) -> torch.Tensor:
         torch.full_like(step, cfg.lr_round * speed),
         beta,
         torch.where(step >= begin, cfg.reg_strength, 0.0),
-        1 / (1 - ADAM_BETA1 ** (step + 1)),
-        1 / (1 - ADAM_BETA2 ** (step + 1)),
+        1 / (1 - ADAM_BETA1**moments),
+        1 / (1 - ADAM_BETA2**moments),
         speed * 0.5 * (1 + torch.cos(math.pi * step / cfg.iters)),
     ]
     return torch.stack(columns, dim=1).to(torch.float32)
@@ -142,14 +164,21 @@ class _Trainer:
     """Parameters, gradients and moments of one unit, each kind in one flat vector: one kernel updates them all."""
 
     def __init__(
-        self, problem: UnitProblem, *, cfg: AlgoConfig, pieces: Sequence[Piece], seed: int, kernels: Kernels
+        self,
+        problem: UnitProblem,
+        *,
+        cfg: AlgoConfig,
+        num_steps: int,
+        pieces: Sequence[Piece],
+        seed: int,
+        kernels: Kernels,
     ) -> None:
         self.problem, self.cfg, self.kernels = problem, cfg, kernels
         self.device = next(iter(problem.constants.values())).device
         self._make_rounding()
         self._make_others()
         self.generators = {piece.index: _generator(self.device, seed, piece.index) for piece in pieces}
-        self.batches = {piece.index: _sample(piece, cfg.iters, seed).to(self.device) for piece in pieces}
+        self.batches = {piece.index: _sample(piece, num_steps, seed).to(self.device) for piece in pieces}
         self.targets = problem.targets
         # Squared error, summed over the channels, meaned over samples and positions (BRECQ, eq. 10 with a unit Fisher):
         # its gradient is the difference times this. On the device from the start, so that no step copies from the host.
@@ -165,9 +194,9 @@ class _Trainer:
         for weight_name, _, layer in self.problem.layers.values():
             weight = self.problem.constants[weight_name].contiguous()
             qparams = layer.qparams
-            scale = torch.as_tensor(qparams.along(weight.ndim)[0], device=self.device).expand_as(weight)
+            scale = torch.tensor(qparams.along(weight.ndim)[0], device=self.device).expand_as(weight)
             zero = (
-                torch.as_tensor(qparams.along(weight.ndim)[1], device=self.device).expand_as(weight).to(torch.float32)
+                torch.tensor(qparams.along(weight.ndim)[1], device=self.device).expand_as(weight).to(torch.float32)
             )
             ratio = weight / scale
             floors.append(ratio.floor().reshape(-1))
@@ -176,7 +205,7 @@ class _Trainer:
             lows.append((qparams.qmin - zero).reshape(-1))
             highs.append((qparams.qmax - zero).reshape(-1))
         self.floor, self.scale, self.low, self.high = (torch.cat(parts) for parts in (floors, scales, lows, highs))
-        self.v = initial_rounding(torch.cat(rests))
+        self.v = self._begun_rounding() if self.problem.rounding else initial_rounding(torch.cat(rests))
         self.v_moments = torch.zeros_like(self.v), torch.zeros_like(self.v)
         self.soft = soft_weight(self.v, self.floor, self.scale, self.low, self.high)
         self.weights: dict[str, torch.Tensor] = {}
@@ -186,11 +215,17 @@ class _Trainer:
             self.weights[weight_name] = self.soft[offset : offset + shape.numel()].view(shape).requires_grad_()
             offset += shape.numel()
 
+    def _begun_rounding(self) -> torch.Tensor:
+        assert self.problem.rounding is not None
+        return torch.cat([torch.tensor(self.problem.rounding[node]).view(-1) for node in self.problem.layers]).to(
+            self.device
+        )
+
     def _make_others(self) -> None:
         """Biases, and logarithms of activation scales, as one flat vector with a learning rate for each element."""
         names = [bias for _, bias, _ in self.problem.layers.values() if bias is not None] if self.cfg.train_bias else []
         kept = {bias: layer.bias for _, bias, layer in self.problem.layers.values() if bias is not None}
-        biases = [torch.as_tensor(kept[name], device=self.device) for name in names]
+        biases = [torch.tensor(kept[name], device=self.device) for name in names]
         num_biases = sum(bias.numel() for bias in biases)
         initial = [float(qparams.scale) for qparams in self.problem.activations.values()]
         self.first_scales = torch.tensor(initial, device=self.device)
@@ -212,12 +247,12 @@ class _Trainer:
                 scale=self.scales[index].requires_grad_(),
                 qlow=torch.tensor(float(qparams.qmin - qparams.zero_point), device=self.device),
                 qhigh=torch.tensor(float(qparams.qmax - qparams.zero_point), device=self.device),
-                mixed=self.cfg.fp_input_prob > 0 and bits < 8,
+                q_prob=1 - self.cfg.fp_input_prob if bits < 8 else 1.0,
             )
 
     def _constants(self) -> dict[str, torch.Tensor]:
         fixed = {bias: layer.bias for _, bias, layer in self.problem.layers.values() if bias is not None}
-        current = {name: torch.as_tensor(bias, device=self.device) for name, bias in fixed.items()}
+        current = {name: torch.tensor(bias, device=self.device) for name, bias in fixed.items()}
         return {**self.problem.constants, **current, **self.weights, **self.biases}
 
     def gradient(self, piece: Piece, step: int, *, wants_loss: bool) -> torch.Tensor:
@@ -250,7 +285,7 @@ class _Trainer:
                 if q.qparams is None
                 else self.kernels.dequantize_codes(rows, q.qparams.scale, q.qparams.zero_point)
             )
-        words = random_words(rows.numel(), generator)
+        words = random_words(rows.numel(), generator, 1 - self.cfg.fp_input_prob)
         fp_rows = fp.data.index_select(0, index).view(-1)
         if q.qparams is None:
             return q.view(self.kernels.mix_floats(rows, fp_rows, words))
@@ -280,6 +315,16 @@ class _Trainer:
             offset += size
         return result
 
+    def rounding(self) -> dict[str, NDArray[np.float32]]:
+        """V of each layer."""
+        sizes = [self.weights[weight_name].numel() for weight_name, _, _ in self.problem.layers.values()]
+        parts = self.v.cpu().numpy().copy()
+        cuts = np.split(parts, np.cumsum(sizes)[:-1])
+        return {
+            node: part.reshape(layer.codes.shape)
+            for part, (node, (_, _, layer)) in zip(cuts, self.problem.layers.items(), strict=True)
+        }
+
     def activations(self) -> dict[str, QParams]:
         """The activations with their trained scales."""
         scales = self.scales.detach().cpu().numpy()
@@ -294,9 +339,9 @@ def _generator(device: torch.device, seed: int, piece: int) -> torch.Generator:
     return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))
 
 
-def _sample(piece: Piece, iters: int, seed: int) -> torch.Tensor:
+def _sample(piece: Piece, num_steps: int, seed: int) -> torch.Tensor:
     """[steps, batch]: rows of the captures; each sample is drawn once before any is drawn again."""
     rng = np.random.default_rng([seed, piece.index, 0])
-    needed, rows = iters * piece.batch_size, np.arange(piece.start, piece.stop)
+    needed, rows = num_steps * piece.batch_size, np.arange(piece.start, piece.stop)
     rounds = [rng.permutation(rows) for _ in range(-(-needed // len(rows)))]
-    return torch.from_numpy(np.concatenate(rounds)[:needed].reshape(iters, piece.batch_size))
+    return torch.from_numpy(np.concatenate(rounds)[:needed].reshape(num_steps, piece.batch_size))

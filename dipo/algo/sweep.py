@@ -12,7 +12,7 @@ from dipo.algo.bias_correction import correct_if_better, correct_layer
 from dipo.algo.captures import Capture
 from dipo.algo.pair import Pair
 from dipo.algo.program import fuse
-from dipo.algo.reconstruct import Piece, UnitProblem, UnitSolution, reconstruct
+from dipo.algo.reconstruct import Phase, Piece, UnitProblem, reconstruct
 from dipo.config import AlgoConfig
 from dipo.graph.load import name_of, opset_of
 from dipo.graph.plan import QuantizedLayer
@@ -27,10 +27,29 @@ class UnitResult:
 
     layers: dict[str, QuantizedLayer]
     activations: dict[str, QParams]
+    rounding: dict[str, NDArray[np.float32]] | None = None
+    """By layer: V, where a later phase goes on with it."""
     loss_first: float | None = None
     loss_last: float | None = None
     bias_corrected: bool = False
     """Whether correcting the biases after training lowered the error of the unit's outputs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """How a unit is trained."""
+
+    cfg: AlgoConfig
+    phase: Phase
+    correct_bias: bool
+    """Correct the biases behind the training, where that helps."""
+    pieces: Sequence[Piece]
+    """This worker's."""
+    piece_owners: Sequence[int]
+    """The worker that holds each of the run's pieces."""
+    seed: int
+    kernels: Kernels
+    progress: Callable[[int], None]
 
 
 class Sweep:
@@ -40,46 +59,77 @@ class Sweep:
         """Begins with the first unit of `pair`."""
         self.pair = pair
 
-    def solve(
-        self,
-        unit: Unit,
-        *,
-        cfg: AlgoConfig,
-        pieces: Sequence[Piece],
-        piece_owners: Sequence[int],
-        seed: int,
-        kernels: Kernels,
-        progress: Callable[[int], None],
-    ) -> UnitResult:
-        """Reconstructs the next unit (one without layers is only passed through) and moves on behind it."""
-        pair = self.pair
-        targets = pair.targets(unit)
+    def solve(self, unit: Unit, how: Training, *, begun: UnitResult | None = None) -> UnitResult:
+        """Reconstructs the next unit (one without layers is only passed through) and moves on behind it.
+
+        Args:
+            unit: The next unit.
+            how: Its training.
+            begun: What an earlier phase made of it.
+        """
+        targets = self.pair.targets(unit)
         result = UnitResult({}, {})
-        if any(node in pair.plan.layers for node in unit.layers):
-            problem = self.problem(unit, targets)
-            solution = reconstruct(
-                problem, cfg=cfg, pieces=pieces, owners=piece_owners, exchange=pair.exchange,
-                seed=seed, kernels=kernels, progress=progress,
-            )  # fmt: skip
-            self._adopt(solution)
-            corrected = cfg.correct_bias and correct_if_better(pair, unit, targets)
-            result = UnitResult(
-                layers={name: pair.layers[name] for name in solution.layers},
-                activations=solution.activations,
-                loss_first=solution.loss_first,
-                loss_last=solution.loss_last,
-                bias_corrected=corrected,
-            )
-        pair.advance(unit)
-        pair.fp.update(targets)
-        pair.forget(unit)
+        if self.has_layers(unit):
+            if begun is not None:
+                self.pair.adopt(begun.layers, begun.activations)
+            result = self.train(unit, targets, how, rounding=None if begun is None else begun.rounding)
+        self._move_on(unit, targets)
         return result
 
-    def correct(self, unit: Unit, fp_means: Mapping[str, NDArray[np.float64]]) -> UnitResult:
-        """Corrects the bias of the next unit's layer, see `correct_layer`, and moves on behind it."""
-        return UnitResult(correct_layer(self.pair, unit, fp_means), {}, bias_corrected=True)
+    def replay(self, unit: Unit, result: UnitResult) -> None:
+        """Takes the result of the next unit as it was found before and moves on behind it, to the same bits."""
+        targets = self.pair.targets(unit)
+        self.pair.adopt(result.layers, result.activations)
+        self._move_on(unit, targets)
 
-    def problem(self, unit: Unit, targets: Mapping[str, Capture]) -> UnitProblem:
+    def correct(
+        self, unit: Unit, fp_means: Mapping[str, NDArray[np.float64]], *, known: UnitResult | None = None
+    ) -> UnitResult:
+        """Corrects the bias of the next unit's layer, see `correct_layer`, and moves on behind it."""
+        layer = None if known is None else next(iter(known.layers.values()), None)
+        return UnitResult(correct_layer(self.pair, unit, fp_means, known=layer), {}, bias_corrected=True)
+
+    def has_layers(self, unit: Unit) -> bool:
+        """Whether there is something to train."""
+        return any(node in self.pair.plan.layers for node in unit.layers)
+
+    def train(
+        self,
+        unit: Unit,
+        targets: Mapping[str, Capture],
+        how: Training,
+        *,
+        rounding: Mapping[str, NDArray[np.float32]] | None,
+    ) -> UnitResult:
+        """Reconstructs the unit whose inputs `pair` holds."""
+        solution = reconstruct(
+            self.problem(unit, targets, rounding=rounding), cfg=how.cfg, phase=how.phase, pieces=how.pieces,
+            owners=how.piece_owners, exchange=self.pair.exchange, seed=how.seed, kernels=how.kernels,
+            progress=how.progress,
+        )  # fmt: skip
+        self.pair.adopt(solution.layers, solution.activations)
+        corrected = how.correct_bias and correct_if_better(self.pair, unit, targets)
+        return UnitResult(
+            layers={name: self.pair.layers[name] for name in solution.layers},
+            activations=solution.activations,
+            rounding=solution.rounding if how.phase.stop < how.cfg.iters else None,
+            loss_first=solution.loss_first,
+            loss_last=solution.loss_last,
+            bias_corrected=corrected,
+        )
+
+    def _move_on(self, unit: Unit, targets: Mapping[str, Capture]) -> None:
+        self.pair.advance(unit)
+        self.pair.fp.update(targets)
+        self.pair.forget(unit)
+
+    def problem(
+        self,
+        unit: Unit,
+        targets: Mapping[str, Capture],
+        *,
+        rounding: Mapping[str, NDArray[np.float32]] | None = None,
+    ) -> UnitProblem:
         """The next unit as a problem to reconstruct."""
         nodes = [self.pair.nodes[name] for name in unit.nodes]
         made = {name_of(value) for node in nodes for value in node.outputs if value.name}
@@ -100,14 +150,8 @@ class Sweep:
             fp_inputs={name: self.pair.fp[name] for name in module.inputs},
             q_inputs={name: self.pair.q[name] for name in module.inputs},
             targets=targets,
+            rounding=rounding,
         )
-
-    def _adopt(self, solution: UnitSolution) -> None:
-        self.pair.layers.update(solution.layers)
-        self.pair.activations.update(solution.activations)
-        for value, source in self.pair.plan.shared.items():
-            if source in solution.activations:
-                self.pair.activations[value] = solution.activations[source]
 
 
 def _coarse(activations: Mapping[str, QParams]) -> dict[str, QParams]:

@@ -1,27 +1,73 @@
-"""The workers as one: a call goes to all of them, errors come back as they were raised."""
+"""The workers as one, wherever they run."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import onnx_ir as ir
 
 from dipo.cluster.worker import Job, Worker
 from dipo.config import ClusterConfig
-from dipo.errors import UserError
 
 Progress = Callable[[int], None]
 """Called with what all workers together, or the first of workers in lockstep, have done."""
+Notify = Callable[..., None]
+"""Told what happens to workers: the name of the event, and its fields by keyword."""
 
-POLL_SECONDS = 0.2
+
+INLINE_CAPTURES_GB = 2.0
+
+
+class WorkersLostError(Exception):
+    """Workers died in a call that needs all of them; others stand in their places, and know nothing of what was."""
+
+
+class StoredLostError(Exception):
+    """Values that workers kept for others went away with a node; what made them has to run again."""
 
 
 class Pool(Protocol):
     """A number of workers."""
 
-    size: int
+    @property
+    def size(self) -> int:
+        """Workers at hand; it may fall, and rise again, as workers die and are replaced."""
+        ...
+
+    def map(
+        self,
+        method: str,
+        items: Sequence[tuple[Any, ...]],
+        *,
+        sizes: Sequence[int] | None = None,
+        progress: Progress | None = None,
+        keep: int = 0,
+        **named: Any,
+    ) -> Iterator[tuple[int, Any]]:
+        """Calls a method once for each item, on whichever worker is free; items begin in their order.
+
+        An item whose worker dies is done again on another one.
+
+        Args:
+            method: Name of a method of `Worker`.
+            items: Arguments of each call; what `keep` left may be among them.
+            sizes: The work in each item, in the unit of `progress`; 1 each by default.
+            progress: Called now and then with the work done.
+            keep: Number of values behind the first that the method returns and that stay where they were made.
+            named: Keyword arguments, the same for all.
+
+        Yields:
+            Position of the item and its result, as they get ready; with `keep`, the result is the list of what stands
+            for the values that were kept.
+
+        Raises:
+            UserError: A worker found the user's input wrong.
+            JobError: An item failed as often as is allowed, or no workers are left.
+            StoredLostError: A value that was kept is no more.
+        """
+        ...
 
     def call(
         self,
@@ -29,21 +75,28 @@ class Pool(Protocol):
         arguments: Sequence[tuple[Any, ...]],
         *,
         progress: Progress | None = None,
-        lockstep: bool = False,
         **named: Any,
     ) -> list[Any]:
-        """Calls a method of the first `len(arguments)` workers, each with its own arguments.
+        """Calls a method of the first `len(arguments)` workers at the same time, each with its own arguments.
 
         Args:
             method: Name of a method of `Worker`.
             arguments: One tuple for each worker.
-            progress: Called now and then with the work done: the workers' sum or, in `lockstep`, the first one's.
-            lockstep: All workers count the same steps.
+            progress: Called now and then with the work that the first one has done: all count the same steps.
             named: Keyword arguments, the same for all.
 
         Raises:
             UserError: A worker found the user's input wrong.
+            WorkersLostError: A worker died; the pool is whole again, as far as there is room.
         """
+        ...
+
+    def ask(self, method: str) -> list[Any]:
+        """What a method without arguments gives on each worker that still answers."""
+        ...
+
+    def captures_bytes(self) -> int:
+        """How much may be kept by `map` at a time."""
         ...
 
     def close(self) -> None:
@@ -56,9 +109,29 @@ class InlinePool:
 
     size = 1
 
-    def __init__(self, job: Job, model: ir.Model) -> None:
+    def __init__(self, job: Job, model: ir.Model, *, captures_gb: float | None = None) -> None:
         """Starts the worker."""
         self.worker = Worker(job, model)
+        self.captures_gb = captures_gb
+
+    def map(
+        self,
+        method: str,
+        items: Sequence[tuple[Any, ...]],
+        *,
+        sizes: Sequence[int] | None = None,
+        progress: Progress | None = None,
+        keep: int = 0,
+        **named: Any,
+    ) -> Iterator[tuple[int, Any]]:
+        """As `Pool.map`; what is kept stands for itself."""
+        done = 0
+        for index, item in enumerate(items):
+            before = done
+            self.worker.on_progress = None if progress is None else lambda own, before=before: progress(before + own)
+            result = getattr(self.worker, method)(*item, **named)
+            yield index, list(result[1:]) if keep else result
+            done += 1 if sizes is None else sizes[index]
 
     def call(
         self,
@@ -66,126 +139,37 @@ class InlinePool:
         arguments: Sequence[tuple[Any, ...]],
         *,
         progress: Progress | None = None,
-        lockstep: bool = False,
         **named: Any,
     ) -> list[Any]:
-        """As `Pool.call`; one worker is in lockstep with itself."""
-        del lockstep
+        """As `Pool.call`."""
         self.worker.on_progress = progress
         return [getattr(self.worker, method)(*own, **named) for own in arguments]
+
+    def ask(self, method: str) -> list[Any]:
+        """As `Pool.ask`."""
+        return [getattr(self.worker, method)()]
+
+    def captures_bytes(self) -> int:
+        """As `Pool.captures_bytes`."""
+        return int((self.captures_gb or INLINE_CAPTURES_GB) * 10**9)
 
     def close(self) -> None:
         """Nothing to end."""
 
 
-class RayPool:
-    """Ray actors, one for each worker."""
+def start_pool(
+    job: Job, model: ir.Model, *, cfg: ClusterConfig, notify: Notify, keep_log: Callable[[int, str], None]
+) -> Pool:
+    """The workers that the configuration asks for, each with the normalised float network.
 
-    def __init__(self, job: Job, model: ir.Model, *, cfg: ClusterConfig) -> None:
-        """Starts or joins Ray, and the workers on it.
-
-        Raises:
-            UserError: Ray cannot be reached, or has no room for the workers.
-        """
-        import ray
-
-        self.ray = ray
-        private = cfg.address in (None, "local")
-        _start_ray(cfg)
-        gpus = int(ray.cluster_resources().get("GPU", 0)) if job.device == "cuda" else 0
-        self.size = cfg.workers or (gpus or 2)
-        if not private:
-            _check_room(ray.cluster_resources(), workers=self.size, threads=cfg.threads, cuda=job.device == "cuda")
-        options = {
-            "num_cpus": cfg.threads,
-            "num_gpus": min(1.0, gpus / self.size) if job.device == "cuda" else 0,
-            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(cfg.threads)}},
-        }
-        shared = ray.put(job), ray.put(ir.to_proto(model).SerializeToString())
-        actor = _actor_class(ray).options(**options)
-        self.actors = [actor.remote(*shared) for _ in range(self.size)]
-
-    def call(
-        self,
-        method: str,
-        arguments: Sequence[tuple[Any, ...]],
-        *,
-        progress: Progress | None = None,
-        lockstep: bool = False,
-        **named: Any,
-    ) -> list[Any]:
-        """As `Pool.call`."""
-        actors = self.actors[: len(arguments)]
-        named = {name: self.ray.put(value) for name, value in named.items()}
-        pending = [getattr(actor, method).remote(*own, **named) for actor, own in zip(actors, arguments, strict=True)]
-        waiting = list(pending)
-        while waiting:
-            ready, waiting = self.ray.wait(waiting, num_returns=len(waiting), timeout=POLL_SECONDS)
-            for reference in ready:
-                self._get(reference)
-            if progress is not None and waiting:
-                asked = actors[:1] if lockstep else actors
-                progress(sum(self._get(reference) for reference in [actor.progress.remote() for actor in asked]))
-        return [self._get(reference) for reference in pending]
-
-    def close(self) -> None:
-        """Kills the workers, and Ray where it is this run's own."""
-        for actor in self.actors:
-            self.ray.kill(actor)
-        self.ray.shutdown()
-
-    def _get(self, reference: Any) -> Any:
-        try:
-            return self.ray.get(reference)
-        except self.ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise UserError(str(error.cause)) from error
-            raise
-        except self.ray.exceptions.RayError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise RuntimeError(f"a worker could not start or died ({reason}), start the run again") from error
-
-
-def start_pool(job: Job, model: ir.Model, *, cfg: ClusterConfig) -> Pool:
-    """The workers that the configuration asks for, each with the normalised float network."""
-    return InlinePool(job, model) if cfg.kind == "inline" else RayPool(job, model, cfg=cfg)
-
-
-def _start_ray(cfg: ClusterConfig) -> None:
-    import ray
-
-    # A run reports to nobody, and its workers' output is read through dipo's own log.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    common: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    Raises:
+        UserError: Ray cannot be reached, or has no room for the workers.
+    """
+    if cfg.kind == "inline":
+        return InlinePool(job, model, captures_gb=cfg.captures_gb)
     if cfg.address in (None, "local"):
-        cpus = max(os.cpu_count() or 1, (cfg.workers or 2) * cfg.threads)
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **common)
-        return
-    try:
-        ray.init(address=cfg.address, **common)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"cluster.address={cfg.address}: no Ray answers there, start one (ray start --head) or leave the option out"
-        ) from error
+        # What Ray does on desktop systems: all its ports are those of the loopback interface. It looks when imported.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    from dipo.cluster.ray_pool import RayPool
 
-
-def _check_room(resources: dict[str, float], *, workers: int, threads: int, cuda: bool) -> None:
-    cpus, gpus = int(resources.get("CPU", 0)), resources.get("GPU", 0)
-    if workers * threads > cpus:
-        raise UserError(
-            f"cluster.workers={workers} with cluster.threads={threads}: the Ray cluster has {cpus} CPUs, ask for fewer"
-        )
-    if cuda and not gpus:
-        raise UserError("cluster.device=cuda: the Ray cluster has no GPU, take cluster.device=cpu")
-
-
-def _actor_class(ray: Any) -> Any:
-    class RayWorker(Worker):
-        """A worker that can be asked for its progress while it works."""
-
-        @cast("Any", ray.method(concurrency_group="progress"))
-        def progress(self) -> int:
-            return self.done
-
-    return ray.remote(concurrency_groups={"progress": 1})(RayWorker)
+    return RayPool(job, model, cfg=cfg, notify=notify, keep_log=keep_log)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import resource
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,23 +17,26 @@ import torch
 from numpy.typing import NDArray
 
 from dipo.algo.calibrate import Observed, observe
-from dipo.algo.captures import Batch
+from dipo.algo.captures import Batch, Capture, StoredRows, read_ahead
 from dipo.algo.exchange import Exchange, NoExchange
 from dipo.algo.pair import Pair
-from dipo.algo.reconstruct import Piece
+from dipo.algo.reconstruct import Phase, Piece
 from dipo.algo.simulate import Simulated, simulate
-from dipo.algo.sweep import Sweep, UnitResult
-from dipo.cluster.group import Group, TorchExchange
+from dipo.algo.sweep import Sweep, Training, UnitResult
+from dipo.cluster.group import Group, TorchExchange, leave_group, listen
+from dipo.cluster.metrics import Metrics, NoMetrics
 from dipo.config import AlgoConfig
 from dipo.data.samples import Dataset
+from dipo.graph.load import node_name
 from dipo.graph.plan import Plan, QuantizedModel
 from dipo.graph.rules import PlatformRules
-from dipo.graph.torch_module import channels_last
+from dipo.graph.torch_module import GraphModule, channels_last
 from dipo.graph.units import Unit
 from dipo.quant import kernels
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 """Of glibc's malloc.h."""
+COST_SAMPLES, COST_REPEATS = 16, 3
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class Job:
     """CPU threads."""
     compile: bool
     """Compiled kernels for reconstruction."""
+    run: str = ""
+    """Name of the run, for metrics."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,39 @@ class Shard:
     pieces: Sequence[Piece]
     piece_owners: Sequence[int]
     """The worker that holds each of the run's pieces."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A unit's training, as the driver asks for it."""
+
+    cfg: AlgoConfig
+    phase: Phase
+    correct_bias: bool
+    """Correct the biases behind the training, where that helps."""
+    seed: int
+
+
+@dataclass(frozen=True)
+class AloneWork:
+    """A unit that one worker solves by itself."""
+
+    unit: Unit
+    inputs: Sequence[str]
+    """Values that it reads."""
+    batches: Sequence[Batch]
+    """All of the run."""
+    work: Work
+
+
+@dataclass(frozen=True)
+class UnitCost:
+    """What a unit takes of a worker."""
+
+    seconds: float
+    """Of a forward pass: the training's are in proportion."""
+    input_bytes: dict[str, int]
+    """By name of a value that it reads: bytes of one sample."""
 
 
 @dataclass(frozen=True)
@@ -81,26 +121,32 @@ class Worker:
         self.model = ir.from_proto(onnx.load_from_string(model)) if isinstance(model, bytes) else model
         self.done = 0
         self.on_progress: Callable[[int], None] | None = None
+        self.metrics: Metrics = NoMetrics()
         self.exchange: Exchange = NoExchange()
-        self.kernels = kernels.eager()
+        self.kernels: kernels.Kernels | None = None
+        self.listener: socket.socket | None = None
         self.sweep: Sweep | None = None
         self.shard: Shard | None = None
-
-    def progress(self) -> int:
-        """Samples or steps done in the call under way."""
-        return self.done
 
     def peak_rss_mb(self) -> float:
         """Most memory that the process has held."""
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
-    def address(self) -> str:
-        """Where the other workers can meet this one."""
-        return Group.free_address()
+    def listen(self) -> tuple[str, int]:
+        """Where the other workers can meet this one: host and port."""
+        self.listener = listen()
+        host, port = self.listener.getsockname()[:2]
+        return host, port
 
     def join(self, group: Group | None) -> None:
-        """Joins the workers that sweep together; None to work alone."""
-        self.exchange = NoExchange() if group is None else TorchExchange(group, self.device)
+        """Joins the workers that sweep together; None to work alone.
+
+        Raises:
+            ExchangeError: They cannot be reached.
+        """
+        leave_group()
+        listener, self.listener = self.listener, None
+        self.exchange = NoExchange() if group is None else TorchExchange(group, self.device, listener)
 
     def observe(self, batches: Sequence[Batch]) -> Observed:
         """Calibration of these batches."""
@@ -114,52 +160,112 @@ class Worker:
             progress=self._progress,
         )
 
+    def capture(self, batches: Sequence[Batch], names: Sequence[str]) -> tuple[Any, ...]:
+        """Values of the float network for these batches: their number of samples, then one `StoredRows` a name."""
+        self.done = 0
+        parts: dict[str, list[StoredRows]] = {name: [] for name in names}
+        module = GraphModule(self.model, outputs=names).to(self.device).eval()
+        with torch.inference_mode():
+            for batch, values in read_ahead(batches, self._calib_inputs):
+                for name, value in module(values).items():
+                    parts[name].append(StoredRows.of(value))
+                self._progress(self.done + len(batch))
+        return (self.done, *(StoredRows.join(parts[name]) for name in names))
+
+    def unit_costs(self, units: Sequence[Unit]) -> list[UnitCost]:
+        """What a forward pass of each unit costs, on the first batch, and what it reads."""
+        batch = Batch(0, 0, min(COST_SAMPLES, len(self.job.calib)))
+        names = list(dict.fromkeys(name for unit in units for name in unit.inputs))
+        by_name = {node_name(node): node for node in self.model.graph}
+        with torch.inference_mode():
+            values = GraphModule(self.model, outputs=names).to(self.device).eval()(self._calib_inputs(batch))
+            costs = []
+            for unit in units:
+                nodes = [by_name[name] for name in unit.nodes]
+                module = GraphModule(self.model, nodes=nodes, outputs=unit.outputs).to(self.device).eval()
+                seconds = min(self._seconds(module, values) for _ in range(COST_REPEATS))
+                read = {name: values[name][0].numel() * values[name].element_size() for name in unit.inputs}
+                costs.append(UnitCost(seconds, read))
+        return costs
+
+    def _seconds(self, module: GraphModule, values: Mapping[str, torch.Tensor]) -> float:
+        start = time.perf_counter()
+        module(values)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - start
+
+    def solve_alone(self, work: AloneWork, *stored: StoredRows, quantized: QuantizedModel) -> TimedResult:
+        """Solves a unit behind the float network's inputs.
+
+        Args:
+            work: The unit.
+            stored: Its inputs, name after name; each in as many parts as `work` says.
+            quantized: The network as calibration left it.
+        """
+        self.done = 0
+        start = time.perf_counter()
+        pair = self._pair([work.unit], quantized, work.batches, owners=[0] * len(work.batches), exchange=NoExchange())
+        count = len(stored) // len(work.inputs)
+        pair.take_inputs(
+            {
+                name: Capture.restore(stored[index * count : (index + 1) * count], self.device)
+                for index, name in enumerate(work.inputs)
+            }
+        )
+        rows = sum(len(batch) for batch in work.batches)
+        how = self._training(work.work, [Piece(0, 0, rows, work.work.cfg.batch_size)], [0])
+        result = Sweep(pair).train(work.unit, pair.targets(work.unit), how, rounding=None)
+        self.metrics.unit_done()
+        return TimedResult(result, time.perf_counter() - start)
+
     def start_sweep(self, units: Sequence[Unit], quantized: QuantizedModel, shard: Shard, *, with_float: bool) -> None:
         """Reads this worker's samples for a walk through the units."""
         self.shard = shard
-        pair = Pair(
-            self.model,
-            plan=self.job.plan,
-            units=units,
-            quantized=quantized,
-            batches=shard.batches,
-            owners=shard.owners,
-            inputs=self._calib_inputs,
-            with_float=with_float,
-            exchange=self.exchange,
-            device=self.device,
-        )
+        pair = self._pair(units, quantized, shard.batches, owners=shard.owners, exchange=self.exchange)
+        pair.read_samples(self._calib_inputs, with_float=with_float)
         self.sweep = Sweep(pair)
 
     def prepare_kernels(self) -> str | None:
         """Makes the kernels of reconstruction ready; says why they are not compiled, where that was wanted."""
-        wanted = self.job.compile
-        self.kernels = kernels.compiled(self.device.type, self.job.threads) if wanted else kernels.eager()
+        if self.kernels is None:
+            wanted = self.job.compile
+            self.kernels = kernels.compiled(self.device.type, self.job.threads) if wanted else kernels.eager()
         return self.kernels.fallback
 
-    def reconstruct(self, unit: Unit, cfg: AlgoConfig, seed: int) -> TimedResult:
+    def reconstruct(self, unit: Unit, work: Work, begun: UnitResult | None) -> TimedResult:
         """Solves the next unit together with the other workers."""
         assert self.sweep is not None and self.shard is not None
         self.done = 0
         start = time.perf_counter()
-        result = self.sweep.solve(
-            unit, cfg=cfg, pieces=self.shard.pieces, piece_owners=self.shard.piece_owners,
-            seed=seed, kernels=self.kernels, progress=self._progress,
-        )  # fmt: skip
+        how = self._training(work, self.shard.pieces, self.shard.piece_owners)
+        result = self.sweep.solve(unit, how, begun=begun)
+        self.metrics.unit_done()
         return TimedResult(result, time.perf_counter() - start)
 
     def correct_bias(self, unit: Unit, fp_means: Mapping[str, NDArray[np.float64]]) -> TimedResult:
         """Corrects the bias of the next unit's layer together with the other workers."""
         assert self.sweep is not None
         start = time.perf_counter()
-        return TimedResult(self.sweep.correct(unit, fp_means), time.perf_counter() - start)
+        result = self.sweep.correct(unit, fp_means)
+        self.metrics.unit_done()
+        return TimedResult(result, time.perf_counter() - start)
+
+    def replay(self, units: Sequence[Unit], results: Sequence[UnitResult], *, corrections: bool) -> None:
+        """Takes what was found for the next units before; `corrections` are those of biases."""
+        assert self.sweep is not None
+        for unit, result in zip(units, results, strict=True):
+            if corrections:
+                self.sweep.correct(unit, {}, known=result)
+            else:
+                self.sweep.replay(unit, result)
 
     def end_sweep(self) -> None:
         """Lets the captures go."""
         self.sweep = self.shard = None
 
     def simulate(
-        self, quantized: QuantizedModel, dataset: Dataset, batches: Sequence[Batch], profile_samples: int
+        self, batches: Sequence[Batch], *, quantized: QuantizedModel, dataset: Dataset, profile_samples: int
     ) -> Simulated:
         """Both networks on these batches of a data set."""
         self.done = 0
@@ -175,6 +281,28 @@ class Worker:
             progress=self._progress,
         )
 
+    def _pair(
+        self,
+        units: Sequence[Unit],
+        quantized: QuantizedModel,
+        batches: Sequence[Batch],
+        *,
+        owners: Sequence[int],
+        exchange: Exchange,
+    ) -> Pair:
+        return Pair(
+            self.model, plan=self.job.plan, units=units, quantized=quantized, batches=batches, owners=owners,
+            exchange=exchange, device=self.device,
+        )  # fmt: skip
+
+    def _training(self, work: Work, pieces: Sequence[Piece], piece_owners: Sequence[int]) -> Training:
+        # A worker that stands in for one that died has not been told to prepare.
+        self.prepare_kernels()
+        assert self.kernels is not None
+        return Training(
+            work.cfg, work.phase, work.correct_bias, pieces, piece_owners, work.seed, self.kernels, self._progress
+        )
+
     def _calib_inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
         return self._inputs(self.job.calib, batch)
 
@@ -184,6 +312,7 @@ class Worker:
 
     def _progress(self, done: int) -> None:
         self.done = done
+        self.metrics.progress(done)
         if self.on_progress is not None:
             self.on_progress(done)
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dipo.data.preprocess import Fit, Preprocessing, fit, sample_shape_in
-from dipo.data.samples import InputSpec, Parts, Samples, shape_text, stored_name
+from dipo.data.samples import InputSpec, Parts, Samples, digest_files, shape_text, stored_name
 from dipo.errors import UserError
 
 
@@ -66,6 +66,14 @@ class BinDataset:
         """
         assert 0 <= start <= stop <= len(self)
         return Samples({entry.fit.spec.name: entry.read(start, stop) for entry in self.inputs}, None)
+
+    def digest(self) -> str:
+        """SHA-256 of the files.
+
+        Raises:
+            UserError: One of them cannot be read.
+        """
+        return digest_files(file for entry in self.inputs for file in entry.files)
 
     def describe(self) -> str:
         """Say what this is, for the log."""

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dipo.data.preprocess import Fit, Preprocessing, fit, sample_shape_in
-from dipo.data.samples import InputSpec, Parts, Samples, shape_text
+from dipo.data.samples import InputSpec, Parts, Samples, digest_files, shape_text
 from dipo.errors import UserError
 
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
@@ -68,6 +68,14 @@ class ImageDataset:
             out[...] = _cached(file, shape=self.fit.stored_shape, size=self.size)
         inputs = {self.fit.spec.name: self.fit.apply(pixels, first=start, source=str(self.files[0].parent))}
         return Samples(inputs, None if self.labels is None else np.asarray(self.labels[start:stop], np.int64))
+
+    def digest(self) -> str:
+        """SHA-256 of the files.
+
+        Raises:
+            UserError: One of them cannot be read.
+        """
+        return digest_files(self.files)
 
     def describe(self) -> str:
         """Say what this is, for the log."""

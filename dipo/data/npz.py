@@ -8,6 +8,7 @@ samples of a model with one input.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,19 @@ class ArrayDataset:
             for array, how in zip(self.arrays, self.fits, strict=True)
         }
         return Samples(inputs, None if self.labels is None else _as_labels(self.labels.load()[start:stop]))
+
+    def digest(self) -> str:
+        """SHA-256 of the values.
+
+        Raises:
+            UserError: The file cannot be read.
+        """
+        digest = hashlib.sha256()
+        for array in self.arrays:
+            values = np.ascontiguousarray(array.load()[: self.num])
+            digest.update(f"{values.dtype.str} {values.shape}".encode())
+            digest.update(values.data)
+        return digest.hexdigest()
 
     def describe(self) -> str:
         """Say what this is, for the log."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dipo.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,14 @@ class Dataset(Protocol):
 
         Raises:
             UserError: A file cannot be read, or a sample has NaN or Inf.
+        """
+        ...
+
+    def digest(self) -> str:
+        """SHA-256 of the samples as they are stored: what a run was made from.
+
+        Raises:
+            UserError: A file cannot be read.
         """
         ...
 
@@ -90,3 +103,19 @@ def shape_text(shape: tuple[int | None, ...]) -> str:
 def stored_name(name: str, stored: set[str]) -> str | None:
     """Find an input's name among stored ones: as it is, or with `_` for the `/` that no file name can hold."""
     return next((choice for choice in (name, name.replace("/", "_")) if choice in stored), None)
+
+
+def digest_files(files: Iterable[Path]) -> str:
+    """SHA-256 of the files' contents, one after the other, whatever their names.
+
+    Raises:
+        UserError: A file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}), see that the samples stay in place") from error
+    return digest.hexdigest()

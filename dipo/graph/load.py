@@ -62,6 +62,12 @@ def load(path: Path) -> ir.Model:
     return model
 
 
+def model_files(path: Path) -> list[Path]:
+    """The file of a model that can be loaded, and behind it those that hold its weights outside of it."""
+    tensors = (value.const_value for value in ir.load(path).graph.initializers.values())
+    return [path, *sorted({Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)})]
+
+
 def opset_of(model: ir.Model) -> int:
     """Version of ONNX's default operator set."""
     return model.opset_imports[""]

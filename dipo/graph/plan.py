@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -72,6 +72,20 @@ class QuantizedLayer:
         return ((self.codes - zero_point) * scale).astype(np.float32)
 
 
+class Found(Protocol):
+    """A part of a quantized model."""
+
+    @property
+    def layers(self) -> dict[str, QuantizedLayer]:
+        """By name of the node."""
+        ...
+
+    @property
+    def activations(self) -> dict[str, QParams]:
+        """By name of the value."""
+        ...
+
+
 @dataclass(frozen=True)
 class QuantizedModel:
     """What calibration and reconstruction found: all that an export writes."""
@@ -80,6 +94,15 @@ class QuantizedModel:
     """By name of the node."""
     activations: dict[str, QParams]
     """By name of the value."""
+
+    def having(self, found: Iterable[Found], plan: Plan) -> QuantizedModel:
+        """The model with what was found for some of its layers and activations, and for those that share scales."""
+        layers, activations = dict(self.layers), dict(self.activations)
+        for part in found:
+            layers |= part.layers
+            activations |= part.activations
+        shared = {value: activations[source] for value, source in plan.shared.items()}
+        return QuantizedModel(layers, activations | shared)
 
 
 def make_plan(

@@ -25,8 +25,8 @@ class TorchQParams:
         """Moves `qparams` to a device, for a tensor of `num_dims` dimensions."""
         scale, zero_point = qparams.along(num_dims)
         return TorchQParams(
-            scale=torch.as_tensor(scale, dtype=torch.float32, device=device),
-            zero_point=torch.as_tensor(zero_point, device=device).to(torch.float32),
+            scale=torch.tensor(scale, dtype=torch.float32, device=device),
+            zero_point=torch.tensor(zero_point, device=device).to(torch.float32),
             qmin=qparams.qmin,
             qmax=qparams.qmax,
         )

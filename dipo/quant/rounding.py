@@ -33,10 +33,23 @@ def rectified_sigmoid(v: torch.Tensor) -> torch.Tensor:
     return (torch.sigmoid(v) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
 
 
-def random_words(num_elements: int, generator: torch.Generator) -> torch.Tensor:
-    """Random bits, 32 to an int32 word, for `num_elements` elements."""
-    words = torch.empty(-(-num_elements // 64), dtype=torch.int64, device=generator.device)
-    return words.random_(torch.iinfo(torch.int64).min, None, generator=generator).view(torch.int32)
+def random_words(num_elements: int, generator: torch.Generator, prob: float = 0.5) -> torch.Tensor:
+    """Random bits, 32 to an int32 word, for `num_elements` elements.
+
+    Args:
+        num_elements: Bits wanted.
+        generator: Where they come from.
+        prob: Of a bit being 1, in (0, 1); taken to the nearest multiple of 2^-8. Each binary digit of it costs one draw:
+            or-ing a fair bit halves the way to 1, and-ing one the way to 0.
+    """
+    count = -(-num_elements // 64)
+    words = torch.zeros(count, dtype=torch.int64, device=generator.device)
+    digits = min(max(round(prob * 256), 1), 255)
+    trailing = (digits & -digits).bit_length() - 1
+    for position in range(trailing, 8):
+        fair = torch.empty_like(words).random_(torch.iinfo(torch.int64).min, None, generator=generator)
+        words = fair | words if digits >> position & 1 else fair & words
+    return words.view(torch.int32)
 
 
 def flat(x: torch.Tensor) -> torch.Tensor:
@@ -67,7 +80,7 @@ def dequantize_codes(codes: torch.Tensor, scale: torch.Tensor, zero_point: torch
 def mix_codes(
     codes: torch.Tensor, fp: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, words: torch.Tensor
 ) -> torch.Tensor:
-    """QDrop's input (arXiv:2203.05740, eq. 10): each element quantized or, with probability 1/2, as in float."""
+    """QDrop's input (arXiv:2203.05740, eq. 10): each element quantized where its bit is 1, else as in float."""
     return torch.where(_bits(words, codes.numel()), dequantize_codes(codes, scale, zero_point), fp)
 
 

@@ -16,12 +16,14 @@ class Clock:
     """Seconds of each stage, in their order."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    last: float = 0.0
+    """Seconds of the stage that ended last."""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Adds the time of the block to the stage."""
         start = time.perf_counter()
         yield
-        took = time.perf_counter() - start
-        self.seconds[name] = self.seconds.get(name, 0.0) + took
-        log.info("%s: %.2f s", name, took)
+        self.last = time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + self.last
+        log.info("%s: %.2f s", name, self.last)

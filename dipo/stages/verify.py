@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 import dipo
 from dipo.algo.captures import cut
 from dipo.algo.simulate import LayerError, Simulated
-from dipo.cluster.layout import even_shares
-from dipo.cluster.pool import Pool
 from dipo.config import Config
 from dipo.data.dataset import Dataset
 from dipo.errors import UserError
@@ -26,9 +24,7 @@ from dipo.graph.load import layers_of, node_name
 from dipo.graph.plan import QuantizedModel
 from dipo.report.measures import accuracy, cosine, output_error, sqnr_db
 from dipo.report.report import LayerRow, Report, UnitRow
-from dipo.report.terminal import Terminal
-from dipo.stages.clock import Clock
-from dipo.stages.load import Loaded
+from dipo.stages.context import Context
 
 PROFILE_SAMPLES = 64
 """Samples whose layers are compared one by one."""
@@ -36,28 +32,19 @@ PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "numpy", "ray")
 
 
 def verify(
-    config: Config,
-    loaded: Loaded,
-    *,
-    quantized: QuantizedModel,
-    files: Sequence[Path],
-    units: Sequence[UnitRow],
-    parity: float,
-    pool: Pool,
-    device: str,
-    clock: Clock,
-    terminal: Terminal,
+    context: Context, *, quantized: QuantizedModel, files: Sequence[Path], units: Sequence[UnitRow], parity: float
 ) -> Report:
     """Compares the float, the simulated and the deployed network on the evaluation samples, or on those of calibration.
 
     Raises:
         UserError: The labels do not fit the network's outputs.
     """
+    config, loaded = context.config, context.loaded
     dataset = loaded.data.eval or loaded.data.calib
-    with clock.stage("verify"):
-        simulated = _simulate(config, dataset, quantized, pool, terminal)
+    with context.stage("verify"):
+        simulated = _simulate(context, dataset, quantized)
         deployed, labels = _deploy(config, dataset, next(file for file in files if file.suffix == ".onnx"))
-        peaks = pool.call("peak_rss_mb", [()] * pool.size)
+        peaks = context.pool.ask("peak_rss_mb")
     _check_labels(labels, simulated.fp_outputs)
 
     def top1(outputs: Mapping[str, NDArray[np.float32]]) -> float | None:
@@ -67,7 +54,7 @@ def verify(
         model=model_name(config),
         algo=config.algo.name,
         platform=config.platform.name,
-        precision=f"w{config.precision.weight_bits}a{config.precision.act_bits}",
+        precision=precision_name(config),
         samples={"calibration": len(loaded.data.calib), "evaluation": len(dataset)},
         evaluated_on="calibration" if loaded.data.eval is None else "evaluation",
         parity=parity,
@@ -87,10 +74,17 @@ def verify(
             node_name(node) for node in layers_of(loaded.model) if node_name(node) not in loaded.plan.layers
         ],
         files={"float": loaded.path.stat().st_size, **{file.name: file.stat().st_size for file in files}},
-        seconds=clock.seconds,
+        seconds=context.clock.seconds,
         peak_rss_mb=_peaks(config, peaks),
-        workers={"number": pool.size, "kind": config.cluster.kind, "device": device, "threads": config.cluster.threads},
-        versions=_versions(),
+        workers={
+            "number": context.pool.size,
+            "kind": config.cluster.kind,
+            "device": context.device,
+            "threads": config.cluster.threads,
+            "schedule": config.cluster.schedule,
+            "grad_shards": context.pieces,
+        },
+        versions=versions(),
     )
 
 
@@ -99,11 +93,26 @@ def model_name(config: Config) -> str:
     return config.model.name or Path(config.model.path or "model").stem
 
 
-def _simulate(config: Config, dataset: Dataset, quantized: QuantizedModel, pool: Pool, terminal: Terminal) -> Simulated:
-    shares = even_shares(cut(len(dataset), config.data.batch_size), pool.size)
-    arguments = [(quantized, dataset, share, PROFILE_SAMPLES) for share in shares if share]
-    with terminal.task("verify", len(dataset), "samples") as progress:
-        parts: list[Simulated] = pool.call("simulate", arguments, progress=progress)
+def precision_name(config: Config) -> str:
+    """Such as w4a8."""
+    return f"w{config.precision.weight_bits}a{config.precision.act_bits}"
+
+
+def _simulate(context: Context, dataset: Dataset, quantized: QuantizedModel) -> Simulated:
+    shares = context.shares(len(dataset))
+    with context.terminal.task("verify", len(dataset), "samples") as progress:
+        found = dict(
+            context.pool.map(
+                "simulate",
+                [(share,) for share in shares],
+                sizes=[sum(map(len, share)) for share in shares],
+                progress=progress,
+                quantized=quantized,
+                dataset=dataset,
+                profile_samples=PROFILE_SAMPLES,
+            )
+        )
+    parts: list[Simulated] = [found[index] for index in range(len(shares))]
     layers: dict[str, LayerError] = {}
     for part in parts:
         for name, error in part.layers.items():
@@ -154,7 +163,8 @@ def _peaks(config: Config, peaks: Sequence[float]) -> dict[str, float]:
     return {"driver": driver, **{f"worker {rank}": peak for rank, peak in enumerate(peaks)}}
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of dipo, Python and the packages that decide results."""
     found = {name: metadata.version(name) for name in PACKAGES}
     import onnxruntime
 

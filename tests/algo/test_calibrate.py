@@ -17,8 +17,8 @@ def test_any_sharding_gives_bit_identical_statistics_and_means(make_case):
         assert merged.statistics.keys() == case.plan.activations.keys()
         for name, stats in case.observed.statistics.items():
             assert stats.same_as(merged.statistics[name]), name
-        for name, mean in case.observed.channel_means().items():
-            assert np.array_equal(mean, merged.channel_means()[name])
+        for name, mean in case.observed.calibration().channel_means.items():
+            assert np.array_equal(mean, merged.calibration().channel_means[name])
 
 
 def test_no_sample_is_dropped(make_case):
@@ -35,7 +35,7 @@ def test_channel_means_are_those_of_the_layer_outputs(make_case):
     expected = torch.nn.functional.conv2d(case.samples, torch.tensor(weight), torch.tensor(bias), padding=1).mean(
         (0, 2, 3)
     )
-    np.testing.assert_allclose(case.observed.channel_means()["stem"], expected, atol=1e-6)
+    np.testing.assert_allclose(case.observed.calibration().channel_means["stem"], expected, atol=1e-6)
 
 
 def test_weights_are_rounded_to_the_nearest_code(make_case):

@@ -21,7 +21,7 @@ def program_of(case, names, values):
             scale=torch.tensor(float(q.scale)).requires_grad_(),
             qlow=torch.tensor(float(q.qmin - q.zero_point)),
             qhigh=torch.tensor(float(q.qmax - q.zero_point)),
-            mixed=False,
+            q_prob=1.0,
         )
     constants = {name: module.constant(name).clone().requires_grad_() for name in module.constant_names}
     steps = fuse(nodes, set(values), opset_of(case.model))

@@ -2,11 +2,12 @@ import numpy as np
 import pytest
 import torch
 
+from dipo.algo.captures import Capture
 from dipo.algo.exchange import NoExchange
 from dipo.algo.pair import Pair
-from dipo.algo.reconstruct import Piece
+from dipo.algo.reconstruct import Phase, Piece
 from dipo.algo.simulate import simulate
-from dipo.algo.sweep import Sweep
+from dipo.algo.sweep import Sweep, Training
 from dipo.config import AlgoConfig
 from dipo.export.platforms import RULES
 from dipo.graph.plan import QuantizedModel
@@ -18,21 +19,27 @@ CPU = torch.device("cpu")
 
 def make_sweep(case, granularity, *, with_float=True):
     units = find_units(case.model, granularity=granularity)
-    pair = Pair(
-        case.model, plan=case.plan, units=units, quantized=case.quantized, batches=case.batches,
-        owners=[0] * len(case.batches), inputs=case.inputs, with_float=with_float, exchange=NoExchange(), device=CPU,
-    )  # fmt: skip
+    pair = make_pair(case, units)
+    pair.read_samples(case.inputs, with_float=with_float)
     return Sweep(pair), units
 
 
-def solve(sweep, units, case, cfg, seed=0):
+def make_pair(case, units):
+    return Pair(
+        case.model, plan=case.plan, units=units, quantized=case.quantized, batches=case.batches,
+        owners=[0] * len(case.batches), exchange=NoExchange(), device=CPU,
+    )  # fmt: skip
+
+
+def training(case, cfg, seed=0, *, phase=None):
     pieces = [Piece(0, 0, len(case.samples), cfg.batch_size)]
-    return [
-        sweep.solve(
-            unit, cfg=cfg, pieces=pieces, piece_owners=[0], seed=seed, kernels=kernels.eager(), progress=lambda _: None
-        )
-        for unit in units
-    ]
+    return Training(
+        cfg, phase or Phase(0, cfg.iters), cfg.correct_bias, pieces, [0], seed, kernels.eager(), lambda _: None
+    )
+
+
+def solve(sweep, units, case, cfg, seed=0):
+    return [sweep.solve(unit, training(case, cfg, seed)) for unit in units]
 
 
 def error_of(case, quantized):
@@ -97,7 +104,7 @@ def test_the_captures_follow_the_simulation(make_case):
 def test_bias_correction_restores_the_channel_means(make_case):
     case = make_case(weight_bits=3, act_bits=8)
     sweep, units = make_sweep(case, "layer", with_float=False)
-    means = case.observed.channel_means()
+    means = case.observed.calibration().channel_means
     for unit in units:
         sweep.correct(unit, means)
     corrected = QuantizedModel(sweep.pair.layers, sweep.pair.activations)
@@ -121,3 +128,74 @@ def test_a_correction_that_does_not_help_is_taken_back(make_case, monkeypatch):
     result = solve(sweep, units[:1], case, cfg)[0]
     assert not result.bias_corrected
     assert np.array_equal(sweep.pair.layers["stem"].bias, case.quantized.layers["stem"].bias)
+
+
+def captures_of(pair):
+    return {name: capture.data for name, capture in {**pair.q, **{f"fp {k}": v for k, v in pair.fp.items()}}.items()}
+
+
+def test_a_replay_ends_in_the_very_same_place(make_case):
+    case = make_case()
+    cfg = AlgoConfig(iters=8, fp_input_prob=0.5)
+    sweep, units = make_sweep(case, "block")
+    results = [sweep.solve(unit, training(case, cfg)) for unit in units[:2]]
+    again, _ = make_sweep(case, "block")
+    for unit, result in zip(units, results, strict=False):
+        again.replay(unit, result)
+    found, expected = captures_of(again.pair), captures_of(sweep.pair)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    left, right = (each.solve(units[2], training(case, cfg)) for each in (sweep, again))
+    assert all(np.array_equal(left.layers[name].codes, right.layers[name].codes) for name in left.layers)
+
+
+def test_a_replayed_bias_correction_ends_in_the_very_same_place(make_case):
+    case = make_case(weight_bits=3, act_bits=8)
+    means = case.observed.calibration().channel_means
+    sweep, units = make_sweep(case, "layer", with_float=False)
+    results = [sweep.correct(unit, means) for unit in units[:2]]
+    again, _ = make_sweep(case, "layer", with_float=False)
+    for unit, result in zip(units, results, strict=False):
+        again.correct(unit, {}, known=result)
+    found, expected = captures_of(again.pair), captures_of(sweep.pair)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_a_unit_alone_is_trained_behind_the_float_inputs(make_case):
+    """For the first unit, whose input no unit has touched, that is what the sweep does."""
+    case = make_case()
+    cfg = AlgoConfig(iters=12, fp_input_prob=0.5)
+    sweep, units = make_sweep(case, "block")
+    expected = sweep.solve(units[0], training(case, cfg))
+    pair = make_pair(case, units[:1])
+    pair.take_inputs({"input": Capture.gather([case.inputs(batch)["input"] for batch in case.batches], None)})
+    alone = Sweep(pair).train(units[0], pair.targets(units[0]), training(case, cfg), rounding=None)
+    for name, layer in expected.layers.items():
+        assert np.array_equal(alone.layers[name].codes, layer.codes)
+        assert np.array_equal(alone.layers[name].bias, layer.bias)
+
+
+def test_two_phases_polish_what_was_begun(make_case):
+    """The second phase goes on with the rounding, the biases and the scales of the first."""
+    case = make_case(weight_bits=3)
+    cfg = AlgoConfig(iters=120, batch_size=16)
+    sweep, units = make_sweep(case, "block")
+    first = {
+        unit.index: sweep.solve(unit, training(case, cfg, phase=Phase(0, 100)))
+        for unit in units
+        if sweep.has_layers(unit)
+    }
+    assert all(result.rounding is not None for result in first.values())
+    half, _ = error_of(case, QuantizedModel(sweep.pair.layers, sweep.pair.activations))
+    polish, _ = make_sweep(case, "block")
+    for unit in units:
+        result = polish.solve(unit, training(case, cfg, phase=Phase(100, 120)), begun=first.get(unit.index))
+        assert result.rounding is None
+    done, _ = error_of(case, QuantizedModel(polish.pair.layers, polish.pair.activations))
+    unpolished, _ = make_sweep(case, "block")
+    for unit in units:
+        unpolished.solve(unit, training(case, cfg, phase=Phase(100, 120)))
+    from_nothing, _ = error_of(case, QuantizedModel(unpolished.pair.layers, unpolished.pair.activations))
+    assert done < 1.1 * half
+    assert done < from_nothing

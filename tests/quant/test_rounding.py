@@ -100,6 +100,14 @@ def test_random_bits_are_fair_and_independent():
     assert abs(float((bits[:, 1:] == bits[:, :-1]).float().mean()) - 0.5) < 0.002
 
 
+@pytest.mark.parametrize("prob", [0.25, 0.75, 0.3])
+def test_random_bits_have_the_probability_that_was_asked_for(prob):
+    words = rounding.random_words(1 << 20, torch.Generator().manual_seed(0), prob)
+    bits = rounding._bits(words, 1 << 20).view(-1, 64).float()
+    assert abs(float(bits.mean()) - round(prob * 256) / 256) < 0.002
+    assert float((bits.mean(0) - prob).abs().max()) < 0.02
+
+
 def test_mixing_takes_half_of_each():
     g = torch.Generator().manual_seed(0)
     codes, fp = torch.full((6400,), 7, dtype=torch.uint8), torch.zeros(6400)

@@ -1,0 +1,358 @@
+"""Workers that are Ray actors in a placement group; who dies is replaced, what was lost is done again."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import onnx_ir as ir
+import ray
+from ray import exceptions as failures
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from dipo.cluster.engine import captures_bytes, connect, place
+from dipo.cluster.group import ExchangeError
+from dipo.cluster.logs import LogFetcher, worker_log
+from dipo.cluster.metrics import RayMetrics
+from dipo.cluster.pool import Notify, Progress, StoredLostError, WorkersLostError
+from dipo.cluster.worker import Job, Worker
+from dipo.config import ClusterConfig
+from dipo.errors import JobError, UserError
+
+POLL_SECONDS = 0.2
+GRACE_SECONDS = 5.0
+"""How long the others may take to notice that one of them has died."""
+DEATHS = (
+    failures.RayActorError,
+    failures.ActorUnschedulableError,
+    failures.NodeDiedError,
+    failures.WorkerCrashedError,
+    failures.OutOfMemoryError,
+)
+
+
+class RayWorker(Worker):
+    """A worker that can be asked for its progress while it works."""
+
+    def __init__(self, job: Job, model: bytes, rank: int) -> None:
+        """As `Worker`, with a log and metrics of its own."""
+        self.log = worker_log(rank)
+        super().__init__(job, model)
+        self.metrics = RayMetrics(run=job.run, worker=rank, device=job.device)
+
+    @cast("Any", ray.method(concurrency_group="aside"))
+    def drain_log(self) -> str:
+        """What it logged since the last time."""
+        return self.log.drain()
+
+    @cast("Any", ray.method(concurrency_group="aside"))
+    def progress(self) -> int:
+        """Samples or steps done in the call under way."""
+        return self.done
+
+    @cast("Any", ray.method(concurrency_group="aside"))
+    def node(self) -> str:
+        """Where it runs; answers as soon as it has started."""
+        return str(ray.util.get_node_ip_address())
+
+
+ACTOR = cast("Any", ray.remote)(concurrency_groups={"aside": 1})(RayWorker)
+
+
+@dataclass(eq=False)
+class _Seat:
+    """A place in the placement group, and who sits there."""
+
+    index: int
+    actor: Any
+    started: Any
+    """Ready when the actor is, or has failed to start."""
+    since: float
+
+
+class RayPool:
+    """Ray actors, one for each worker."""
+
+    def __init__(
+        self, job: Job, model: ir.Model, *, cfg: ClusterConfig, notify: Notify, keep_log: Callable[[int, str], None]
+    ) -> None:
+        """Starts or joins Ray, and the workers on it.
+
+        Raises:
+            UserError: Ray cannot be reached, or has no room for the workers.
+        """
+        self.cfg, self.notify = cfg, notify
+        self.logs = LogFetcher(keep_log)
+        connect(cfg)
+        placed = place(cfg, cuda=job.device == "cuda")
+        self.group, self.bundle = placed.group, placed.bundle
+        # One copy on each node, whatever the number of workers.
+        self.shared = ray.put(job), ray.put(ir.to_proto(model).SerializeToString())
+        self.seats = [self._take(index) for index in range(placed.workers)]
+        self.ready: list[_Seat] = []
+        self._fill(patience=cfg.start_minutes * 60)
+        if len(self.ready) < placed.workers:
+            self.close()
+            raise JobError(
+                f"{placed.workers - len(self.ready)} of {placed.workers} workers did not start within "
+                f"{cfg.start_minutes:g} minutes, look at the cluster (ray status) or ask for fewer with cluster.workers"
+            )
+
+    @property
+    def size(self) -> int:
+        """Workers at hand."""
+        return len(self.ready)
+
+    def map(
+        self,
+        method: str,
+        items: Sequence[tuple[Any, ...]],
+        *,
+        sizes: Sequence[int] | None = None,
+        progress: Progress | None = None,
+        keep: int = 0,
+        **named: Any,
+    ) -> Iterator[tuple[int, Any]]:
+        """As `Pool.map`."""
+        task = _Map(self, method, items, sizes or [1] * len(items), keep, {k: ray.put(v) for k, v in named.items()})
+        while not task.finished:
+            self._admit()
+            self.logs.fetch(self._actors())
+            task.hand_out()
+            if not task.running and not self.ready:
+                self._wait_for_anyone()
+            yield from task.collect()
+            if progress is not None:
+                progress(task.progress())
+        if task.lost_values:
+            raise StoredLostError
+
+    def call(
+        self,
+        method: str,
+        arguments: Sequence[tuple[Any, ...]],
+        *,
+        progress: Progress | None = None,
+        **named: Any,
+    ) -> list[Any]:
+        """As `Pool.call`."""
+        seats = self.ready[: len(arguments)]
+        shared = {name: ray.put(value) for name, value in named.items()}
+        calls = [getattr(seat.actor, method).remote(*own, **shared) for seat, own in zip(seats, arguments, strict=True)]
+        waiting, broken = list(calls), None
+        while waiting and broken is None:
+            done, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_SECONDS)
+            broken = next(filter(None, map(_failure, done)), None)
+            self.logs.fetch(self._actors())
+            if progress is not None and waiting and broken is None:
+                progress(self._progress(seats[:1]))
+        if broken is None:
+            return list(ray.get(calls))
+        self._recover(seats, calls, broken)
+        raise WorkersLostError(_reason(broken))
+
+    def ask(self, method: str) -> list[Any]:
+        """As `Pool.ask`."""
+        answers = [getattr(seat.actor, method).remote() for seat in self.ready]
+        ray.wait(answers, num_returns=len(answers), timeout=GRACE_SECONDS)
+        return [ray.get(answer) for answer in answers if _answered(answer)]
+
+    def captures_bytes(self) -> int:
+        """As `Pool.captures_bytes`."""
+        return captures_bytes(self.cfg)
+
+    def close(self) -> None:
+        """Kills the workers, and Ray where it is this run's own."""
+        self.logs.fetch(self._actors(), patience=GRACE_SECONDS)
+        for seat in self.seats:
+            ray.kill(seat.actor)
+        ray.util.remove_placement_group(self.group)
+        ray.shutdown()
+
+    def lose(self, seat: _Seat, error: BaseException) -> None:
+        """Puts another worker into the seat."""
+        if seat not in self.seats:
+            return
+        self.notify("worker_dies", worker=seat.index, reason=_reason(error))
+        ray.kill(seat.actor)
+        self.ready = [other for other in self.ready if other is not seat]
+        self.seats[self.seats.index(seat)] = self._take(seat.index)
+
+    def _actors(self) -> dict[int, Any]:
+        return {seat.index: seat.actor for seat in self.ready}
+
+    def _take(self, index: int) -> _Seat:
+        """Starts a worker; it may have to wait until a lost node's place is found elsewhere."""
+        strategy = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=index)
+        actor = ACTOR.options(
+            num_cpus=self.bundle["CPU"],
+            num_gpus=self.bundle.get("GPU", 0),
+            scheduling_strategy=strategy,
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self.cfg.threads), "GOMP_SPINCOUNT": "1000"}},
+        ).remote(*self.shared, index)
+        return _Seat(index, actor, actor.node.remote(), time.monotonic())
+
+    def _admit(self) -> None:
+        """Lets those in who have started since."""
+        waiting = {seat.started: seat for seat in self.seats if seat not in self.ready}
+        if not waiting:
+            return
+        started, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0)
+        for reference in started:
+            seat, error = waiting[reference], _failure(reference)
+            if error is None:
+                self.ready = sorted([*self.ready, seat], key=lambda seat: seat.index)
+                self.notify("worker_starts", worker=seat.index, node=ray.get(reference))
+            else:
+                self.lose(seat, error)
+
+    def _fill(self, *, patience: float) -> None:
+        """Waits until all seats are taken, or for so many seconds."""
+        deadline = time.monotonic() + patience
+        while True:
+            self._admit()
+            if len(self.ready) == len(self.seats) or time.monotonic() > deadline:
+                return
+            time.sleep(POLL_SECONDS)
+
+    def _wait_for_anyone(self) -> None:
+        deadline = time.monotonic() + self.cfg.start_minutes * 60
+        while not self.ready:
+            self._admit()
+            if time.monotonic() > deadline:
+                raise JobError(
+                    f"all workers were lost and none could be started again within {self.cfg.start_minutes:g} minutes, "
+                    "look at the cluster (ray status)"
+                )
+            time.sleep(POLL_SECONDS)
+
+    def _recover(self, seats: Sequence[_Seat], calls: Sequence[Any], broken: BaseException) -> None:
+        """Replaces who died, and who does not come back from a call that one of the others has left."""
+        ray.wait(list(calls), num_returns=len(calls), timeout=GRACE_SECONDS)
+        alive = {seat: seat.actor.node.remote() for seat in seats}
+        ray.wait(list(alive.values()), num_returns=len(alive), timeout=GRACE_SECONDS)
+        dead = [seat for seat in seats if not _answered(alive[seat])]
+        if not dead and not isinstance(_cause(broken), ExchangeError):
+            _raise(broken)
+        stuck, _ = [], ray.wait(list(calls), num_returns=len(calls), timeout=0)
+        for seat, reference in zip(seats, calls, strict=True):
+            if seat not in dead and not ray.wait([reference], timeout=0)[0]:
+                stuck.append(seat)
+        for seat in (*dead, *stuck):
+            self.lose(seat, broken)
+        self._fill(patience=self.cfg.replace_seconds)
+        if not self.ready:
+            self._wait_for_anyone()
+
+    def _progress(self, seats: Sequence[_Seat]) -> int:
+        asked = [seat.actor.progress.remote() for seat in seats]
+        answered, _ = ray.wait(asked, num_returns=len(asked), timeout=GRACE_SECONDS)
+        return sum(ray.get(reference) for reference in answered if _failure(reference) is None)
+
+
+class _Map:
+    """The state of one `RayPool.map`."""
+
+    def __init__(
+        self,
+        pool: RayPool,
+        method: str,
+        items: Sequence[tuple[Any, ...]],
+        sizes: Sequence[int],
+        keep: int,
+        named: dict[str, Any],
+    ) -> None:
+        self.pool, self.method, self.items, self.sizes, self.keep, self.named = pool, method, items, sizes, keep, named
+        self.queue = deque(range(len(items)))
+        self.running: dict[Any, tuple[int, _Seat, list[Any]]] = {}
+        self.failures = Counter[int]()
+        self.done = 0
+        self.lost_values = False
+
+    @property
+    def finished(self) -> bool:
+        """Nothing is left to do, or to be done before the loss of values is reported."""
+        return not self.running and (self.lost_values or not self.queue)
+
+    def hand_out(self) -> None:
+        """Gives the next items to the workers that are free."""
+        busy = {seat for _, seat, _ in self.running.values()}
+        for seat in [seat for seat in self.pool.ready if seat not in busy]:
+            if not self.queue or self.lost_values:
+                return
+            index = self.queue.popleft()
+            method = getattr(seat.actor, self.method).options(num_returns=1 + self.keep)
+            references = method.remote(*self.items[index], **self.named)
+            first, *kept = references if self.keep else [references]
+            self.running[first] = index, seat, kept
+
+    def collect(self) -> Iterator[tuple[int, Any]]:
+        """Waits a little; the results that came."""
+        if not self.running:
+            return
+        ready, _ = ray.wait(list(self.running), num_returns=1, timeout=POLL_SECONDS)
+        for reference in ready:
+            index, seat, kept = self.running.pop(reference)
+            error = _failure(reference)
+            if error is None:
+                self.done += self.sizes[index]
+                yield index, kept if self.keep else ray.get(reference)
+            elif isinstance(_cause(error), failures.ObjectLostError):
+                self.lost_values = True
+            elif isinstance(error, DEATHS):
+                self._again(index, seat, error)
+            else:
+                _raise(error)
+
+    def progress(self) -> int:
+        """The work that is done, that of items under way included."""
+        return self.done + self.pool._progress([seat for _, seat, _ in self.running.values()])
+
+    def _again(self, index: int, seat: _Seat, error: BaseException) -> None:
+        self.failures[index] += 1
+        self.pool.lose(seat, error)
+        retries = self.pool.cfg.retries
+        if self.failures[index] > retries:
+            raise JobError(
+                f"{self.method}: its worker died {self.failures[index]} times ({_reason(error)}), find out why in "
+                "Ray's logs, or allow more with cluster.retries"
+            )
+        self.pool.notify("retry", work=self.method, item=index, attempt=self.failures[index] + 1)
+        self.queue.appendleft(index)
+
+
+def _failure(reference: Any) -> Exception | None:
+    """The error that a finished call ended with; None where it went well."""
+    try:
+        ray.get(reference)
+    except failures.RayError as error:
+        return error
+    return None
+
+
+def _answered(reference: Any) -> bool:
+    return bool(ray.wait([reference], timeout=0)[0]) and _failure(reference) is None
+
+
+def _cause(error: BaseException) -> BaseException:
+    return error.cause if isinstance(error, failures.RayTaskError) else error
+
+
+def _reason(error: BaseException) -> str:
+    return next(iter(str(_cause(error)).strip().splitlines()), type(error).__name__)
+
+
+def _raise(error: BaseException) -> None:
+    """Raises what a worker raised, as the driver would have."""
+    cause = _cause(error)
+    if isinstance(cause, UserError | JobError):
+        raise type(cause)(str(cause)) from error
+    if isinstance(cause, failures.OutOfDiskError | failures.ObjectStoreFullError):
+        raise JobError(
+            f"Ray's object store is full ({_reason(error)}), give it room with cluster.spill_dir or "
+            "cluster.object_store_gb, or keep less in it with cluster.captures_gb"
+        ) from error
+    raise error

@@ -1,0 +1,163 @@
+"""What a run keeps of its way: calibration's statistics and every finished unit, written and read back bit for bit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dipo.algo.calibrate import Calibration
+from dipo.algo.sweep import UnitResult
+from dipo.cluster.worker import TimedResult
+from dipo.graph.plan import QuantizedLayer, QuantizedModel
+from dipo.graph.units import Unit
+from dipo.quant.observers import Statistics
+from dipo.quant.spec import QParams
+from dipo.run import DamagedFileError, RunFolder
+from dipo.stages.context import Context
+
+log = logging.getLogger("dipo")
+
+STATISTICS = "statistics.safetensors"
+MEANS = "channel_means"
+UNIT_PARTS = ("codes", "scale", "zero_point", "bias", "rounding", "act_scale", "act_zero_point")
+
+
+def save_calibration(folder: RunFolder, seen: Calibration) -> None:
+    """Writes what calibration saw."""
+    arrays = {f"{name}/{key}": a for name, stats in seen.statistics.items() for key, a in stats.to_arrays().items()}
+    means = {f"{name}/{MEANS}": mean for name, mean in seen.channel_means.items()}
+    folder.write_arrays(STATISTICS, arrays | means)
+
+
+def load_calibration(folder: RunFolder) -> Calibration:
+    """Reads what calibration saw.
+
+    Raises:
+        DamagedFileError: It is missing or damaged.
+    """
+    arrays, _ = folder.read_arrays(STATISTICS)
+    means, parts = {}, dict[str, dict[str, NDArray[Any]]]()
+    for key, array in arrays.items():
+        name, part = key.rsplit("/", 1)
+        if part == MEANS:
+            means[name] = array
+        else:
+            parts.setdefault(name, {})[part] = array
+    return Calibration({name: Statistics.from_arrays(own) for name, own in parts.items()}, means)
+
+
+@dataclass(frozen=True)
+class UnitFiles:
+    """The finished units of one step of the algorithm."""
+
+    folder: RunFolder
+    step: str
+
+    def name(self, unit: Unit) -> str:
+        """The file of a unit."""
+        return f"units/{self.step}-{unit.index:03d}.safetensors"
+
+    def save(self, unit: Unit, timed: TimedResult) -> None:
+        """Writes a unit."""
+        result = timed.result
+        about = {
+            "name": unit.name,
+            "loss_first": result.loss_first,
+            "loss_last": result.loss_last,
+            "bias_corrected": result.bias_corrected,
+            "seconds": timed.seconds,
+        }
+        self.folder.write_arrays(self.name(unit), _arrays(result), about)
+
+    def load(self, unit: Unit, quantized: QuantizedModel) -> TimedResult | None:
+        """Reads a unit; None where it was not finished.
+
+        Args:
+            unit: The unit.
+            quantized: The network as calibration left it: integer limits and axes are its.
+
+        Raises:
+            DamagedFileError: The file is damaged.
+        """
+        if not self.folder.has(self.name(unit)):
+            return None
+        arrays, about = self.folder.read_arrays(self.name(unit))
+        parts: dict[str, dict[str, NDArray[Any]]] = {}
+        for key, array in arrays.items():
+            name, part = key.rsplit("/", 1)
+            parts.setdefault(name, {})[part] = array
+        layers = {name: own for name, own in parts.items() if "codes" in own}
+        if about.get("name") != unit.name or any(name not in quantized.layers for name in layers):
+            raise DamagedFileError(self.name(unit))
+        result = UnitResult(
+            layers={name: _layer(own, quantized.layers[name]) for name, own in layers.items()},
+            activations={
+                name: _activation(own, quantized.activations[name]) for name, own in parts.items() if "act_scale" in own
+            },
+            rounding={name: own["rounding"] for name, own in layers.items() if "rounding" in own} or None,
+            loss_first=about["loss_first"],
+            loss_last=about["loss_last"],
+            bias_corrected=about["bias_corrected"],
+        )
+        return TimedResult(result, about["seconds"])
+
+
+def _arrays(result: UnitResult) -> dict[str, NDArray[Any]]:
+    """A unit's result: codes in the narrowest type, scales, zero points, biases, and V where a phase is to follow."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, layer in result.layers.items():
+        arrays |= {
+            f"{name}/codes": layer.codes.astype(_narrowest(layer.qparams)),
+            f"{name}/scale": layer.qparams.scale,
+            f"{name}/zero_point": layer.qparams.zero_point,
+        }
+        if layer.bias is not None:
+            arrays[f"{name}/bias"] = layer.bias
+        if result.rounding is not None:
+            arrays[f"{name}/rounding"] = result.rounding[name]
+    for name, qparams in result.activations.items():
+        arrays |= {f"{name}/act_scale": qparams.scale, f"{name}/act_zero_point": qparams.zero_point}
+    return arrays
+
+
+def _narrowest(qparams: QParams) -> type[np.integer[Any]]:
+    if qparams.qmin >= 0 and qparams.qmax <= 255:
+        return np.uint8
+    return np.int8 if qparams.qmax <= 127 else np.int32
+
+
+def _layer(parts: Mapping[str, NDArray[Any]], old: QuantizedLayer) -> QuantizedLayer:
+    qparams = QParams(parts["scale"], parts["zero_point"], old.qparams.qmin, old.qparams.qmax, old.qparams.axis)
+    return QuantizedLayer(parts["codes"].astype(np.int32), qparams, parts.get("bias"))
+
+
+def _activation(parts: Mapping[str, NDArray[Any]], old: QParams) -> QParams:
+    return QParams(parts["act_scale"], parts["act_zero_point"], old.qmin, old.qmax, old.axis)
+
+
+def load_units(
+    context: Context, files: UnitFiles, units: Sequence[Unit], quantized: QuantizedModel
+) -> dict[int, TimedResult]:
+    """The units that were finished before, by index; not those whose files are damaged, of which the user is told."""
+    found = {}
+    for unit in units:
+        try:
+            timed = files.load(unit, quantized)
+        except DamagedFileError:
+            tell_of_damage(context, files.name(unit))
+            continue
+        if timed is not None:
+            found[unit.index] = timed
+    return found
+
+
+def tell_of_damage(context: Context, file: str) -> None:
+    """Says that a file of the run cannot be used."""
+    log.warning("%s is damaged: what is in it is computed again", file)
+    context.terminal.say(f"{file} is damaged: what is in it is computed again")
+    context.events.emit("checkpoint_damaged", file=file, reason="its digest does not fit")

@@ -1,0 +1,85 @@
+"""What a run's results depend on: a run is resumed with the same, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+import dipo
+from dipo.config import Config, to_plain
+from dipo.data.samples import digest_files
+from dipo.errors import UserError
+from dipo.graph.load import model_files
+from dipo.run import FINGERPRINT, DamagedFileError, RunFolder
+from dipo.section import show
+from dipo.stages.load import Loaded
+
+SECTIONS = ("algo", "calib", "precision", "platform")
+"""All options of these decide results."""
+SINGLE = {
+    "data": ("batch_size", "mean", "std", "scale", "size", "layout"),
+    "cluster": ("schedule", "threads", "compile"),
+}
+"""Of these sections, those that do. Not their paths, whose contents count, and not the workers."""
+PIECES = "cluster.grad_shards"
+
+
+def fingerprint(config: Config, loaded: Loaded, *, device: str) -> dict[str, Any]:
+    """By option or thing: what it is. The pieces of a step are missing: they may follow the workers.
+
+    Raises:
+        UserError: The samples cannot be read.
+    """
+    plain = to_plain(config)
+    options = {f"{section}.{name}": value for section in SECTIONS for name, value in plain[section].items()}
+    options |= {f"{section}.{name}": plain[section][name] for section, names in SINGLE.items() for name in names}
+    return {
+        "model": digest_files(model_files(loaded.path)),
+        "data": loaded.data.calib.digest(),
+        "seed": config.seed,
+        "device": device,
+        "dipo": dipo.__version__,
+        "torch": torch.__version__,
+        **options,
+    }
+
+
+def write_fingerprint(folder: RunFolder, own: Mapping[str, Any], *, pieces: int) -> None:
+    """Writes it into the folder of a run that begins."""
+    folder.write_json(FINGERPRINT, {**own, PIECES: pieces})
+
+
+def stored_pieces(folder: RunFolder, own: Mapping[str, Any], config: Config) -> int | None:
+    """Compares the fingerprint with that of the run in the folder.
+
+    Returns:
+        The pieces of a step that the run was begun with; None where it was ended before it had a fingerprint.
+
+    Raises:
+        UserError: The run is another's: of another model, other samples, or other options.
+    """
+    if not folder.has(FINGERPRINT):
+        return None
+    try:
+        stored = folder.read_json(FINGERPRINT)
+    except DamagedFileError as error:
+        raise UserError(
+            f"run.resume={folder.path}: its {FINGERPRINT} is damaged, begin the run again with run.dir="
+        ) from error
+    wanted = {**own, PIECES: config.cluster.grad_shards or stored.get(PIECES)}
+    different = [key for key in {**stored, **wanted} if stored.get(key) != wanted.get(key)]
+    if different:
+        named = "; ".join(_difference(key, stored, wanted) for key in different)
+        raise UserError(
+            f"run.resume={folder.path}: that run was begun with {named}: resume it as it was begun, or begin another "
+            "one with run.dir="
+        )
+    return int(stored[PIECES])
+
+
+def _difference(key: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    if key in {"model", "data"}:
+        return f"another {key} (its content differs)"
+    return f"{key}={show(stored.get(key))}, not {show(wanted.get(key))}"
