@@ -21,8 +21,9 @@ from dipo.algo.calibrate import observe, quantize_model
 from dipo.algo.captures import cut
 from dipo.algo.exchange import NoExchange
 from dipo.algo.pair import Pair
-from dipo.algo.reconstruct import Phase, Piece, UnitProblem, reconstruct
+from dipo.algo.reconstruct import Phase, reconstruct
 from dipo.algo.sweep import Sweep
+from dipo.algo.trainer import Piece, UnitProblem
 from dipo.graph.torch_module import GraphModule, channels_last
 from dipo.graph.units import find_units
 from dipo.launch import compose_config

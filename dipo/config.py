@@ -75,6 +75,8 @@ class AlgoConfig(Section):
     """Optimizer steps for each unit."""
     polish_iters: Annotated[int | None, Between(0)] = None
     """Of those steps, the last that cluster.schedule=parallel runs behind the quantized units before; null: 15 %."""
+    polish_lr: Annotated[float, Between(0)] = 2.0
+    """Factor on all learning rates in those steps: they are few, and biases and scales have all but come to rest."""
     batch_size: Annotated[int, Between(1)] = 32
     """Samples in an optimizer step."""
     fp_input_prob: Annotated[float, Between(0, 0.99)] = 0.0

@@ -13,7 +13,3 @@ class JobError(RuntimeError):
 
     The launcher prints it without a traceback and exits with code 1.
     """
-
-
-class Terminated(BaseException):
-    """The process was asked to end (SIGTERM); raised in the main thread wherever it is, as KeyboardInterrupt is."""

@@ -19,7 +19,7 @@ from dipo.cluster.logs import append_worker_log
 from dipo.cluster.pool import Pool, start_pool
 from dipo.cluster.worker import Job
 from dipo.config import Config, to_plain
-from dipo.errors import JobError, Terminated, UserError
+from dipo.errors import JobError, UserError
 from dipo.export.platforms import RULES, WRITERS
 from dipo.graph.plan import QuantizedModel
 from dipo.graph.units import find_units
@@ -107,7 +107,7 @@ def _explained(folder: RunFolder, terminal: Terminal) -> Iterator[None]:
     except JobError as error:
         hint = f"run.resume={folder.path}"
         raise error if hint in str(error) else JobError(f"{error}; then go on with {hint}") from error
-    except (KeyboardInterrupt, Terminated):
+    except KeyboardInterrupt:
         terminal.say(f"stopped, go on with: python -m dipo.launch run.resume={folder.path}")
         raise
 

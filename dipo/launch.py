@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,13 +24,16 @@ import yaml
 
 import dipo
 from dipo.config import Config, to_plain
-from dipo.errors import JobError, Terminated, UserError
+from dipo.errors import JobError, UserError
 from dipo.manual import manual
 from dipo.presets import PRIMARY, find_presets, own_folders, packaged_folder, refuse_shadowing
 from dipo.section import all_options, choose, choose_option, from_plain
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+_TERMINATED = threading.Event()
+"""The interruption was a SIGTERM."""
 
 FLAGS = ("--help", "--version", "--cfg", "--config-dir")
 
@@ -52,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     # OpenMP's threads spin for milliseconds before they sleep: where another process wants the core, everything stalls.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    _TERMINATED.clear()
     signal.signal(signal.SIGTERM, _terminate)
     try:
         return _run(sys.argv[1:] if argv is None else argv)
@@ -62,11 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(f"{error} (more in {path})" if (path := _log_traceback(quietly=True)) else str(error))
         return 1
     except KeyboardInterrupt:
-        _complain("interrupted")
-        return 128 + signal.SIGINT
-    except Terminated:
-        _complain("terminated")
-        return 128 + signal.SIGTERM
+        _complain("terminated" if _TERMINATED.is_set() else "interrupted")
+        return 128 + (signal.SIGTERM if _TERMINATED.is_set() else signal.SIGINT)
     except Exception as error:  # noqa: BLE001 - whatever broke, the user reads a sentence and finds the rest in a log
         reason = next(iter(str(error).splitlines()), "no more is known")
         _complain(f"{type(error).__name__}: {reason} (traceback in {_log_traceback()})")
@@ -264,7 +266,9 @@ def _terminate(number: int, frame: object) -> None:
     del number, frame
     # Whoever asks twice means the same.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise Terminated
+    _TERMINATED.set()
+    # Not an exception of our own: in the middle of a call Ray passes on this one, and breaks on others.
+    raise KeyboardInterrupt
 
 
 def _log_traceback(*, quietly: bool = False) -> str:

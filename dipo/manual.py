@@ -32,22 +32,27 @@ FLAGS = {
 }
 FILES = {
     "config.yaml": "The configuration, complete.",
+    "fingerprint.json": "What the results depend on: a run is resumed with the same, or not at all.",
     "dipo.log": "What happened, with the time of each stage and unit.",
+    "events.jsonl": "The same for programs, an event a line.",
+    "workers/*.log": "What Ray's workers logged.",
     "statistics.safetensors": "What calibration saw.",
-    "units/*.safetensors": "Finished units: integer weights, scales, biases.",
+    "units/*.safetensors": "Finished units: integer weights, scales, biases. A run that was ended goes on behind them.",
     "quantized.onnx": "The quantized model; beside it the platform's range files.",
     "report.json": "Accuracy, errors end to end and by layer, seconds, memory.",
 }
 STATUS = {
     "0": "Done.",
-    "1": "The run broke; a traceback is in the log.",
+    "1": "The run broke; the reason is said, and more is in the log.",
     "2": "The command line, the model or the data is wrong: one sentence says what.",
-    "130": "Interrupted.",
+    "130": "Interrupted (Ctrl-C); what is finished is kept.",
+    "143": "Terminated (SIGTERM); what is finished is kept.",
 }
 EXAMPLES = {
     "dipo +model=mobilenet +algo=brecq": "Quantize the model that comes with dipo, rounding learned block by block.",
     "dipo model.path=net.onnx data.path=samples/ +algo=qdrop precision=w4a4": "Your own model and samples, 4 bits.",
     "dipo model.path=net.onnx data.path=samples/ platform=trt cluster.workers=8": "For TensorRT, with eight workers.",
+    "dipo run.resume=outputs/2026-11-23/09-30-00-net-qdrop cluster.workers=2": "Go on with a run that was ended.",
     "dipo +model=mobilenet experiment=smoke cluster=inline": "Does everything run? Seconds, in this process.",
 }
 

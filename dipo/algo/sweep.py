@@ -12,7 +12,8 @@ from dipo.algo.bias_correction import correct_if_better, correct_layer
 from dipo.algo.captures import Capture
 from dipo.algo.pair import Pair
 from dipo.algo.program import fuse
-from dipo.algo.reconstruct import Phase, Piece, UnitProblem, reconstruct
+from dipo.algo.reconstruct import Phase, reconstruct
+from dipo.algo.trainer import Piece, UnitProblem
 from dipo.config import AlgoConfig
 from dipo.graph.load import name_of, opset_of
 from dipo.graph.plan import QuantizedLayer

@@ -7,8 +7,8 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -17,6 +17,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from dipo.config import ClusterConfig
 from dipo.errors import UserError
 
+QUIETLY: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
 LOCALHOST = "127.0.0.1"
 GIGABYTE = 10**9
 CAPTURES_SHARE = 0.3
@@ -38,52 +39,89 @@ def is_private(cfg: ClusterConfig) -> bool:
     return cfg.address in (None, "local")
 
 
-def connect(cfg: ClusterConfig) -> None:
-    """Starts Ray on this machine for this run alone, or joins the one that `cluster.address` names.
+class Engine:
+    """Ray, as this run has it."""
 
-    A Ray of the run's own listens on the loopback interface only.
+    def __init__(self, cfg: ClusterConfig) -> None:
+        """Starts Ray on this machine for this run alone, or joins the one that `cluster.address` names.
 
-    Raises:
-        UserError: No Ray answers at the address.
-    """
-    # A run reports to nobody, and its workers' output is read through dipo's own log.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    with _own_sigterm():
-        _connect(cfg)
+        A Ray of the run's own listens on the loopback interface only (see `start_pool`). No SIGTERM reaches it: a batch
+        system sends its own to all processes, and if Ray's went first, the driver would wait a minute for them.
+
+        Raises:
+            UserError: No Ray answers at the address.
+        """
+        # A run reports to nobody, and its workers' output is read through dipo's own log.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        before = _children()
+        # Ray puts a handler of its own in the place of the process's.
+        handler = signal.getsignal(signal.SIGTERM)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            _start(cfg) if is_private(cfg) else _join(cfg)
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, handler)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        self.processes = _children() - before
+
+    def close(self) -> None:
+        """Ends Ray where it is this run's own, else leaves it.
+
+        Ray asks its processes to end by SIGTERM and gives each a second. They do not hear it, so each is ended as soon
+        as it has been asked; not where the SIGTERM came from elsewhere, for Ray still needs them then.
+        """
+        over = threading.Event()
+        if not any(map(_is_asked_to_end, self.processes)):
+            threading.Thread(target=self._end_who_is_asked, args=(over,), daemon=True).start()
+        ray.shutdown()
+        over.set()
+
+    def _end_who_is_asked(self, over: threading.Event) -> None:
+        while not over.wait(0.02):
+            for pid in filter(_is_asked_to_end, self.processes):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
-@contextlib.contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Keeps the process's own way to end: Ray puts a handler of its own in its place."""
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
+def _start(cfg: ClusterConfig) -> None:
+    spill = None if cfg.spill_dir is None else str(Path(cfg.spill_dir).expanduser().resolve())
+    ray.init(
+        address="local",
+        num_cpus=max(os.cpu_count() or 1, (cfg.workers or 2) * cfg.threads),
+        include_dashboard=cfg.dashboard,
+        dashboard_host=LOCALHOST,
+        object_store_memory=None if cfg.object_store_gb is None else int(cfg.object_store_gb * GIGABYTE),
+        object_spilling_directory=spill,
+        **QUIETLY,
+    )
 
 
-def _connect(cfg: ClusterConfig) -> None:
-    common: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-    if is_private(cfg):
-        cpus = max(os.cpu_count() or 1, (cfg.workers or 2) * cfg.threads)
-        store = None if cfg.object_store_gb is None else int(cfg.object_store_gb * GIGABYTE)
-        spill = None if cfg.spill_dir is None else os.path.abspath(os.path.expanduser(cfg.spill_dir))  # noqa: PTH100, PTH111
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            include_dashboard=cfg.dashboard,
-            dashboard_host=LOCALHOST,
-            object_store_memory=store,
-            object_spilling_directory=spill,
-            **common,
-        )
-        return
+def _join(cfg: ClusterConfig) -> None:
     try:
-        ray.init(address=cfg.address, **common)
+        ray.init(address=cfg.address, **QUIETLY)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(
             f"cluster.address={cfg.address}: no Ray answers there, start one (ray start --head) or leave the option out"
         ) from error
+
+
+def _children() -> frozenset[int]:
+    """This process's own children; none where there is no /proc."""
+    return frozenset(
+        int(pid) for task in Path("/proc/self/task").glob("*/children") for pid in task.read_text().split()
+    )
+
+
+def _is_asked_to_end(pid: int) -> bool:
+    """Whether a SIGTERM waits that the process has blocked."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    pending = (int(line.split()[1], 16) for line in status.splitlines() if line.startswith(("SigPnd:", "ShdPnd:")))
+    return any(mask >> (signal.SIGTERM - 1) & 1 for mask in pending)
 
 
 def place(cfg: ClusterConfig, *, cuda: bool) -> Placed:

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,7 +35,11 @@ class Group:
 
 
 class TorchExchange:
-    """Sums over a group of processes: every part travels to every worker, and each adds them in their order."""
+    """Sums over a group of processes: every part travels to every worker, and each adds them in their order.
+
+    It has a process group of its own, not torch's global one: that keeps a count of the groups there were, by which
+    survivors of a broken group and their new companions would never meet again.
+    """
 
     def __init__(self, group: Group, device: torch.device, listener: socket.socket | None) -> None:
         """Meets the other workers.
@@ -60,13 +66,7 @@ class TorchExchange:
                 timeout=TIMEOUT,
                 master_listen_fd=None if listener is None else listener.detach(),
             )
-            dist.init_process_group(
-                "nccl" if device.type == "cuda" else "gloo",
-                store=store,
-                rank=group.rank,
-                world_size=group.size,
-                timeout=TIMEOUT,
-            )
+            self.processes = _process_group(store, group, device)
         except RuntimeError as error:
             raise ExchangeError(str(error)) from error
 
@@ -81,7 +81,7 @@ class TorchExchange:
         padded = torch.stack([*mine, *(torch.zeros_like(mine[0]) for _ in range(most - len(mine)))])
         gathered = [torch.empty_like(padded) for _ in range(self.size)]
         try:
-            dist.all_gather(gathered, padded)
+            self.processes.allgather([gathered], [padded]).wait()
         except RuntimeError as error:
             raise ExchangeError(str(error)) from error
         taken = Counter[int]()
@@ -91,6 +91,18 @@ class TorchExchange:
             taken[owner] += 1
         return add_in_order(ordered)
 
+    def close(self) -> None:
+        """Leaves the group."""
+        self.processes.shutdown()
+
+
+def _process_group(store: Any, group: Group, device: torch.device) -> Any:
+    if device.type == "cuda":
+        options = dist.ProcessGroupNCCL.Options()
+        options._timeout = TIMEOUT
+        return dist.ProcessGroupNCCL(store, group.rank, group.size, options)
+    return dist.ProcessGroupGloo(store, group.rank, group.size, timeout=TIMEOUT)
+
 
 def listen() -> socket.socket:
     """A socket on a free port of this node's address in the cluster."""
@@ -98,9 +110,3 @@ def listen() -> socket.socket:
 
     host = ray.util.get_node_ip_address() if ray.is_initialized() else "127.0.0.1"
     return socket.create_server((host, 0))
-
-
-def leave_group() -> None:
-    """Leaves the group that this process is in, if it is in one."""
-    if dist.is_initialized():
-        dist.destroy_process_group()

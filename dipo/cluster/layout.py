@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 
 from dipo.algo.captures import Batch
-from dipo.algo.reconstruct import Piece
+from dipo.algo.trainer import Piece
 from dipo.cluster.worker import Shard
 
 ItemT = TypeVar("ItemT")

@@ -13,7 +13,7 @@ import ray
 from ray import exceptions as failures
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from dipo.cluster.engine import captures_bytes, connect, place
+from dipo.cluster.engine import Engine, captures_bytes, place
 from dipo.cluster.group import ExchangeError
 from dipo.cluster.logs import LogFetcher, worker_log
 from dipo.cluster.metrics import RayMetrics
@@ -25,6 +25,8 @@ from dipo.errors import JobError, UserError
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 5.0
 """How long the others may take to notice that one of them has died."""
+FAREWELL_SECONDS = 2.0
+"""How long the workers have to hand in their logs at the end."""
 DEATHS = (
     failures.RayActorError,
     failures.ActorUnschedulableError,
@@ -86,7 +88,7 @@ class RayPool:
         """
         self.cfg, self.notify = cfg, notify
         self.logs = LogFetcher(keep_log)
-        connect(cfg)
+        self.engine = Engine(cfg)
         placed = place(cfg, cuda=job.device == "cuda")
         self.group, self.bundle = placed.group, placed.bundle
         # One copy on each node, whatever the number of workers.
@@ -166,11 +168,11 @@ class RayPool:
 
     def close(self) -> None:
         """Kills the workers, and Ray where it is this run's own."""
-        self.logs.fetch(self._actors(), patience=GRACE_SECONDS)
+        self.logs.fetch(self._actors(), patience=FAREWELL_SECONDS)
         for seat in self.seats:
             ray.kill(seat.actor)
         ray.util.remove_placement_group(self.group)
-        ray.shutdown()
+        self.engine.close()
 
     def lose(self, seat: _Seat, error: BaseException) -> None:
         """Puts another worker into the seat."""

@@ -20,10 +20,11 @@ from dipo.algo.calibrate import Observed, observe
 from dipo.algo.captures import Batch, Capture, StoredRows, read_ahead
 from dipo.algo.exchange import Exchange, NoExchange
 from dipo.algo.pair import Pair
-from dipo.algo.reconstruct import Phase, Piece
+from dipo.algo.reconstruct import Phase
 from dipo.algo.simulate import Simulated, simulate
 from dipo.algo.sweep import Sweep, Training, UnitResult
-from dipo.cluster.group import Group, TorchExchange, leave_group, listen
+from dipo.algo.trainer import Piece
+from dipo.cluster.group import Group, TorchExchange, listen
 from dipo.cluster.metrics import Metrics, NoMetrics
 from dipo.config import AlgoConfig
 from dipo.data.samples import Dataset
@@ -144,7 +145,8 @@ class Worker:
         Raises:
             ExchangeError: They cannot be reached.
         """
-        leave_group()
+        if isinstance(self.exchange, TorchExchange):
+            self.exchange.close()
         listener, self.listener = self.listener, None
         self.exchange = NoExchange() if group is None else TorchExchange(group, self.device, listener)
 

@@ -39,8 +39,8 @@ def random_words(num_elements: int, generator: torch.Generator, prob: float = 0.
     Args:
         num_elements: Bits wanted.
         generator: Where they come from.
-        prob: Of a bit being 1, in (0, 1); taken to the nearest multiple of 2^-8. Each binary digit of it costs one draw:
-            or-ing a fair bit halves the way to 1, and-ing one the way to 0.
+        prob: Of a bit being 1, in (0, 1); taken to the nearest multiple of 2^-8. Each of its binary digits costs one
+            draw: or-ing a fair bit halves the way to 1, and-ing one the way to 0.
     """
     count = -(-num_elements // 64)
     words = torch.zeros(count, dtype=torch.int64, device=generator.device)

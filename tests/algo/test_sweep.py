@@ -5,9 +5,10 @@ import torch
 from dipo.algo.captures import Capture
 from dipo.algo.exchange import NoExchange
 from dipo.algo.pair import Pair
-from dipo.algo.reconstruct import Phase, Piece
+from dipo.algo.reconstruct import Phase
 from dipo.algo.simulate import simulate
 from dipo.algo.sweep import Sweep, Training
+from dipo.algo.trainer import Piece
 from dipo.config import AlgoConfig
 from dipo.export.platforms import RULES
 from dipo.graph.plan import QuantizedModel
