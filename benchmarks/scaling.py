@@ -54,7 +54,8 @@ from dipo.algo.reconstruct import Phase
 from dipo.algo.sweep import UnitResult
 from dipo.cluster.group import Group, TorchExchange
 from dipo.cluster.layout import even_shares, shards_of
-from dipo.cluster.worker import AloneWork, Job, TimedResult, Work, Worker
+from dipo.cluster.work import AloneWork, Job, TimedResult, Work
+from dipo.cluster.worker import Worker
 from dipo.config import Config, resolve_path
 from dipo.export.platforms import RULES
 from dipo.graph.units import Unit, find_units
@@ -272,7 +273,7 @@ class Subject:
     def alone(self, unit: Unit) -> tuple[Fixed, dict[int, float], UnitResult]:
         """Besides the steps; seconds of a step by its samples; a result to be polished."""
         effort, whole = self.effort, self.config.algo.batch_size
-        few, steps, short = effort.few, dict[int, float](), list[float]()
+        few, steps, besides = effort.few, dict[int, float](), list[float]()
         for part in PARTS:
             batch, many = whole // part, few + (effort.many - few) * min(part, PARALLEL_PIECES)
             # Kernels and convolutions of this size are made ready.
@@ -287,9 +288,13 @@ class Subject:
                 _check_patience(unit, len(pairs) - effort.rounds)
                 pairs.append(pair())
             steps[batch] = found
-            short += [first for first, _ in pairs] if batch == whole else []
-        half = [self.solve(unit, steps=few, samples=effort.samples // 2).seconds for _ in range(effort.rounds)]
-        return self._fixed(statistics.median(short), statistics.median(half), few * steps[whole]), steps, result
+            besides += [first - few * found for first, _ in pairs]
+        # With the smallest batch, whose steps hide least of the rest.
+        half = [
+            self.solve(unit, steps=few, samples=effort.samples // 2, batch=batch).seconds - few * steps[batch]
+            for _ in range(len(PARTS) * effort.rounds)
+        ]
+        return self._fixed(statistics.median(besides), statistics.median(half)), steps, result
 
     def walk(self, begun: Mapping[int, UnitResult]) -> dict[int, tuple[Fixed, float]]:
         """By unit: besides the steps, and seconds of a step in pieces on one worker."""
@@ -305,7 +310,7 @@ class Subject:
                 _check_patience(unit, len(rounds) - effort.rounds)
                 rounds.append(self._one_walk(begun))
             few, half, corrected = (statistics.median(of(how)) for how in ("few", "half", "corrected"))
-            fixed = self._fixed(few, half, effort.few * step)
+            fixed = self._fixed(few - effort.few * step, half - effort.few * step)
             times[unit.index] = replace(fixed, per_corrected=max(0.0, corrected - few) / effort.samples), step
         return times
 
@@ -335,10 +340,10 @@ class Subject:
                 seconds[unit.index, how] = workers[how].reconstruct(unit, work, begun[unit.index]).seconds
         return seconds
 
-    def _fixed(self, whole: float, half: float, steps: float) -> Fixed:
-        """From the seconds of short trainings with all and with half of the samples, and of their steps."""
+    def _fixed(self, whole: float, half: float) -> Fixed:
+        """From what is needed besides steps with all and with half of the samples."""
         per_sample = max(0.0, 2 * (whole - half) / self.effort.samples)
-        return Fixed(max(0.0, whole - steps - per_sample * self.effort.samples), per_sample)
+        return Fixed(max(0.0, whole - per_sample * self.effort.samples), per_sample)
 
 
 def _per_step(pairs: Sequence[tuple[float, float]], steps: int) -> float | None:
@@ -435,9 +440,11 @@ def bounds(times: NetworkTimes, setting: Setting) -> list[str]:
         sum(shared_step(unit, workers=1, pieces=pieces, batch=setting.batch, link=times.link) for unit in times.units)
         for pieces in (1, setting.pieces)
     )
+    besides = sum(unit.alone.at(setting.samples) for unit in times.units)
     return [
         f"the longest of {len(times.units)} units: {longest.name}, {most:.1f} s, {100 * most / all_units:.1f} % of the "
-        f"units' {all_units:.1f} s: units alone cannot become more than {all_units / most:.1f} x as fast",
+        f"units' {all_units:.1f} s ({besides:.1f} s besides their steps): units alone cannot become more than "
+        f"{all_units / most:.1f} x as fast",
         f"the polish, {setting.polish} of {setting.iters} steps, on {setting.pieces} or more workers: {polish:.1f} s: "
         f"the whole cannot become more than {whole / polish:.1f} x as fast; with the longest unit before it "
         f"{whole / (polish + most):.1f} x",
@@ -475,8 +482,8 @@ def simulated(options: list[str], *, samples: int, quick: bool) -> None:
         # The first process may have to compile.
         kernels = [fresh(measure_kernels, config, effort) for config, effort in [networks[0], networks[0]]][-1]
         lines.append(
-            f"measured: an exchange between two processes, {1e3 * link.latency:.2f} ms and {1e-9 / link.per_byte:.2f} "
-            f"GB/s; a worker's kernels, {kernels:.1f} s; what is called measured below. Computed: all else"
+            f"measured: an exchange between two processes, {1e3 * link.latency:.2f} ms and {1e9 * link.per_byte:.2f} "
+            f"ms a megabyte; a worker's kernels, {kernels:.1f} s; what is called measured below. Computed: all else"
         )
         print("\n".join(lines), flush=True)
         for config, effort in networks:
@@ -509,7 +516,8 @@ def _simulated(config: Config, effort: Effort, link: Link, kernels: float, sampl
     start = time.perf_counter()
     times = fresh(measure, config, effort, link, kernels)
     seconds, algo = time.perf_counter() - start, config.algo
-    setting = Setting(algo.iters, polish_iters(algo), samples, algo.batch_size)
+    pieces = config.cluster.grad_shards or PARALLEL_PIECES
+    setting = Setting(algo.iters, polish_iters(algo), samples, algo.batch_size, pieces)
     known = _result(_measured_name(config))
     return [
         "",

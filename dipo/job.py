@@ -17,7 +17,7 @@ import dipo
 from dipo.algo.calibrate import Calibration, Observed, quantize_model
 from dipo.cluster.logs import append_worker_log
 from dipo.cluster.pool import Pool, start_pool
-from dipo.cluster.worker import Job
+from dipo.cluster.work import Job
 from dipo.config import Config, to_plain
 from dipo.errors import JobError, UserError
 from dipo.export.platforms import RULES, WRITERS

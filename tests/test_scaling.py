@@ -167,10 +167,10 @@ def test_a_measured_network_has_times_of_all_units(tiny_job, monkeypatch):
         assert min(one.steps.values()) > 0
         assert 0 <= one.update <= one.steps[8]
         assert one.forward > 0
-    weights_and_biases = [8 * 3 * 9 + 8, 2 * 8 * 8 * 9 + 8, 8 * 10 + 10]
+    weights_and_biases = [8 * 3 * 9 + 8, 2 * (8 * 8 * 9 + 8), 8 * 10 + 10]
     others = [one.gradient_bytes // 4 - count for one, count in zip(found.units, weights_and_biases, strict=True)]
     assert min(others) >= 1, "the loss, and scales of activations"
-    assert max(others) < 8
+    assert max(others) <= 4
 
 
 @pytest.fixture

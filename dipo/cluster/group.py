@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 from typing import Any
+from typing import Any
+from typing import Any
 
 import torch
 import torch.distributed as dist

@@ -9,7 +9,7 @@ import numpy as np
 
 from dipo.algo.captures import Batch
 from dipo.algo.trainer import Piece
-from dipo.cluster.worker import Shard
+from dipo.cluster.work import Shard
 
 ItemT = TypeVar("ItemT")
 

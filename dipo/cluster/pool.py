@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 import onnx_ir as ir
 
-from dipo.cluster.worker import Job, Worker
+from dipo.cluster.work import Job
+from dipo.cluster.worker import Worker
 from dipo.config import ClusterConfig
 
 Progress = Callable[[int], None]

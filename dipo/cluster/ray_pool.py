@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import onnx_ir as ir
 import ray
@@ -15,64 +14,19 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from dipo.cluster.engine import Engine, captures_bytes, place
 from dipo.cluster.group import ExchangeError
-from dipo.cluster.logs import LogFetcher, worker_log
-from dipo.cluster.metrics import RayMetrics
+from dipo.cluster.logs import LogFetcher
 from dipo.cluster.pool import Notify, Progress, StoredLostError, WorkersLostError
-from dipo.cluster.worker import Job, Worker
+from dipo.cluster.ray_failures import DEATHS, answered, cause, failure, reason, reraise
+from dipo.cluster.ray_worker import ACTOR, Seat
+from dipo.cluster.work import Job
 from dipo.config import ClusterConfig
-from dipo.errors import JobError, UserError
+from dipo.errors import JobError
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 5.0
 """How long the others may take to notice that one of them has died."""
 FAREWELL_SECONDS = 2.0
 """How long the workers have to hand in their logs at the end."""
-DEATHS = (
-    failures.RayActorError,
-    failures.ActorUnschedulableError,
-    failures.NodeDiedError,
-    failures.WorkerCrashedError,
-    failures.OutOfMemoryError,
-)
-
-
-class RayWorker(Worker):
-    """A worker that can be asked for its progress while it works."""
-
-    def __init__(self, job: Job, model: bytes, rank: int) -> None:
-        """As `Worker`, with a log and metrics of its own."""
-        self.log = worker_log(rank)
-        super().__init__(job, model)
-        self.metrics = RayMetrics(run=job.run, worker=rank, device=job.device)
-
-    @cast("Any", ray.method(concurrency_group="aside"))
-    def drain_log(self) -> str:
-        """What it logged since the last time."""
-        return self.log.drain()
-
-    @cast("Any", ray.method(concurrency_group="aside"))
-    def progress(self) -> int:
-        """Samples or steps done in the call under way."""
-        return self.done
-
-    @cast("Any", ray.method(concurrency_group="aside"))
-    def node(self) -> str:
-        """Where it runs; answers as soon as it has started."""
-        return str(ray.util.get_node_ip_address())
-
-
-ACTOR = cast("Any", ray.remote)(concurrency_groups={"aside": 1})(RayWorker)
-
-
-@dataclass(eq=False)
-class _Seat:
-    """A place in the placement group, and who sits there."""
-
-    index: int
-    actor: Any
-    started: Any
-    """Ready when the actor is, or has failed to start."""
-    since: float
 
 
 class RayPool:
@@ -94,7 +48,7 @@ class RayPool:
         # One copy on each node, whatever the number of workers.
         self.shared = ray.put(job), ray.put(ir.to_proto(model).SerializeToString())
         self.seats = [self._take(index) for index in range(placed.workers)]
-        self.ready: list[_Seat] = []
+        self.ready: list[Seat] = []
         self._fill(patience=cfg.start_minutes * 60)
         if len(self.ready) < placed.workers:
             self.close()
@@ -147,20 +101,20 @@ class RayPool:
         waiting, broken = list(calls), None
         while waiting and broken is None:
             done, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_SECONDS)
-            broken = next(filter(None, map(_failure, done)), None)
+            broken = next(filter(None, map(failure, done)), None)
             self.logs.fetch(self._actors())
             if progress is not None and waiting and broken is None:
                 progress(self._progress(seats[:1]))
         if broken is None:
             return list(ray.get(calls))
         self._recover(seats, calls, broken)
-        raise WorkersLostError(_reason(broken))
+        raise WorkersLostError(reason(broken))
 
     def ask(self, method: str) -> list[Any]:
         """As `Pool.ask`."""
         answers = [getattr(seat.actor, method).remote() for seat in self.ready]
         ray.wait(answers, num_returns=len(answers), timeout=GRACE_SECONDS)
-        return [ray.get(answer) for answer in answers if _answered(answer)]
+        return [ray.get(answer) for answer in answers if answered(answer)]
 
     def captures_bytes(self) -> int:
         """As `Pool.captures_bytes`."""
@@ -174,11 +128,11 @@ class RayPool:
         ray.util.remove_placement_group(self.group)
         self.engine.close()
 
-    def lose(self, seat: _Seat, error: BaseException) -> None:
+    def lose(self, seat: Seat, error: BaseException) -> None:
         """Puts another worker into the seat."""
         if seat not in self.seats:
             return
-        self.notify("worker_dies", worker=seat.index, reason=_reason(error))
+        self.notify("worker_dies", worker=seat.index, reason=reason(error))
         ray.kill(seat.actor)
         self.ready = [other for other in self.ready if other is not seat]
         self.seats[self.seats.index(seat)] = self._take(seat.index)
@@ -186,7 +140,7 @@ class RayPool:
     def _actors(self) -> dict[int, Any]:
         return {seat.index: seat.actor for seat in self.ready}
 
-    def _take(self, index: int) -> _Seat:
+    def _take(self, index: int) -> Seat:
         """Starts a worker; it may have to wait until a lost node's place is found elsewhere."""
         strategy = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=index)
         actor = ACTOR.options(
@@ -195,7 +149,7 @@ class RayPool:
             scheduling_strategy=strategy,
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self.cfg.threads), "GOMP_SPINCOUNT": "1000"}},
         ).remote(*self.shared, index)
-        return _Seat(index, actor, actor.node.remote(), time.monotonic())
+        return Seat(index, actor, actor.node.remote(), time.monotonic())
 
     def _admit(self) -> None:
         """Lets those in who have started since."""
@@ -204,7 +158,7 @@ class RayPool:
             return
         started, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0)
         for reference in started:
-            seat, error = waiting[reference], _failure(reference)
+            seat, error = waiting[reference], failure(reference)
             if error is None:
                 self.ready = sorted([*self.ready, seat], key=lambda seat: seat.index)
                 self.notify("worker_starts", worker=seat.index, node=ray.get(reference))
@@ -231,14 +185,14 @@ class RayPool:
                 )
             time.sleep(POLL_SECONDS)
 
-    def _recover(self, seats: Sequence[_Seat], calls: Sequence[Any], broken: BaseException) -> None:
+    def _recover(self, seats: Sequence[Seat], calls: Sequence[Any], broken: BaseException) -> None:
         """Replaces who died, and who does not come back from a call that one of the others has left."""
         ray.wait(list(calls), num_returns=len(calls), timeout=GRACE_SECONDS)
         alive = {seat: seat.actor.node.remote() for seat in seats}
         ray.wait(list(alive.values()), num_returns=len(alive), timeout=GRACE_SECONDS)
-        dead = [seat for seat in seats if not _answered(alive[seat])]
-        if not dead and not isinstance(_cause(broken), ExchangeError):
-            _raise(broken)
+        dead = [seat for seat in seats if not answered(alive[seat])]
+        if not dead and not isinstance(cause(broken), ExchangeError):
+            reraise(broken)
         stuck, _ = [], ray.wait(list(calls), num_returns=len(calls), timeout=0)
         for seat, reference in zip(seats, calls, strict=True):
             if seat not in dead and not ray.wait([reference], timeout=0)[0]:
@@ -249,10 +203,10 @@ class RayPool:
         if not self.ready:
             self._wait_for_anyone()
 
-    def _progress(self, seats: Sequence[_Seat]) -> int:
+    def _progress(self, seats: Sequence[Seat]) -> int:
         asked = [seat.actor.progress.remote() for seat in seats]
         answered, _ = ray.wait(asked, num_returns=len(asked), timeout=GRACE_SECONDS)
-        return sum(ray.get(reference) for reference in answered if _failure(reference) is None)
+        return sum(ray.get(reference) for reference in answered if failure(reference) is None)
 
 
 class _Map:
@@ -269,8 +223,8 @@ class _Map:
     ) -> None:
         self.pool, self.method, self.items, self.sizes, self.keep, self.named = pool, method, items, sizes, keep, named
         self.queue = deque(range(len(items)))
-        self.running: dict[Any, tuple[int, _Seat, list[Any]]] = {}
-        self.failures = Counter[int]()
+        self.running: dict[Any, tuple[int, Seat, list[Any]]] = {}
+        self.failed = Counter[int]()
         self.done = 0
         self.lost_values = False
 
@@ -298,63 +252,29 @@ class _Map:
         ready, _ = ray.wait(list(self.running), num_returns=1, timeout=POLL_SECONDS)
         for reference in ready:
             index, seat, kept = self.running.pop(reference)
-            error = _failure(reference)
+            error = failure(reference)
             if error is None:
                 self.done += self.sizes[index]
                 yield index, kept if self.keep else ray.get(reference)
-            elif isinstance(_cause(error), failures.ObjectLostError):
+            elif isinstance(cause(error), failures.ObjectLostError):
                 self.lost_values = True
             elif isinstance(error, DEATHS):
                 self._again(index, seat, error)
             else:
-                _raise(error)
+                reraise(error)
 
     def progress(self) -> int:
         """The work that is done, that of items under way included."""
         return self.done + self.pool._progress([seat for _, seat, _ in self.running.values()])
 
-    def _again(self, index: int, seat: _Seat, error: BaseException) -> None:
-        self.failures[index] += 1
+    def _again(self, index: int, seat: Seat, error: BaseException) -> None:
+        self.failed[index] += 1
         self.pool.lose(seat, error)
         retries = self.pool.cfg.retries
-        if self.failures[index] > retries:
+        if self.failed[index] > retries:
             raise JobError(
-                f"{self.method}: its worker died {self.failures[index]} times ({_reason(error)}), find out why in "
+                f"{self.method}: its worker died {self.failed[index]} times ({reason(error)}), find out why in "
                 "Ray's logs, or allow more with cluster.retries"
             )
-        self.pool.notify("retry", work=self.method, item=index, attempt=self.failures[index] + 1)
+        self.pool.notify("retry", work=self.method, item=index, attempt=self.failed[index] + 1)
         self.queue.appendleft(index)
-
-
-def _failure(reference: Any) -> Exception | None:
-    """The error that a finished call ended with; None where it went well."""
-    try:
-        ray.get(reference)
-    except failures.RayError as error:
-        return error
-    return None
-
-
-def _answered(reference: Any) -> bool:
-    return bool(ray.wait([reference], timeout=0)[0]) and _failure(reference) is None
-
-
-def _cause(error: BaseException) -> BaseException:
-    return error.cause if isinstance(error, failures.RayTaskError) else error
-
-
-def _reason(error: BaseException) -> str:
-    return next(iter(str(_cause(error)).strip().splitlines()), type(error).__name__)
-
-
-def _raise(error: BaseException) -> None:
-    """Raises what a worker raised, as the driver would have."""
-    cause = _cause(error)
-    if isinstance(cause, UserError | JobError):
-        raise type(cause)(str(cause)) from error
-    if isinstance(cause, failures.OutOfDiskError | failures.ObjectStoreFullError):
-        raise JobError(
-            f"Ray's object store is full ({_reason(error)}), give it room with cluster.spill_dir or "
-            "cluster.object_store_gb, or keep less in it with cluster.captures_gb"
-        ) from error
-    raise error

@@ -7,7 +7,6 @@ import resource
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,17 +19,15 @@ from dipo.algo.calibrate import Observed, observe
 from dipo.algo.captures import Batch, Capture, StoredRows, read_ahead
 from dipo.algo.exchange import Exchange, NoExchange
 from dipo.algo.pair import Pair
-from dipo.algo.reconstruct import Phase
 from dipo.algo.simulate import Simulated, simulate
 from dipo.algo.sweep import Sweep, Training, UnitResult
 from dipo.algo.trainer import Piece
 from dipo.cluster.group import Group, TorchExchange, listen
 from dipo.cluster.metrics import Metrics, NoMetrics
-from dipo.config import AlgoConfig
+from dipo.cluster.work import AloneWork, Job, Shard, TimedResult, UnitCost, Work
 from dipo.data.samples import Dataset
 from dipo.graph.load import node_name
-from dipo.graph.plan import Plan, QuantizedModel
-from dipo.graph.rules import PlatformRules
+from dipo.graph.plan import QuantizedModel
 from dipo.graph.torch_module import GraphModule, channels_last
 from dipo.graph.units import Unit
 from dipo.quant import kernels
@@ -38,76 +35,6 @@ from dipo.quant import kernels
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 """Of glibc's malloc.h."""
 COST_SAMPLES, COST_REPEATS = 16, 3
-
-
-@dataclass(frozen=True)
-class Job:
-    """What every worker is told at its start."""
-
-    plan: Plan
-    rules: PlatformRules
-    calib: Dataset
-    device: str
-    """`cpu` or `cuda`."""
-    threads: int
-    """CPU threads."""
-    compile: bool
-    """Compiled kernels for reconstruction."""
-    run: str = ""
-    """Name of the run, for metrics."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A worker's part in a sweep."""
-
-    batches: Sequence[Batch]
-    owners: Sequence[int]
-    """The worker that holds each of the run's batches."""
-    pieces: Sequence[Piece]
-    piece_owners: Sequence[int]
-    """The worker that holds each of the run's pieces."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """A unit's training, as the driver asks for it."""
-
-    cfg: AlgoConfig
-    phase: Phase
-    correct_bias: bool
-    """Correct the biases behind the training, where that helps."""
-    seed: int
-
-
-@dataclass(frozen=True)
-class AloneWork:
-    """A unit that one worker solves by itself."""
-
-    unit: Unit
-    inputs: Sequence[str]
-    """Values that it reads."""
-    batches: Sequence[Batch]
-    """All of the run."""
-    work: Work
-
-
-@dataclass(frozen=True)
-class UnitCost:
-    """What a unit takes of a worker."""
-
-    seconds: float
-    """Of a forward pass: the training's are in proportion."""
-    input_bytes: dict[str, int]
-    """By name of a value that it reads: bytes of one sample."""
-
-
-@dataclass(frozen=True)
-class TimedResult:
-    """A unit's result and what it cost."""
-
-    result: UnitResult
-    seconds: float
 
 
 class Worker:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dipo.algo.calibrate import Calibration
 from dipo.algo.sweep import UnitResult
-from dipo.cluster.worker import TimedResult
+from dipo.cluster.work import TimedResult
 from dipo.graph.plan import QuantizedLayer, QuantizedModel
 from dipo.graph.units import Unit
 from dipo.quant.observers import Statistics

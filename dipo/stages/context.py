@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from dipo.algo.captures import Batch, cut
 from dipo.cluster.layout import even_shares
 from dipo.cluster.pool import Pool
-from dipo.cluster.worker import TimedResult
+from dipo.cluster.work import TimedResult
 from dipo.config import Config
 from dipo.graph.units import Unit
 from dipo.report.events import Events

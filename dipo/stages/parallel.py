@@ -15,7 +15,7 @@ from dipo.algo.captures import cut
 from dipo.algo.reconstruct import Phase
 from dipo.algo.sweep import UnitResult
 from dipo.cluster.pool import Progress, StoredLostError
-from dipo.cluster.worker import AloneWork, TimedResult, UnitCost, Work
+from dipo.cluster.work import AloneWork, TimedResult, UnitCost, Work
 from dipo.errors import JobError
 from dipo.graph.plan import QuantizedModel
 from dipo.graph.units import Unit

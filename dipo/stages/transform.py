@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from dipo.algo.calibrate import Calibration
 from dipo.algo.reconstruct import Phase
 from dipo.algo.sweep import UnitResult
-from dipo.cluster.worker import TimedResult
+from dipo.cluster.work import TimedResult
 from dipo.config import AlgoConfig
 from dipo.graph.plan import QuantizedModel
 from dipo.graph.units import Unit, find_units

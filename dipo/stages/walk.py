@@ -18,7 +18,7 @@ from dipo.algo.sweep import UnitResult
 from dipo.cluster.group import Group
 from dipo.cluster.layout import shards_of
 from dipo.cluster.pool import Pool, WorkersLostError
-from dipo.cluster.worker import TimedResult, Work
+from dipo.cluster.work import TimedResult, Work
 from dipo.errors import JobError
 from dipo.graph.plan import Plan, QuantizedModel
 from dipo.graph.units import Unit
