@@ -34,7 +34,8 @@ from dipo.stages.clock import Clock
 from dipo.stages.context import Context
 from dipo.stages.fingerprint import fingerprint, stored_pieces, write_fingerprint
 from dipo.stages.load import Loaded, check_parity, load_job
-from dipo.stages.transform import polish_iters, transform
+from dipo.stages.parallel import polish_iters
+from dipo.stages.transform import transform
 from dipo.stages.verify import model_name, precision_name, verify, versions
 
 log = logging.getLogger("dipo")

@@ -6,7 +6,7 @@ import pytest
 
 from dipo.config import AlgoConfig
 from dipo.launch import main
-from dipo.stages.transform import polish_iters
+from dipo.stages.parallel import polish_iters, rounds
 
 HOW = ("algo=qdrop", "precision=w4a4", "algo.iters=8", "cluster.schedule=parallel")
 
@@ -23,11 +23,20 @@ def test_the_polish_takes_its_share_of_the_steps(iters, asked, expected):
     assert polish_iters(AlgoConfig(iters=iters, polish_iters=asked)) == expected
 
 
+@pytest.mark.parametrize(
+    ("iters", "polish", "expected"),
+    [(320, None, [(0, 128), (128, 272)]), (8, 8, []), (10, 7, [(0, 3)]), (1, 0, [(0, 1)]), (10, 0, [(0, 4), (4, 10)])],
+)
+def test_there_are_two_rounds_where_there_are_steps_for_them(iters, polish, expected):
+    assert [(p.first, p.stop) for p in rounds(AlgoConfig(iters=iters, polish_iters=polish))] == expected
+
+
 def test_units_are_solved_alone_and_then_polished(tiny_job, tmp_path):
     _, report = run(tiny_job, tmp_path / "run")
     steps = [(unit["step"], unit["name"], unit["steps"]) for unit in report["units"]]
     names = ["stem", "left", "head"]
-    assert steps == [("parallel", name, 6) for name in names] + [("reconstruct", name, 2) for name in names]
+    expected = {"alone-1": 3, "alone-2": 3, "reconstruct": 2}
+    assert steps == [(step, name, number) for step, number in expected.items() for name in names]
     assert report["workers"]["schedule"] == "parallel"
     assert report["workers"]["grad_shards"] == 4
 
@@ -41,7 +50,9 @@ def test_waves_do_not_change_the_result(tiny_job, tmp_path, capsys):
 
 def test_without_a_polish_the_units_stay_as_they_are(tiny_job, tmp_path):
     _, report = run(tiny_job, tmp_path / "run", "algo.polish_iters=0")
-    assert [(unit["step"], unit["steps"]) for unit in report["units"]] == [("parallel", 8)] * 3
+    assert [(unit["step"], unit["steps"]) for unit in report["units"]] == [
+        ("alone-1", 3), ("alone-1", 3), ("alone-1", 3), ("alone-2", 5), ("alone-2", 5), ("alone-2", 5)
+    ]  # fmt: skip
     assert not list((tmp_path / "run" / "units").glob("reconstruct-*"))
 
 
@@ -67,9 +78,9 @@ def test_values_that_went_away_with_a_node_are_captured_again(tiny_job, tmp_path
 
     monkeypatch.setattr(InlinePool, "map", lossy)
     found, report = run(tiny_job, tmp_path / "lossy")
-    assert calls.count("capture") == 2
+    assert calls.count("capture") == 3
     assert found == expected
-    assert len(report["units"]) == 6
+    assert len(report["units"]) == 9
 
 
 def test_values_that_always_go_away_end_the_run_with_a_sentence(tiny_job, tmp_path, monkeypatch, capsys):

@@ -94,10 +94,10 @@ def test_a_lost_unit_of_the_first_phase_is_made_again(tiny_job, tmp_path):
     whole = tmp_path / "whole"
     assert main(tiny_job.arguments(*HOW, "cluster.schedule=parallel", f"run.dir={whole}")) == 0
     assert units(whole) == [
-        f"{phase}-00{index}.safetensors" for phase in ("parallel", "reconstruct") for index in range(3)
+        f"{phase}-00{index}.safetensors" for phase in ("alone-1", "alone-2", "reconstruct") for index in range(3)
     ]
     folder = ended_early(
-        whole, tmp_path / "ended", "units/parallel-001.safetensors", "units/reconstruct-002.safetensors"
+        whole, tmp_path / "ended", "units/alone-2-001.safetensors", "units/reconstruct-002.safetensors"
     )
     assert main([f"run.resume={folder}"]) == 0
     assert same_outcome(whole, folder)

@@ -39,22 +39,17 @@ def cut(num_samples: int, batch_size: int) -> list[Batch]:
 
 @dataclass(frozen=True, eq=False)
 class StoredRows:
-    """Floats of one value for some samples, as workers hand them to each other."""
+    """One value for some samples, as workers hand it to each other."""
 
     data: NDArray[Any]
-    """[samples, elements], elements in the order of memory (images channels_last)."""
+    """[samples, elements], as in a capture."""
     shape: tuple[int, ...]
     """Of one sample."""
 
     @staticmethod
-    def of(value: torch.Tensor) -> StoredRows:
-        """A batch of the value."""
-        return StoredRows(flat(value).view(len(value), -1).cpu().numpy(), tuple(value.shape[1:]))
-
-    @staticmethod
-    def join(parts: Sequence[StoredRows]) -> StoredRows:
-        """The samples of all parts, in their order."""
-        return StoredRows(np.concatenate([part.data for part in parts]), parts[0].shape)
+    def of(capture: Capture) -> StoredRows:
+        """All samples of a capture."""
+        return StoredRows(capture.data.cpu().numpy(), capture.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,17 +75,10 @@ class Capture:
         return Capture(torch.cat(stored), tuple(parts[0].shape[1:]), qparams)
 
     @staticmethod
-    def restore(parts: Sequence[StoredRows], device: torch.device) -> Capture:
-        """Puts stored floats together."""
+    def restore(parts: Sequence[StoredRows], qparams: TorchQParams | None, device: torch.device) -> Capture:
+        """Puts stored parts together."""
         data = np.concatenate([part.data for part in parts])
-        return Capture(torch.from_numpy(data).to(device), parts[0].shape, None)
-
-    def encoded(self, qparams: TorchQParams | None, rows: Sequence[slice]) -> Capture:
-        """The same floats as codes, made in parts of so many rows; as they are where there are no `qparams`."""
-        if qparams is None:
-            return self
-        parts = [Capture.encode(self.rows(part.start, part.stop), qparams) for part in rows]
-        return Capture.gather(parts, qparams)
+        return Capture(torch.from_numpy(data).to(device), parts[0].shape, qparams)
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """Samples start to stop, float32 [stop - start, *shape]."""

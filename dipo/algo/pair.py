@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from dipo.algo.captures import Batch, Capture, channel_sum
+from dipo.algo.captures import Batch, Capture, StoredRows, channel_sum
 from dipo.algo.exchange import Exchange
 from dipo.graph.load import bias_of, layers_of, name_of, node_name, weight_of
 from dipo.graph.plan import Plan, QuantizedLayer, QuantizedModel
@@ -70,10 +70,25 @@ class Pair:
         kept = names if with_float else []
         self.fp = {name: self.gather(name, [channels_last(part[name]) for part in read], codes=False) for name in kept}
 
-    def take_inputs(self, inputs: Mapping[str, Capture]) -> None:
-        """Begins in front of any unit, with the float network's values as its inputs, quantized where it wants them."""
-        self.fp = dict(inputs)
-        self.q = {name: fp.encoded(self._code_qparams(name, codes=True), self.rows) for name, fp in inputs.items()}
+    def take_inputs(self, fp: Mapping[str, Sequence[StoredRows]], q: Mapping[str, Sequence[StoredRows]]) -> None:
+        """Begins in front of any unit, with what another pair captured of its inputs.
+
+        Args:
+            fp: By name of the value, the parts of the float network's.
+            q: The same of the quantized one's, by the same quantization parameters as this pair's.
+        """
+        self.fp = {name: Capture.restore(parts, None, self.device) for name, parts in fp.items()}
+        self.q = {
+            name: Capture.restore(parts, self._code_qparams(name, codes=True), self.device) for name, parts in q.items()
+        }
+
+    def capture(self, names: Sequence[str]) -> tuple[dict[str, Capture], dict[str, Capture]]:
+        """Values anywhere in the float and in the quantized network, behind the samples that were read."""
+        nodes = list(self.model.graph)
+        module = self.module(nodes, names)
+        fp = self.run(module, self.reads(self.fp, module), constants={}, hook=None, codes=False)
+        weights, hook = self.weights(list(self.layers)), self.hook(nodes)
+        return fp, self.run(module, self.reads(self.q, module), constants=weights, hook=hook, codes=True)
 
     def adopt(self, layers: Mapping[str, QuantizedLayer], activations: Mapping[str, QParams]) -> None:
         """Takes what was found for a unit's layers, and its activations with all that share their scales."""

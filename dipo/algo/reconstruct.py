@@ -34,12 +34,14 @@ LOSS_SAMPLES = 10
 
 @dataclass(frozen=True)
 class Phase:
-    """The part of a unit's schedule that is run: `algo.iters` steps in one go, or in two on different inputs."""
+    """The part of a unit's schedule that is run: `algo.iters` steps in one go, or in several on different inputs."""
 
     first: int
     """First step of the schedule."""
     stop: int
     """One past the last."""
+    lr: float = 1.0
+    """Factor on all learning rates."""
 
     def __len__(self) -> int:
         return self.stop - self.first
@@ -114,7 +116,7 @@ def _schedule(cfg: AlgoConfig, phase: Phase) -> torch.Tensor:
     """
     step = torch.arange(phase.first, phase.stop, dtype=torch.float64)
     moments = step - phase.first + 1
-    speed = cfg.reference_iters / cfg.iters * (cfg.polish_lr if phase.first else 1.0)
+    speed = cfg.reference_iters / cfg.iters * phase.lr
     begin = cfg.warmup * cfg.iters
     done = ((step - begin) / max(1.0, cfg.iters - begin)).clamp(0, 1)
     beta = cfg.beta_end + (cfg.beta_start - cfg.beta_end) * (1 - done)

@@ -9,9 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
-from typing import Any
-from typing import Any
-from typing import Any
 
 import torch
 import torch.distributed as dist

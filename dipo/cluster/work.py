@@ -61,11 +61,11 @@ class AloneWork:
     """A unit that one worker solves by itself."""
 
     unit: Unit
-    inputs: Sequence[str]
-    """Values that it reads."""
     batches: Sequence[Batch]
     """All of the run."""
     work: Work
+    begun: UnitResult | None
+    """What an earlier phase made of it."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class UnitCost:
     seconds: float
     """Of a forward pass: the training's are in proportion."""
     input_bytes: dict[str, int]
-    """By name of a value that it reads: bytes of one sample."""
+    """By name of a value that it reads: bytes of one sample's captures, of the float and of the quantized network."""
 
 
 @dataclass(frozen=True)

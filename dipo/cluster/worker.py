@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from dipo.algo.calibrate import Observed, observe
-from dipo.algo.captures import Batch, Capture, StoredRows, read_ahead
+from dipo.algo.captures import Batch, StoredRows
 from dipo.algo.exchange import Exchange, NoExchange
 from dipo.algo.pair import Pair
 from dipo.algo.simulate import Simulated, simulate
@@ -89,17 +89,18 @@ class Worker:
             progress=self._progress,
         )
 
-    def capture(self, batches: Sequence[Batch], names: Sequence[str]) -> tuple[Any, ...]:
-        """Values of the float network for these batches: their number of samples, then one `StoredRows` a name."""
+    def capture(self, batches: Sequence[Batch], names: Sequence[str], *, quantized: QuantizedModel) -> tuple[Any, ...]:
+        """Values of both networks for these batches.
+
+        Returns:
+            The number of samples, then for each name what the float network gives, then what the quantized one does.
+        """
         self.done = 0
-        parts: dict[str, list[StoredRows]] = {name: [] for name in names}
-        module = GraphModule(self.model, outputs=names).to(self.device).eval()
-        with torch.inference_mode():
-            for batch, values in read_ahead(batches, self._calib_inputs):
-                for name, value in module(values).items():
-                    parts[name].append(StoredRows.of(value))
-                self._progress(self.done + len(batch))
-        return (self.done, *(StoredRows.join(parts[name]) for name in names))
+        pair = self._pair([], quantized, batches, owners=[0] * len(batches), exchange=NoExchange())
+        pair.read_samples(self._calib_inputs, with_float=True)
+        fp, q = pair.capture(names)
+        self._progress(sum(len(batch) for batch in batches))
+        return (self.done, *(StoredRows.of(captures[name]) for captures in (fp, q) for name in names))
 
     def unit_costs(self, units: Sequence[Unit]) -> list[UnitCost]:
         """What a forward pass of each unit costs, on the first batch, and what it reads."""
@@ -113,9 +114,14 @@ class Worker:
                 nodes = [by_name[name] for name in unit.nodes]
                 module = GraphModule(self.model, nodes=nodes, outputs=unit.outputs).to(self.device).eval()
                 seconds = min(self._seconds(module, values) for _ in range(COST_REPEATS))
-                read = {name: values[name][0].numel() * values[name].element_size() for name in unit.inputs}
-                costs.append(UnitCost(seconds, read))
+                costs.append(UnitCost(seconds, {name: self._capture_bytes(name, values[name]) for name in unit.inputs}))
         return costs
+
+    def _capture_bytes(self, name: str, value: torch.Tensor) -> int:
+        """Of a sample, in both networks."""
+        spec = self.job.plan.activations.get(self.job.plan.shared.get(name, name))
+        own = value.element_size()
+        return value[0].numel() * (own + (own if spec is None else 1 if spec.bits <= 8 else 2))
 
     def _seconds(self, module: GraphModule, values: Mapping[str, torch.Tensor]) -> float:
         start = time.perf_counter()
@@ -125,26 +131,28 @@ class Worker:
         return time.perf_counter() - start
 
     def solve_alone(self, work: AloneWork, *stored: StoredRows, quantized: QuantizedModel) -> TimedResult:
-        """Solves a unit behind the float network's inputs.
+        """Solves a unit behind captured inputs.
 
         Args:
             work: The unit.
-            stored: Its inputs, name after name; each in as many parts as `work` says.
-            quantized: The network as calibration left it.
+            stored: What it reads of the float network, input after input and each in as many parts as samples were
+                captured in, then the same of the quantized one.
+            quantized: The network that was captured.
         """
         self.done = 0
         start = time.perf_counter()
-        pair = self._pair([work.unit], quantized, work.batches, owners=[0] * len(work.batches), exchange=NoExchange())
-        count = len(stored) // len(work.inputs)
-        pair.take_inputs(
-            {
-                name: Capture.restore(stored[index * count : (index + 1) * count], self.device)
-                for index, name in enumerate(work.inputs)
-            }
-        )
+        unit = work.unit
+        pair = self._pair([unit], quantized, work.batches, owners=[0] * len(work.batches), exchange=NoExchange())
+        count = len(stored) // (2 * len(unit.inputs))
+        parts = [stored[index : index + count] for index in range(0, len(stored), count)]
+        fp, q = parts[: len(unit.inputs)], parts[len(unit.inputs) :]
+        pair.take_inputs(dict(zip(unit.inputs, fp, strict=True)), dict(zip(unit.inputs, q, strict=True)))
+        if work.begun is not None:
+            pair.adopt(work.begun.layers, work.begun.activations)
         rows = sum(len(batch) for batch in work.batches)
         how = self._training(work.work, [Piece(0, 0, rows, work.work.cfg.batch_size)], [0])
-        result = Sweep(pair).train(work.unit, pair.targets(work.unit), how, rounding=None)
+        rounding = None if work.begun is None else work.begun.rounding
+        result = Sweep(pair).train(unit, pair.targets(unit), how, rounding=rounding)
         self.metrics.unit_done()
         return TimedResult(result, time.perf_counter() - start)
 

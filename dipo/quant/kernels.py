@@ -52,8 +52,12 @@ def compiled(device_type: str, threads: int) -> Kernels:
         device_type: `cpu` or `cuda`.
         threads: CPU threads that the kernels use: compiled in, and a part of the compiler's cache key.
     """
+    import torch._dynamo.config as dynamo
     import torch._inductor.config as inductor
 
+    # Each width of unit may want a variant of a kernel. Past the limit the eager functions would take over unsaid, and
+    # results would depend on which units a worker had before.
+    dynamo.recompile_limit = dynamo.accumulated_recompile_limit = 1024
     inductor.cpp.threads = threads
     # Ray workers are forked-off interpreters of their own: a pool of compiler processes in each would outlive its use.
     inductor.compile_threads = 1

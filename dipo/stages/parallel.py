@@ -1,68 +1,122 @@
-"""All units at the same time: each is solved by one worker, behind the float network's values.
+"""All units at the same time: each is solved by one worker, behind inputs that were captured before.
 
-The float network runs once, sharded over the workers, and leaves what the units read in the object store. Where that
-would be too much at a time, units are taken in waves, and each wave has a pass of its own.
+There are two rounds. What a unit reads in a round is what the network gives as it stood before the round, with the
+biases of its layers corrected: that takes a forward pass, and without it the shifts of the units' means would add up to
+errors that no finished network has. The first round begins with weights rounded to nearest. What the rounds cannot
+know, the errors of the finished units, is left to the polish, see `transform`.
+
+Captures are sharded over the workers and stay in the object store. Where all of them would be too much at a time, units
+are taken in waves, and each wave has a pass of its own.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from dipo.algo.calibrate import Calibration
 from dipo.algo.captures import cut
 from dipo.algo.reconstruct import Phase
 from dipo.algo.sweep import UnitResult
 from dipo.cluster.pool import Progress, StoredLostError
 from dipo.cluster.work import AloneWork, TimedResult, UnitCost, Work
+from dipo.config import AlgoConfig
 from dipo.errors import JobError
 from dipo.graph.plan import QuantizedModel
-from dipo.graph.units import Unit
+from dipo.graph.units import Unit, find_units
 from dipo.stages.checkpoint import UnitFiles, load_units
 from dipo.stages.context import Context
 from dipo.stages.seeds import unit_seed
+from dipo.stages.walk import Walk
 
 log = logging.getLogger("dipo")
 
-STEP = "parallel"
+POLISH_SHARE = 0.15
+"""Part of the steps that is kept for the polish, where nothing else is asked."""
+FIRST_ROUND_SHARE = 0.4
+"""Part of the steps behind the network that is rounded to nearest."""
 
 
-class Alone:
-    """The first phase of the parallel schedule."""
+def polish_iters(algo: AlgoConfig) -> int:
+    """Steps of the polish: of the unit's steps the last ones."""
+    wanted = math.ceil(POLISH_SHARE * algo.iters) if algo.polish_iters is None else algo.polish_iters
+    return min(wanted, algo.iters)
 
-    def __init__(self, context: Context, units: Sequence[Unit], quantized: QuantizedModel, phase: Phase) -> None:
+
+def rounds(algo: AlgoConfig) -> list[Phase]:
+    """The phases in which units are solved alone, two where there are steps enough."""
+    stop = algo.iters - polish_iters(algo)
+    cuts = sorted({0, min(round(FIRST_ROUND_SHARE * algo.iters), stop), stop})
+    return [Phase(first, last) for first, last in itertools.pairwise(cuts)]
+
+
+def corrected(context: Context, quantized: QuantizedModel, calibration: Calibration) -> QuantizedModel:
+    """The network with its biases corrected, layer after layer."""
+    units = find_units(context.loaded.model, granularity="layer")
+    walk = Walk(context, "bias_correction", units=units, quantized=quantized, calibration=calibration)
+    for unit in units:
+        if unit in walk.solved:
+            walk.take()
+        else:
+            walk.skip(UnitResult({}, {}))
+    return walk.end()
+
+
+class Round:
+    """One phase of all units."""
+
+    def __init__(
+        self, context: Context, number: int, units: Sequence[Unit], phase: Phase, begun: Mapping[int, UnitResult]
+    ) -> None:
         """Does nothing yet.
 
         Args:
             context: Of the job.
+            number: Of the round, from 1.
             units: Those that have layers.
-            quantized: The network as the step before left it.
             phase: The steps to run.
+            begun: What the round before made of the units, by index; nothing in the first one.
         """
-        self.context, self.units, self.quantized, self.phase = context, units, quantized, phase
-        self.files = UnitFiles(context.folder, STEP)
-        algo = context.config.algo
-        self.is_last = phase.stop == algo.iters
+        self.context, self.units, self.phase, self.begun = context, units, phase, begun
+        self.step = f"alone-{number}"
+        self.files = UnitFiles(context.folder, self.step)
         self.batches = cut(len(context.loaded.data.calib), context.config.data.batch_size)
 
-    def run(self) -> dict[int, TimedResult]:
-        """Solves the units that the run folder does not have yet; all results by index of the unit."""
-        done = load_units(self.context, self.files, self.units, self.quantized)
-        todo = [unit for unit in self.units if unit.index not in done]
-        if not todo:
-            return done
-        title = f"{len(todo)} units alone"
+    def finished(self, quantized: QuantizedModel) -> dict[int, TimedResult]:
+        """The units that the run folder has, by index."""
+        return load_units(self.context, self.files, self.units, quantized)
+
+    def run(self, prefix: QuantizedModel, done: Mapping[int, TimedResult]) -> dict[int, TimedResult]:
+        """Solves the units that are not done.
+
+        Args:
+            prefix: The network whose values the units read.
+            done: Those that are, by index.
+
+        Returns:
+            All of them.
+
+        Raises:
+            JobError: Workers or nodes died more often than is allowed.
+        """
+        found = dict(done)
+        todo = [unit for unit in self.units if unit.index not in found]
         costs = self._costs(todo)
         todo.sort(key=lambda unit: costs[unit.index].seconds, reverse=True)
+        title = f"{self.step}: {len(todo)} units"
         with self.context.terminal.task(title, len(todo) * len(self.phase), "steps") as progress:
             lost, total = 0, len(todo)
             while todo:
-                wave = self._wave(todo, costs)
                 before = (total - len(todo)) * len(self.phase)
                 try:
-                    for unit, timed in self._solve(wave, functools.partial(_further, progress, before)):
-                        done[unit.index] = timed
+                    for unit, timed in self._solve(
+                        self._wave(todo, costs), prefix, functools.partial(_further, progress, before)
+                    ):
+                        found[unit.index] = timed
                         todo.remove(unit)
                 except StoredLostError as error:
                     lost += 1
@@ -72,7 +126,7 @@ class Alone:
                             "status), or allow more with cluster.retries"
                         ) from error
                     log.warning("captured values went away with a node: they are captured once more")
-        return done
+        return found
 
     def _costs(self, units: Sequence[Unit]) -> dict[int, UnitCost]:
         ((_, costs),) = self.context.pool.map("unit_costs", [(units,)])
@@ -90,39 +144,39 @@ class Alone:
             wave.append(unit)
         return wave
 
-    def _solve(self, wave: Sequence[Unit], progress: Progress) -> Iterator[tuple[Unit, TimedResult]]:
+    def _solve(
+        self, wave: Sequence[Unit], prefix: QuantizedModel, progress: Progress
+    ) -> Iterator[tuple[Unit, TimedResult]]:
         """Captures what the units read, then solves them, longest first."""
+        pool = self.context.pool
         names = list(dict.fromkeys(name for unit in wave for name in unit.inputs))
-        kept = self._capture(names)
-        items = [
-            (self._work(unit), *(parts[names.index(name)] for name in unit.inputs for parts in kept)) for unit in wave
+        shares = self.context.shares(self.batches[-1].stop)
+        parts = dict(pool.map("capture", [(share, names) for share in shares], keep=2 * len(names), quantized=prefix))
+        places = {name: (index, len(names) + index) for index, name in enumerate(names)}
+        items: list[tuple[Any, ...]] = [
+            (
+                self._work(unit),
+                *(parts[part][places[name][kind]] for kind in (0, 1) for name in unit.inputs for part in sorted(parts)),
+            )
+            for unit in wave
         ]
         sizes = [len(self.phase)] * len(wave)
-        pool = self.context.pool
-        for index, timed in pool.map("solve_alone", items, sizes=sizes, progress=progress, quantized=self.quantized):
-            unit = wave[index]
-            self.files.save(unit, timed)
-            self._tell(unit, timed)
-            yield unit, timed
-
-    def _capture(self, names: Sequence[str]) -> list[list[Any]]:
-        """What stands for the values, by part of the samples and name."""
-        pool = self.context.pool
-        chunks = self.context.shares(len(self.context.loaded.data.calib))
-        kept: list[list[Any]] = [[] for _ in chunks]
-        for index, values in pool.map("capture", [(chunk, names) for chunk in chunks], keep=len(names)):
-            kept[index] = values
-        return kept
+        for index, timed in pool.map("solve_alone", items, sizes=sizes, progress=progress, quantized=prefix):
+            self.files.save(wave[index], timed)
+            self._tell(wave[index], timed)
+            yield wave[index], timed
 
     def _work(self, unit: Unit) -> AloneWork:
         algo = self.context.config.algo
-        work = Work(algo, self.phase, self.is_last and algo.correct_bias, unit_seed(self.context.config.seed, unit))
-        return AloneWork(unit, unit.inputs, self.batches, work)
+        is_last = self.phase.stop == algo.iters
+        seed = unit_seed(self.context.config.seed, unit, self.phase)
+        work = Work(algo, self.phase, is_last and algo.correct_bias, seed)
+        return AloneWork(unit, self.batches, work, self.begun.get(unit.index))
 
     def _tell(self, unit: Unit, timed: TimedResult) -> None:
         first, last = timed.result.loss_first, timed.result.loss_last
-        log.info("unit %s alone: loss %.4g -> %.4g, %.2f s", unit.name, first, last, timed.seconds)
-        self.context.unit_ends(STEP, unit, timed, steps=len(self.phase))
+        log.info("%s, unit %s: loss %.4g -> %.4g, %.2f s", self.step, unit.name, first, last, timed.seconds)
+        self.context.unit_ends(self.step, unit, timed, steps=len(self.phase))
 
 
 def _further(progress: Progress, before: int, steps: int) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from dipo.algo.reconstruct import Phase
 from dipo.graph.units import Unit
 
 
-def unit_seed(seed: int, unit: Unit, *, polish: bool = False) -> int:
-    """The seed of a unit's random numbers, from the run's."""
-    return int(np.random.SeedSequence([seed, unit.index, *([1] if polish else [])]).generate_state(1)[0])
+def unit_seed(seed: int, unit: Unit, phase: Phase) -> int:
+    """The seed of a unit's random numbers in a phase, from the run's."""
+    entropy = [seed, unit.index, *([phase.first] if phase.first else [])]
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])

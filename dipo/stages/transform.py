@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,18 +9,13 @@ from dipo.algo.calibrate import Calibration
 from dipo.algo.reconstruct import Phase
 from dipo.algo.sweep import UnitResult
 from dipo.cluster.work import TimedResult
-from dipo.config import AlgoConfig
 from dipo.graph.plan import QuantizedModel
 from dipo.graph.units import Unit, find_units
 from dipo.report.report import UnitRow
 from dipo.stages.checkpoint import UnitFiles, load_units
 from dipo.stages.context import Context
-from dipo.stages.parallel import STEP as ALONE
-from dipo.stages.parallel import Alone, results_of
+from dipo.stages.parallel import Round, corrected, polish_iters, results_of, rounds
 from dipo.stages.walk import Begun, Walk, solved_units
-
-POLISH_SHARE = 0.15
-"""Part of the steps that the parallel schedule keeps for the polish, where nothing else is asked."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +36,7 @@ def transform(context: Context, *, quantized: QuantizedModel, calibration: Calib
             )
             begun = None
             if step == "reconstruct" and context.config.cluster.schedule == "parallel":
-                begun, own = _solve_alone(context, units, quantized)
+                begun, own = _solve_alone(context, units, quantized, calibration)
                 rows += own
             if begun is not None and not len(begun.phase):
                 quantized = quantized.having(begun.results.values(), context.loaded.plan)
@@ -52,22 +46,23 @@ def transform(context: Context, *, quantized: QuantizedModel, calibration: Calib
     return Transformed(quantized, rows)
 
 
-def _solve_alone(context: Context, units: Sequence[Unit], quantized: QuantizedModel) -> tuple[Begun, list[UnitRow]]:
+def _solve_alone(
+    context: Context, units: Sequence[Unit], quantized: QuantizedModel, calibration: Calibration
+) -> tuple[Begun, list[UnitRow]]:
     """The parallel schedule up to its polish."""
-    algo = context.config.algo
-    cut = algo.iters - polish_iters(algo)
-    if cut == 0:
-        return Begun({}, Phase(0, algo.iters)), []
     solved = solved_units(units, context.loaded.plan)
-    timed = Alone(context, solved, quantized, Phase(0, cut)).run()
-    rows = [_row(unit, ALONE, timed[unit.index], steps=cut) for unit in solved]
-    return Begun(results_of(timed), Phase(cut, algo.iters)), rows
-
-
-def polish_iters(algo: AlgoConfig) -> int:
-    """Steps of the polish: of the unit's steps the last ones."""
-    wanted = math.ceil(POLISH_SHARE * algo.iters) if algo.polish_iters is None else algo.polish_iters
-    return min(wanted, algo.iters)
+    results: dict[int, UnitResult] = {}
+    rows: list[UnitRow] = []
+    for number, phase in enumerate(rounds(context.config.algo), start=1):
+        this = Round(context, number, solved, phase, results)
+        timed = this.finished(quantized)
+        if len(timed) < len(solved):
+            before = quantized.having(results.values(), context.loaded.plan)
+            timed = this.run(corrected(context, before, calibration), timed)
+        results = results_of(timed)
+        rows += [_row(unit, this.step, timed[unit.index], steps=len(phase)) for unit in solved]
+    algo = context.config.algo
+    return Begun(results, Phase(algo.iters - polish_iters(algo), algo.iters, algo.polish_lr)), rows
 
 
 def _walk(

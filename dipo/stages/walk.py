@@ -137,9 +137,7 @@ class Walk:
     def _reconstruct(self, unit: Unit) -> TimedResult:
         begun = None if self.begun is None else self.begun.results.get(unit.index)
         algo = self.config.algo
-        work = Work(
-            algo, self.phase, algo.correct_bias, unit_seed(self.config.seed, unit, polish=self.begun is not None)
-        )
+        work = Work(algo, self.phase, algo.correct_bias, unit_seed(self.config.seed, unit, self.phase))
         arguments = [(unit, work, begun)] * self.size
         title = f"{self.title} {self.solved.index(unit) + 1}/{len(self.solved)} {unit.name}"
         with self.context.terminal.task(title, len(self.phase), "steps") as progress:

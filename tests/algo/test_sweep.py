@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from dipo.algo.captures import Capture
+from dipo.algo.captures import StoredRows
 from dipo.algo.exchange import NoExchange
 from dipo.algo.pair import Pair
 from dipo.algo.reconstruct import Phase
@@ -163,14 +163,17 @@ def test_a_replayed_bias_correction_ends_in_the_very_same_place(make_case):
     assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
-def test_a_unit_alone_is_trained_behind_the_float_inputs(make_case):
+def test_a_unit_alone_is_trained_behind_what_was_captured(make_case):
     """For the first unit, whose input no unit has touched, that is what the sweep does."""
     case = make_case()
     cfg = AlgoConfig(iters=12, fp_input_prob=0.5)
     sweep, units = make_sweep(case, "block")
     expected = sweep.solve(units[0], training(case, cfg))
     pair = make_pair(case, units[:1])
-    pair.take_inputs({"input": Capture.gather([case.inputs(batch)["input"] for batch in case.batches], None)})
+    whole = make_pair(case, units)
+    whole.read_samples(case.inputs, with_float=True)
+    fp, q = ({name: [StoredRows.of(value)] for name, value in found.items()} for found in whole.capture(["input"]))
+    pair.take_inputs(fp, q)
     alone = Sweep(pair).train(units[0], pair.targets(units[0]), training(case, cfg), rounding=None)
     for name, layer in expected.layers.items():
         assert np.array_equal(alone.layers[name].codes, layer.codes)

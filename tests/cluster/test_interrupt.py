@@ -20,7 +20,7 @@ WAYS = {
 def test_a_signal_stops_the_workers_and_leaves_no_process_behind(tmp_path, number, schedule):
     folder = tmp_path / "run"
     process = start(
-        f"run.dir={folder}", "cluster.workers=2", f"cluster.schedule={schedule}", until={"unit 1/", "13 units alone"}
+        f"run.dir={folder}", "cluster.workers=2", f"cluster.schedule={schedule}", until={"unit 1/", "alone-1: 13 units"}
     )
     workers = psutil.Process(process.pid).children(recursive=True)
     assert len([worker for worker in workers if worker.name().startswith("ray::")]) >= 2
