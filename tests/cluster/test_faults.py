@@ -33,7 +33,7 @@ OPTIONS = [
     "data.num=96",
     "data.eval_num=32",
     "data.batch_size=8",
-    "algo.iters=16",
+    "algo.iters=24",
     "cluster.compile=false",
     "cluster.threads=1",
     "cluster.grad_shards=4",
@@ -64,13 +64,13 @@ def tally(request):
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Three nodes on this machine, with room for one worker more than the runs ask for."""
+    """Nodes on this machine, with room for one worker more than the runs ask for."""
     from ray.cluster_utils import Cluster
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    small = {"num_cpus": 2, "object_store_memory": 100 << 20, "include_dashboard": False}
+    small = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False}
     made = Cluster(initialize_head=True, head_node_args=small)
-    for _ in range(2):
+    for _ in range(3):
         made.add_node(num_cpus=1, object_store_memory=100 << 20)
     yield made
     made.shutdown()
@@ -172,7 +172,7 @@ def test_a_killed_worker_is_replaced(tmp_path, cluster, tally, whole, schedule):
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_workers_are_killed_again_and_again(tmp_path, cluster, tally, whole, schedule, seed):
-    killer = Killer(seed, kill_a_worker, tally, waits=(0.5, 9), limit=3)
+    killer = Killer(seed, kill_a_worker, tally, waits=(0.1, 2.5), limit=3)
     run_under_fire(tmp_path / "run", schedule, cluster, tally, whole, killer)
 
 
@@ -181,23 +181,37 @@ def test_workers_are_killed_again_and_again(tmp_path, cluster, tally, whole, sch
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_lost_node_is_made_up_for(tmp_path, cluster, tally, whole, schedule, comes_back):
     """With or without another one in its place: without, the other workers go on alone."""
-    hosts = [node for node in cluster.list_all_nodes() if node is not cluster.head_node]
 
     def kill_a_node(rng):
         if not workers():
             return None
-        node = rng.choice(hosts)
-        cluster.remove_node(node, allow_graceful=False)
+        process = rng.choice(raylets_without_the_driver(cluster))
+        for victim in (process, *process.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                victim.kill()
         if comes_back:
             cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
         return "node"
 
-    killer = Killer(3, kill_a_node, tally, waits=(0.5, 6), limit=1)
+    killer = Killer(3, kill_a_node, tally, waits=(0.2, 2), limit=1)
     try:
         run_under_fire(tmp_path / "run", schedule, cluster, tally, whole, killer)
     finally:
         if not comes_back:
             cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
+
+
+def raylets_without_the_driver(cluster) -> list[psutil.Process]:
+    """The nodes that can be lost: not the head, and not the one through which this process talks to Ray."""
+    from ray._private.worker import global_worker
+
+    own = {cluster.head_node._raylet_socket_name, global_worker.node._raylet_socket_name}
+    others = [node for node in cluster.list_all_nodes() if node._raylet_socket_name not in own]
+    found = [
+        psutil.Process(node.all_processes["raylet"][0].process.pid) for node in others if node.any_processes_alive()
+    ]
+    assert found
+    return found
 
 
 def resume_until_done(folder: Path, first: list[str], rng: random.Random, tally: Tally, *, kills: int, waits) -> None:
@@ -208,7 +222,7 @@ def resume_until_done(folder: Path, first: list[str], rng: random.Random, tally:
         with (folder.parent / f"driver-{attempt}.log").open("w") as log:
             driver = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
         deadline = time.monotonic() + 120
-        while attempt < kills and not (folder / "config.yaml").exists():
+        while attempt < kills and not (folder / "fingerprint.json").exists():
             assert time.monotonic() < deadline
             assert driver.poll() is None, (folder.parent / f"driver-{attempt}.log").read_text()
             time.sleep(0.1)
@@ -231,7 +245,7 @@ def test_a_killed_driver_is_resumed(tmp_path, cluster, tally, whole, schedule, s
     folder = tmp_path / "run"
     options = [*OPTIONS, f"cluster.schedule={schedule}", f"run.dir={folder}", "cluster.workers=3"]
     options.append(f"cluster.address={cluster.address}")
-    resume_until_done(folder, options, random.Random(seed), tally, kills=3, waits=(3, 14))
+    resume_until_done(folder, options, random.Random(seed), tally, kills=3, waits=(0.5, 5))
     same = outcome(folder) == expected
     tally.runs["equal bit for bit" if same else "DIFFERENT"] += 1
     assert same
@@ -250,7 +264,7 @@ def test_a_killed_driver_with_a_ray_of_its_own_leaves_no_process_behind(tmp_path
     driver.kill()
     driver.wait()
     tally.kills["driver"] += 1
-    _, alive = psutil.wait_procs(others, timeout=60)
+    _, alive = psutil.wait_procs(others, timeout=120)
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
     subprocess.run([*command[:3], f"run.resume={folder}"], check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
     same = outcome(folder) == outcome(whole("sequential"))
