@@ -15,6 +15,7 @@ import torch
 
 import dipo
 from dipo.algo.calibrate import Calibration, Observed, quantize_model
+from dipo.cluster.address import is_private
 from dipo.cluster.logs import append_worker_log
 from dipo.cluster.pool import Pool, start_pool
 from dipo.cluster.work import Job
@@ -267,7 +268,7 @@ def _show_plan(config: Config, loaded: Loaded, terminal: Terminal) -> None:
 
 def _device(config: Config) -> str:
     wanted = config.cluster.device
-    if wanted == "cuda" and config.cluster.address in (None, "local") and not torch.cuda.is_available():
+    if wanted == "cuda" and is_private(config.cluster.address) and not torch.cuda.is_available():
         raise UserError("cluster.device=cuda: torch finds no GPU here, take cluster.device=cpu or leave the option out")
     return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 

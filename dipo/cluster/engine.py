@@ -9,15 +9,14 @@ import signal
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
+from dipo.cluster.address import QUIETLY, is_private, join
 from dipo.config import ClusterConfig
 from dipo.errors import UserError
 
-QUIETLY: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
 LOCALHOST = "127.0.0.1"
 GIGABYTE = 10**9
 CAPTURES_SHARE = 0.3
@@ -34,11 +33,6 @@ class Placed:
     workers: int
 
 
-def is_private(cfg: ClusterConfig) -> bool:
-    """Whether the run starts a Ray of its own."""
-    return cfg.address in (None, "local")
-
-
 class Engine:
     """Ray, as this run has it."""
 
@@ -51,15 +45,12 @@ class Engine:
         Raises:
             UserError: No Ray answers at the address.
         """
-        # A run reports to nobody, and its workers' output is read through dipo's own log.
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         before = _children()
         # Ray puts a handler of its own in the place of the process's.
         handler = signal.getsignal(signal.SIGTERM)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
-            _start(cfg) if is_private(cfg) else _join(cfg)
+            _start(cfg) if is_private(cfg.address) else join(str(cfg.address))
         finally:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, handler)
@@ -98,15 +89,6 @@ def _start(cfg: ClusterConfig) -> None:
     )
 
 
-def _join(cfg: ClusterConfig) -> None:
-    try:
-        ray.init(address=cfg.address, **QUIETLY)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"cluster.address={cfg.address}: no Ray answers there, start one (ray start --head) or leave the option out"
-        ) from error
-
-
 def _children() -> frozenset[int]:
     """This process's own children; none where there is no /proc."""
     return frozenset(
@@ -131,7 +113,7 @@ def place(cfg: ClusterConfig, *, cuda: bool) -> Placed:
         UserError: The cluster has no such room, not even when it is empty, or it was not free in time.
     """
     resources = ray.cluster_resources()
-    workers, gpu = _shares(cfg, gpus=int(resources.get("GPU", 0)) if cuda else 0, cuda=cuda)
+    workers, gpu = shares(cfg, gpus=int(resources.get("GPU", 0)) if cuda else 0, cuda=cuda)
     cpus = int(resources.get("CPU", 0))
     if workers * cfg.threads > cpus:
         raise UserError(
@@ -159,7 +141,7 @@ def captures_bytes(cfg: ClusterConfig) -> int:
     return int(CAPTURES_SHARE * float(ray.cluster_resources().get("object_store_memory", 0)))
 
 
-def _shares(cfg: ClusterConfig, *, gpus: int, cuda: bool) -> tuple[int, float]:
+def shares(cfg: ClusterConfig, *, gpus: int, cuda: bool) -> tuple[int, float]:
     """Number of workers, and the GPUs of one."""
     if not cuda:
         return cfg.workers or 2, 0.0

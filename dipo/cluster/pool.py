@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import onnx_ir as ir
 
+from dipo.cluster.address import set_environment
 from dipo.cluster.work import Job
 from dipo.cluster.worker import Worker
 from dipo.config import ClusterConfig
@@ -168,9 +168,7 @@ def start_pool(
     """
     if cfg.kind == "inline":
         return InlinePool(job, model, captures_gb=cfg.captures_gb)
-    if cfg.address in (None, "local"):
-        # What Ray does on desktop systems: all its ports are those of the loopback interface. It looks when imported.
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    set_environment(cfg.address)
     from dipo.cluster.ray_pool import RayPool
 
     return RayPool(job, model, cfg=cfg, notify=notify, keep_log=keep_log)

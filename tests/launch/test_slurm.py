@@ -29,7 +29,7 @@ OPTIONS = [
     "cluster.threads=1",
 ]
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="SLURM runs on Linux")]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="SLURM runs on Linux")
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,7 @@ def test_two_jobs_share_a_node_and_leave_nothing_but_their_runs(slurm, undisturb
     assert len(undisturbed) > 10_000
 
 
+@pytest.mark.slow
 def test_two_nodes_write_the_same_network(slurm, undisturbed):
     job = slurm.submit(*OPTIONS, "cluster.workers=5", "run.dir=two nodes", sbatch=("--nodes=2", "--cpus-per-task=3"))
     facts = slurm.end(job)
@@ -147,6 +148,7 @@ def test_two_nodes_write_the_same_network(slurm, undisturbed):
     assert left_behind(job) == []
 
 
+@pytest.mark.slow
 def test_only_the_owner_can_read_the_token_and_ray_stays_on_loopback(slurm):
     job = slurm.submit(*OPTIONS, "algo.iters=400")
     wait_for(lambda: slurm.units(job) > 0, "the first unit")
@@ -168,6 +170,7 @@ def test_only_the_owner_can_read_the_token_and_ray_stays_on_loopback(slurm):
     assert left_behind(job) == []
 
 
+@pytest.mark.slow
 def test_a_users_mistake_is_the_jobs_exit_status(slurm):
     job = slurm.submit("+model=mobilenet", "algo.iters=many")
     facts = slurm.end(job)
@@ -175,6 +178,7 @@ def test_a_users_mistake_is_the_jobs_exit_status(slurm):
     assert "dipo: algo.iters 'many': give a whole number >= 1\n" in slurm.output(job)
 
 
+@pytest.mark.slow
 def test_an_array_takes_a_line_for_each_task(slurm):
     (slurm.folder / "models.txt").write_text(
         '# two of them\n\n+model=mobilenet model.name="net one"\n+model=mobilenet model.name=two calib=minmax\n'
@@ -203,6 +207,7 @@ def test_a_requeued_job_goes_on_with_its_run(slurm, undisturbed):
     assert slurm.facts(job)["Restarts"] == "1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [("scancel", "--signal=TERM"), ("scancel", "--batch", "--signal=USR1")])
 def test_sigterm_ends_a_run_cleanly_and_another_job_goes_on_with_it(slurm, undisturbed, how):
     """The second is what SLURM sends before the time limit."""
