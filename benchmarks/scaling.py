@@ -14,8 +14,9 @@ model, all of it from measured figures:
   step is the difference of a longer and a shorter training over the difference of their steps, for batches of
   `algo.batch_size` samples, 1/4 and 1/16 of them; straight lines between. What does not depend on the samples (the
   parameters' update) follows from steps on one worker whose batch is cut into pieces.
-- Alone: workers take the units longest first (by a measured forward pass), behind a pass of the float network that is
-  sharded in whole batches. Every worker first loads its kernels.
+- Alone, in each of the two rounds: biases are corrected by a walk through the layers that at most as many workers share
+  as there are pieces, both networks are captured in shares of whole batches, then workers take the units longest first
+  (by a measured forward pass). Every worker first loads its kernels.
 - Polish, and the sequential schedule: a step takes as long as the worker that holds most pieces, and the exchange,
   (workers - 1) x (latency + bytes of a worker's pieces / rate), as measured between two processes of this machine. The
   sequential schedule is given as many pieces as workers, a sample in each at least.
@@ -48,7 +49,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from dipo.algo.calibrate import quantize_model
+from dipo.algo.calibrate import Calibration, quantize_model
 from dipo.algo.captures import StoredRows, cut
 from dipo.algo.reconstruct import Phase
 from dipo.algo.sweep import UnitResult
@@ -62,8 +63,8 @@ from dipo.graph.units import Unit, find_units
 from dipo.job import PARALLEL_PIECES
 from dipo.launch import compose_config
 from dipo.stages.load import load_job
+from dipo.stages.parallel import polish_iters, rounds
 from dipo.stages.seeds import unit_seed
-from dipo.stages.transform import polish_iters
 from dipo.stages.verify import versions
 from dipo.stages.walk import solved_units
 
@@ -139,12 +140,14 @@ class NetworkTimes:
 
     units: Sequence[UnitTimes]
     capture: float
-    """Seconds of the float network for each sample."""
+    """Seconds of capturing both networks for each sample."""
     costs: float
     """Seconds of measuring the units' forward passes."""
     kernels: float
     """Seconds until a worker's kernels are there."""
     link: Link
+    correct: float = 0.0
+    """Seconds of correcting all biases for each sample."""
 
 
 @dataclass(frozen=True)
@@ -152,10 +155,17 @@ class Setting:
     """The job whose time is computed."""
 
     iters: int = 320
+    first: int = 128
+    """Steps of the first round."""
     polish: int = 48
     samples: int = 1024
     batch: int = 32
     pieces: int = PARALLEL_PIECES
+
+    @property
+    def rounds(self) -> list[int]:
+        """Steps of each round that there is."""
+        return [steps for steps in (self.first, self.iters - self.polish - self.first) if steps > 0]
 
 
 def makespan(durations: Sequence[float], workers: int) -> float:
@@ -175,17 +185,26 @@ def shared_step(unit: UnitTimes, *, workers: int, pieces: int, batch: int, link:
 
 
 def alone_seconds(unit: UnitTimes, setting: Setting) -> float:
-    """Seconds in which one worker solves the unit by itself."""
-    return unit.alone.at(setting.samples) + (setting.iters - setting.polish) * unit.step(setting.batch)
+    """Seconds in which one worker solves the unit by itself, in all rounds."""
+    return sum(round_seconds(unit, setting, steps) for steps in setting.rounds)
+
+
+def round_seconds(unit: UnitTimes, setting: Setting, steps: int) -> float:
+    """Seconds of a round of the unit."""
+    return unit.alone.at(setting.samples) + steps * unit.step(setting.batch)
 
 
 def alone_phase(times: NetworkTimes, setting: Setting, workers: int) -> float:
-    """Seconds of the parallel schedule up to its polish."""
+    """Seconds of the parallel schedule up to its polish: a round ends when its last unit does."""
     batches = range(math.ceil(setting.samples / FORWARD_BATCH))
     shares = [len(share) for share in even_shares(batches, 1 if workers == 1 else 2 * workers)]
     capture = makespan([count * FORWARD_BATCH * times.capture for count in shares], workers)
+    correct = math.ceil(len(batches) / min(workers, setting.pieces)) * FORWARD_BATCH * times.correct
     order = sorted(times.units, key=lambda unit: unit.forward, reverse=True)
-    return times.costs + times.kernels + capture + makespan([alone_seconds(u, setting) for u in order], workers)
+    return times.kernels + sum(
+        correct + times.costs + capture + makespan([round_seconds(unit, setting, steps) for unit in order], workers)
+        for steps in setting.rounds
+    )
 
 
 def walk(times: NetworkTimes, setting: Setting, *, steps: int, workers: int, pieces: int) -> float:
@@ -244,16 +263,28 @@ class Subject:
         self.worker = self.new_worker()
         self.units = find_units(loaded.model, granularity=config.algo.unit)
         self.solved = solved_units(self.units, loaded.plan)
-        statistics_seen = self.worker.observe(self.batches).calibration().statistics
-        self.quantized = quantize_model(loaded.model, plan=loaded.plan, statistics=statistics_seen, cfg=config.calib)
+        seen = self.worker.observe(self.batches).calibration()
+        self.quantized = quantize_model(loaded.model, plan=loaded.plan, statistics=seen.statistics, cfg=config.calib)
+        self.correct = self._correct(find_units(loaded.model, granularity="layer"), seen) / effort.samples
         names = list(dict.fromkeys(name for unit in self.solved for name in unit.inputs))
         start = time.perf_counter()
-        _, *values = self.worker.capture(self.batches, names)
+        _, *values = self.worker.capture(self.batches, names, quantized=self.quantized)
         self.capture = (time.perf_counter() - start) / effort.samples
-        self.values: dict[str, StoredRows] = dict(zip(names, values, strict=True))
+        self.fp: dict[str, StoredRows] = dict(zip(names, values[: len(names)], strict=True))
+        self.q: dict[str, StoredRows] = dict(zip(names, values[len(names) :], strict=True))
         start = time.perf_counter()
         self.forwards = [cost.seconds for cost in self.worker.unit_costs(self.solved)]
         self.costs = time.perf_counter() - start
+
+    def _correct(self, layers: Sequence[Unit], seen: Calibration) -> float:
+        """Seconds of correcting all biases."""
+        (shard,) = shards_of(self.batches, workers=1, pieces=PARALLEL_PIECES, batch_size=self.config.algo.batch_size)
+        start = time.perf_counter()
+        self.worker.start_sweep(layers, self.quantized, shard, with_float=False)
+        for layer in layers:
+            self.worker.correct_bias(layer, seen.channel_means)
+        self.worker.end_sweep()
+        return time.perf_counter() - start
 
     def kernels(self) -> float:
         """Seconds that a process takes more for its first unit than for the same one again."""
@@ -265,10 +296,11 @@ class Subject:
         """The unit alone."""
         samples = samples or self.effort.samples
         cfg = replace(self.config.algo, batch_size=batch or self.config.algo.batch_size)
-        work = Work(cfg, Phase(0, steps), correct_bias=False, seed=unit_seed(self.config.seed, unit))
+        phase = Phase(0, steps)
+        work = Work(cfg, phase, correct_bias=False, seed=unit_seed(self.config.seed, unit, phase))
         batches = [part for part in self.batches if part.stop <= samples]
-        stored = [StoredRows(self.values[n].data[:samples], self.values[n].shape) for n in unit.inputs]
-        return self.worker.solve_alone(AloneWork(unit, unit.inputs, batches, work), *stored, quantized=self.quantized)
+        stored = [StoredRows(v[n].data[:samples], v[n].shape) for v in (self.fp, self.q) for n in unit.inputs]
+        return self.worker.solve_alone(AloneWork(unit, batches, work, None), *stored, quantized=self.quantized)
 
     def alone(self, unit: Unit) -> tuple[Fixed, dict[int, float], UnitResult]:
         """Besides the steps; seconds of a step by its samples; a result to be polished."""
@@ -335,8 +367,8 @@ class Subject:
                 if unit.index not in begun:
                     workers[how].replay([unit], [UnitResult({}, {})], corrections=False)
                     continue
-                seed = unit_seed(self.config.seed, unit, polish=True)
-                work = Work(algo, Phase(algo.iters - steps, algo.iters), corrects, seed)
+                phase = Phase(algo.iters - steps, algo.iters)
+                work = Work(algo, phase, corrects, unit_seed(self.config.seed, unit, phase))
                 seconds[unit.index, how] = workers[how].reconstruct(unit, work, begun[unit.index]).seconds
         return seconds
 
@@ -384,7 +416,7 @@ def measure(config: Config, effort: Effort, link: Link, kernels: float) -> Netwo
         biases = sum(layer.bias.size for layer in result.layers.values() if layer.bias is not None)
         size = 4 * (weights + biases + len(result.activations) + 1)
         units.append(UnitTimes(unit.name, forward, fixed, walk_fixed, steps, update, size))
-    return NetworkTimes(units, subject.capture, subject.costs, kernels, link)
+    return NetworkTimes(units, subject.capture, subject.costs, kernels, link, subject.correct)
 
 
 def measure_link() -> Link:
@@ -517,7 +549,7 @@ def _simulated(config: Config, effort: Effort, link: Link, kernels: float, sampl
     times = fresh(measure, config, effort, link, kernels)
     seconds, algo = time.perf_counter() - start, config.algo
     pieces = config.cluster.grad_shards or PARALLEL_PIECES
-    setting = Setting(algo.iters, polish_iters(algo), samples, algo.batch_size, pieces)
+    setting = Setting(algo.iters, len(rounds(algo)[0]), polish_iters(algo), samples, algo.batch_size, pieces)
     known = _result(_measured_name(config))
     return [
         "",
@@ -547,10 +579,9 @@ class Run:
     @staticmethod
     def of(report: Mapping[str, Any]) -> Run:
         """From `report.json`."""
-        seconds = {"parallel": 0.0, "reconstruct": 0.0}
-        for unit in report["units"]:
-            seconds[unit["step"]] += unit["seconds"]
-        return Run(report["seconds"]["reconstruct"], seconds["parallel"], seconds["reconstruct"])
+        polish = sum(unit["seconds"] for unit in report["units"] if unit["step"] == "reconstruct")
+        every = sum(unit["seconds"] for unit in report["units"])
+        return Run(report["seconds"]["reconstruct"], every - polish, polish)
 
 
 def measured(options: list[str], *, runs: int) -> None:

@@ -86,7 +86,7 @@ def test_an_exchange_brings_the_pieces_of_all_others():
 
 def test_units_alone_stand_in_the_order_of_their_forward_passes():
     """Longest first: 3 | 2 + 2; in another order 2 | 2 + 3 would take 5 steps' time."""
-    setting = scaling.Setting(iters=10, polish=9, samples=16, batch=32)
+    setting = scaling.Setting(iters=10, first=0, polish=9, samples=16, batch=32)
     units = [
         unit(name, forward=cost, steps=dict.fromkeys(STEPS, cost), update=0)
         for name, cost in (("a", 2), ("b", 2), ("c", 3))
@@ -95,8 +95,8 @@ def test_units_alone_stand_in_the_order_of_their_forward_passes():
 
 
 def test_the_alone_phase_captures_in_whole_batches():
-    setting = scaling.Setting(iters=1, polish=1, samples=64)
-    network = times(unit(), capture=1.0, costs=3.0, kernels=2.0)
+    setting = scaling.Setting(iters=2, first=0, polish=1, samples=64)
+    network = times(unit(steps=dict.fromkeys(STEPS, 0.0), update=0.0), capture=1.0, costs=3.0, kernels=2.0)
     assert [scaling.alone_phase(network, setting, n) for n in (1, 2, 4, 64)] == pytest.approx([69, 37, 21, 21])
 
 
@@ -134,7 +134,8 @@ def test_the_table_begins_with_one_worker_and_its_own_time():
 
 
 def report(stage, alone, polish):
-    units = [{"step": "parallel", "seconds": alone}] * 2 + [{"step": "reconstruct", "seconds": polish}] * 2
+    units = [{"step": step, "seconds": alone} for step in ("alone-1", "alone-2")]
+    units += [{"step": "reconstruct", "seconds": polish}] * 2
     return {"seconds": {"reconstruct": stage, "verify": 1.0}, "units": units}
 
 
@@ -227,3 +228,17 @@ def test_activations_keep_their_size_through_the_depth(loaded):
         sizes = np.array([float(value.detach().std()) for value in values.values()])
         assert sizes.min() > 0.1
         assert sizes.max() < 4
+
+
+def test_a_round_ends_with_its_last_unit():
+    setting = scaling.Setting(iters=10, first=4, polish=2, samples=0)
+    units = [unit(steps=dict.fromkeys(STEPS, seconds), update=0.0) for seconds in (3.0, 2.0, 2.0)]
+    assert setting.rounds == [4, 4]
+    assert scaling.alone_phase(times(*units), setting, 1) == pytest.approx(2 * 4 * 7)
+    assert scaling.alone_phase(times(*units), setting, 2) == pytest.approx(2 * 4 * 4)
+
+
+def test_biases_are_corrected_in_each_round_by_as_many_workers_as_there_are_pieces():
+    setting = scaling.Setting(iters=10, first=4, polish=2, samples=128)
+    network = scaling.NetworkTimes([], 0.0, 0.0, 0.0, NO_LINK, correct=1.0)
+    assert [scaling.alone_phase(network, setting, n) for n in (1, 2, 4, 64)] == pytest.approx([256, 128, 64, 64])
