@@ -10,6 +10,7 @@ from typing import Any
 import onnx_ir as ir
 import ray
 from ray import exceptions as failures
+from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from dipo.cluster.engine import Engine, captures_bytes, place
@@ -43,19 +44,26 @@ class RayPool:
         self.cfg, self.notify = cfg, notify
         self.logs = LogFetcher(keep_log)
         self.engine = Engine(cfg)
-        placed = place(cfg, cuda=job.device == "cuda")
-        self.group, self.bundle = placed.group, placed.bundle
-        # One copy on each node, whatever the number of workers.
-        self.shared = ray.put(job), ray.put(ir.to_proto(model).SerializeToString())
-        self.seats = [self._take(index) for index in range(placed.workers)]
+        self.failed_starts = Counter[int]()
+        self.seats: list[Seat] = []
         self.ready: list[Seat] = []
-        self._fill(patience=cfg.start_minutes * 60)
-        if len(self.ready) < placed.workers:
+        self.group: PlacementGroup | None = None
+        try:
+            placed = place(cfg, cuda=job.device == "cuda")
+            self.group, self.bundle = placed.group, placed.bundle
+            # One copy on each node, whatever the number of workers.
+            self.shared = ray.put(job), ray.put(ir.to_proto(model).SerializeToString())
+            self.seats = [self._take(index) for index in range(placed.workers)]
+            self._fill(patience=cfg.start_minutes * 60)
+            if len(self.ready) < placed.workers:
+                raise JobError(
+                    f"{placed.workers - len(self.ready)} of {placed.workers} workers did not start within "
+                    f"{cfg.start_minutes:g} minutes, look at the cluster (ray status) or ask for fewer with "
+                    "cluster.workers"
+                )
+        except BaseException:
             self.close()
-            raise JobError(
-                f"{placed.workers - len(self.ready)} of {placed.workers} workers did not start within "
-                f"{cfg.start_minutes:g} minutes, look at the cluster (ray status) or ask for fewer with cluster.workers"
-            )
+            raise
 
     @property
     def size(self) -> int:
@@ -125,7 +133,8 @@ class RayPool:
         self.logs.fetch(self._actors(), patience=FAREWELL_SECONDS)
         for seat in self.seats:
             ray.kill(seat.actor)
-        ray.util.remove_placement_group(self.group)
+        if self.group is not None:
+            ray.util.remove_placement_group(self.group)
         self.engine.close()
 
     def lose(self, seat: Seat, error: BaseException) -> None:
@@ -142,6 +151,7 @@ class RayPool:
 
     def _take(self, index: int) -> Seat:
         """Starts a worker; it may have to wait until a lost node's place is found elsewhere."""
+        assert self.group is not None
         strategy = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=index)
         actor = ACTOR.options(
             num_cpus=self.bundle["CPU"],
@@ -162,8 +172,18 @@ class RayPool:
             if error is None:
                 self.ready = sorted([*self.ready, seat], key=lambda seat: seat.index)
                 self.notify("worker_starts", worker=seat.index, node=ray.get(reference))
+                self.failed_starts[seat.index] = 0
             else:
-                self.lose(seat, error)
+                self._start_failed(seat, error)
+
+    def _start_failed(self, seat: Seat, error: BaseException) -> None:
+        self.failed_starts[seat.index] += 1
+        if self.failed_starts[seat.index] > self.cfg.retries:
+            raise JobError(
+                f"worker {seat.index} failed to start {self.failed_starts[seat.index]} times ({reason(error)}), see "
+                "that every node of the cluster has dipo and what it needs"
+            ) from error
+        self.lose(seat, error)
 
     def _fill(self, *, patience: float) -> None:
         """Waits until all seats are taken, or for so many seconds."""

@@ -80,3 +80,25 @@ def test_what_the_user_got_wrong_comes_back_from_a_worker_as_it_was_raised(tmp_p
 def test_load_job_reads_the_embedded_network():
     loaded = load_job(compose_config(MODEL))
     assert len(loaded.plan.layers) == 32
+
+
+def test_workers_that_cannot_start_end_the_run_with_a_sentence(tmp_path, monkeypatch, capsys):
+    import ray
+
+    import dipo.cluster.ray_pool
+    from dipo.launch import main
+
+    class Broken:
+        def __init__(self, *_):
+            raise ImportError("no module named torch")
+
+        @ray.method(concurrency_group="aside")
+        def node(self):
+            return ""
+
+    monkeypatch.setattr(dipo.cluster.ray_pool, "ACTOR", ray.remote(concurrency_groups={"aside": 1})(Broken))
+    assert main([*MODEL, "cluster.workers=1", "cluster.retries=1", f"run.dir={tmp_path / 'run'}"]) == 1
+    error = capsys.readouterr().err
+    assert "worker 0 failed to start 2 times" in error
+    assert error.count("\n") == 1
+    assert not ray.is_initialized()
