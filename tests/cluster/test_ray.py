@@ -60,7 +60,7 @@ def test_what_the_user_got_wrong_comes_back_from_a_worker_as_it_was_raised(tmp_p
     from dipo.job import run_job
 
     images = np.zeros((24, 32, 32, 1), np.float32)
-    images[20, 3, 3] = np.nan
+    images[10, 3, 3] = np.nan
     np.savez(tmp_path / "x.npz", x=images)
     config = compose_config(
         [
@@ -73,7 +73,7 @@ def test_what_the_user_got_wrong_comes_back_from_a_worker_as_it_was_raised(tmp_p
             f"run.dir={tmp_path / 'run'}",
         ]
     )
-    with pytest.raises(UserError, match="20"):
+    with pytest.raises(UserError, match="10"):
         run_job(config)
 
 
