@@ -216,13 +216,10 @@ def explain_full_disk(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        raise JobError(f"{path}: no space is left on the disk, free some and go on with run.resume={path}") from error
     except Exception as error:
         # Writers in C++ and Rust report a full disk in their own words.
-        if os.strerror(errno.ENOSPC).lower() not in str(error).lower():
+        in_words = os.strerror(errno.ENOSPC).lower() in str(error).lower()
+        if not (error.errno in FULL if isinstance(error, OSError) else in_words):
             raise
         raise JobError(f"{path}: no space is left on the disk, free some and go on with run.resume={path}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -48,7 +49,8 @@ class RayPool:
         self.seats: list[Seat] = []
         self.ready: list[Seat] = []
         self.group: PlacementGroup | None = None
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.close)
             placed = place(cfg, cuda=job.device == "cuda")
             self.group, self.bundle = placed.group, placed.bundle
             # One copy on each node, whatever the number of workers.
@@ -61,9 +63,7 @@ class RayPool:
                     f"{cfg.start_minutes:g} minutes, look at the cluster (ray status) or ask for fewer with "
                     "cluster.workers"
                 )
-        except BaseException:
-            self.close()
-            raise
+            undo.pop_all()
 
     @property
     def size(self) -> int:
@@ -159,7 +159,7 @@ class RayPool:
             scheduling_strategy=strategy,
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self.cfg.threads), "GOMP_SPINCOUNT": "1000"}},
         ).remote(*self.shared, index)
-        return Seat(index, actor, actor.node.remote(), time.monotonic())
+        return Seat(index, actor, actor.node.remote())
 
     def _admit(self) -> None:
         """Lets those in who have started since."""
@@ -213,10 +213,8 @@ class RayPool:
         dead = [seat for seat in seats if not answered(alive[seat])]
         if not dead and not isinstance(cause(broken), ExchangeError):
             reraise(broken)
-        stuck, _ = [], ray.wait(list(calls), num_returns=len(calls), timeout=0)
-        for seat, reference in zip(seats, calls, strict=True):
-            if seat not in dead and not ray.wait([reference], timeout=0)[0]:
-                stuck.append(seat)
+        _, unfinished = ray.wait(list(calls), num_returns=len(calls), timeout=0)
+        stuck = [seat for seat, call in zip(seats, calls, strict=True) if call in unfinished and seat not in dead]
         for seat in (*dead, *stuck):
             self.lose(seat, broken)
         self._fill(patience=self.cfg.replace_seconds)

@@ -49,4 +49,3 @@ class Seat:
     actor: Any
     started: Any
     """Ready when the actor is, or has failed to start."""
-    since: float

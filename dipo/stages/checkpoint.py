@@ -24,7 +24,6 @@ log = logging.getLogger("dipo")
 
 STATISTICS = "statistics.safetensors"
 MEANS = "channel_means"
-UNIT_PARTS = ("codes", "scale", "zero_point", "bias", "rounding", "act_scale", "act_zero_point")
 
 
 def save_calibration(folder: RunFolder, seen: Calibration) -> None:
@@ -41,14 +40,9 @@ def load_calibration(folder: RunFolder) -> Calibration:
         DamagedFileError: It is missing or damaged.
     """
     arrays, _ = folder.read_arrays(STATISTICS)
-    means, parts = {}, dict[str, dict[str, NDArray[Any]]]()
-    for key, array in arrays.items():
-        name, part = key.rsplit("/", 1)
-        if part == MEANS:
-            means[name] = array
-        else:
-            parts.setdefault(name, {})[part] = array
-    return Calibration({name: Statistics.from_arrays(own) for name, own in parts.items()}, means)
+    parts = _by_name(arrays)
+    means = {name: own.pop(MEANS) for name, own in parts.items() if MEANS in own}
+    return Calibration({name: Statistics.from_arrays(own) for name, own in parts.items() if own}, means)
 
 
 @dataclass(frozen=True)
@@ -87,10 +81,7 @@ class UnitFiles:
         if not self.folder.has(self.name(unit)):
             return None
         arrays, about = self.folder.read_arrays(self.name(unit))
-        parts: dict[str, dict[str, NDArray[Any]]] = {}
-        for key, array in arrays.items():
-            name, part = key.rsplit("/", 1)
-            parts.setdefault(name, {})[part] = array
+        parts = _by_name(arrays)
         layers = {name: own for name, own in parts.items() if "codes" in own}
         if about.get("name") != unit.name or any(name not in quantized.layers for name in layers):
             raise DamagedFileError(self.name(unit))
@@ -105,6 +96,15 @@ class UnitFiles:
             bias_corrected=about["bias_corrected"],
         )
         return TimedResult(result, about["seconds"])
+
+
+def _by_name(arrays: Mapping[str, NDArray[Any]]) -> dict[str, dict[str, NDArray[Any]]]:
+    """Arrays stored as `name/part`; names may have slashes of their own."""
+    parts: dict[str, dict[str, NDArray[Any]]] = {}
+    for key, array in arrays.items():
+        name, part = key.rsplit("/", 1)
+        parts.setdefault(name, {})[part] = array
+    return parts
 
 
 def _arrays(result: UnitResult) -> dict[str, NDArray[Any]]:

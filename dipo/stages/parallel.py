@@ -58,11 +58,8 @@ def corrected(context: Context, quantized: QuantizedModel, calibration: Calibrat
     """The network with its biases corrected, layer after layer."""
     units = find_units(context.loaded.model, granularity="layer")
     walk = Walk(context, "bias_correction", units=units, quantized=quantized, calibration=calibration)
-    for unit in units:
-        if unit in walk.solved:
-            walk.take()
-        else:
-            walk.skip(UnitResult({}, {}))
+    for _ in walk.solved:
+        walk.take()
     return walk.end()
 
 

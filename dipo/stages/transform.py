@@ -78,18 +78,15 @@ def _walk(
     files = UnitFiles(context.folder, step)
     known = load_units(context, files, walk.solved, quantized)
     rows = []
-    for unit in units:
-        if unit not in walk.solved:
-            walk.skip(UnitResult({}, {}))
-            continue
+    for unit in walk.solved:
         timed = known.get(unit.index)
         if timed is None:
             timed = walk.take()
             files.save(unit, timed)
-            context.unit_ends(step, unit, timed, steps=len(walk.phase) if walk.trains else 0)
+            context.unit_ends(step, unit, timed, steps=walk.num_steps)
         else:
             walk.skip(timed.result)
-        rows.append(_row(unit, step, timed, steps=len(walk.phase) if walk.trains else 0))
+        rows.append(_row(unit, step, timed, steps=walk.num_steps))
     return walk.end(), rows
 
 

@@ -72,17 +72,23 @@ class Walk:
         """Units that the workers have passed; None: they have no sweep."""
         self.size = 0
 
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of a unit."""
+        return len(self.phase) if self.trains else 0
+
     def skip(self, result: UnitResult) -> None:
-        """Goes past the next unit with what was found for it earlier; nothing where it has no layers."""
+        """Goes past the next unit that has layers with what was found for it earlier."""
+        self._next()
         self.passed.append(result)
 
     def take(self) -> TimedResult:
-        """Solves the next unit, which has layers.
+        """Solves the next unit that has layers.
 
         Raises:
             JobError: Its workers died more often than is allowed.
         """
-        unit = self.units[len(self.passed)]
+        unit = self._next()
         for attempt in range(self.config.cluster.retries + 1):
             try:
                 self._catch_up()
@@ -108,6 +114,12 @@ class Walk:
             except WorkersLostError as error:
                 log.warning("a worker died at the end of a walk: %s", error)
         return self.quantized.having(self.passed, self.context.loaded.plan)
+
+    def _next(self) -> Unit:
+        """The next unit that has layers; those in front of it are only passed through."""
+        while (unit := self.units[len(self.passed)]) not in self.solved:
+            self.passed.append(UnitResult({}, {}))
+        return unit
 
     def _catch_up(self) -> None:
         """Brings the workers to where the walk is."""
