@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from dipo.algo.calibrate import observe, quantize_model
+from dipo.algo.calibrate import activation_ranges, observe, quantize_model
 from dipo.algo.captures import cut
 from dipo.graph.torch_module import GraphModule, channels_last
 from dipo.launch import compose_config
@@ -38,9 +38,8 @@ def main() -> None:
         return observe(loaded.model, plan=loaded.plan, batches=batches, inputs=inputs, device=torch.device("cpu"))
 
     if "--rate" not in sys.argv:
-        quantized = quantize_model(
-            loaded.model, plan=loaded.plan, statistics=calibrate(read).statistics, cfg=config.calib
-        )
+        ranges = activation_ranges(loaded.plan, calibrate(read).statistics, cfg=config.calib)
+        quantized = quantize_model(loaded.model, plan=loaded.plan, ranges=ranges, cfg=config.calib)
         print(len(quantized.activations), "ranges")
         return
     held = {batch.index: read(batch) for batch in batches}

@@ -49,7 +49,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from dipo.algo.calibrate import Calibration, quantize_model
+from dipo.algo.calibrate import Calibration, activation_ranges, quantize_model
 from dipo.algo.captures import StoredRows, cut
 from dipo.algo.reconstruct import Phase
 from dipo.algo.sweep import UnitResult
@@ -264,7 +264,8 @@ class Subject:
         self.units = find_units(loaded.model, granularity=config.algo.unit)
         self.solved = solved_units(self.units, loaded.plan)
         seen = self.worker.observe(self.batches).calibration()
-        self.quantized = quantize_model(loaded.model, plan=loaded.plan, statistics=seen.statistics, cfg=config.calib)
+        ranges = activation_ranges(loaded.plan, seen.statistics, cfg=config.calib)
+        self.quantized = quantize_model(loaded.model, plan=loaded.plan, ranges=ranges, cfg=config.calib)
         self.correct = self._correct(find_units(loaded.model, granularity="layer"), seen) / effort.samples
         names = list(dict.fromkeys(name for unit in self.solved for name in unit.inputs))
         start = time.perf_counter()
@@ -579,9 +580,10 @@ class Run:
     @staticmethod
     def of(report: Mapping[str, Any]) -> Run:
         """From `report.json`."""
-        polish = sum(unit["seconds"] for unit in report["units"] if unit["step"] == "reconstruct")
+        (name,) = {unit["step"] for unit in report["units"]} - {"alone-1", "alone-2"}
+        polish = sum(unit["seconds"] for unit in report["units"] if unit["step"] == name)
         every = sum(unit["seconds"] for unit in report["units"])
-        return Run(report["seconds"]["reconstruct"], every - polish, polish)
+        return Run(report["seconds"][name], every - polish, polish)
 
 
 def measured(options: list[str], *, runs: int) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from dipo.algo.calibrate import observe, quantize_model
+from dipo.algo.calibrate import activation_ranges, observe, quantize_model
 from dipo.algo.captures import cut
 from dipo.algo.exchange import NoExchange
 from dipo.algo.pair import Pair
@@ -66,7 +66,8 @@ def main() -> None:
         }
 
     observed = observe(loaded.model, plan=loaded.plan, batches=batches, inputs=inputs, device=CPU)
-    quantized = quantize_model(loaded.model, plan=loaded.plan, statistics=observed.statistics, cfg=config.calib)
+    ranges = activation_ranges(loaded.plan, observed.statistics, cfg=config.calib)
+    quantized = quantize_model(loaded.model, plan=loaded.plan, ranges=ranges, cfg=config.calib)
     units = find_units(loaded.model, granularity=config.algo.unit)
     pair = Pair(
         loaded.model, plan=loaded.plan, units=units, quantized=quantized, batches=batches, owners=[0] * len(batches),

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 
 import dipo
-from dipo.algo.calibrate import Calibration, Observed, quantize_model
+from dipo.algo.analytic import data_free_ranges
+from dipo.algo.calibrate import Calibration, Observed, activation_ranges, quantize_model
 from dipo.cluster.address import is_private
 from dipo.cluster.logs import append_worker_log
 from dipo.cluster.pool import Pool, start_pool
 from dipo.cluster.work import Job
+from dipo.composition import reconstruction_of
 from dipo.config import Config, to_plain
 from dipo.errors import JobError, UserError
 from dipo.export.platforms import RULES, WRITERS
@@ -33,11 +35,12 @@ from dipo.run import CONFIG, REPORT, DamagedFileError, RunFolder, explain_full_d
 from dipo.stages.checkpoint import STATISTICS, load_calibration, save_calibration, tell_of_damage
 from dipo.stages.clock import Clock
 from dipo.stages.context import Context
-from dipo.stages.fingerprint import fingerprint, stored_pieces, write_fingerprint
-from dipo.stages.load import Loaded, check_parity, load_job
+from dipo.stages.fingerprint import Stored, compare, fingerprint, same_options, write_fingerprint
+from dipo.stages.load import Loaded, check_parity, load_job, moments_of_model
 from dipo.stages.parallel import polish_iters
 from dipo.stages.transform import transform
 from dipo.stages.verify import model_name, precision_name, verify, versions
+from dipo.stages.walk import solved_units
 
 log = logging.getLogger("dipo")
 
@@ -46,7 +49,7 @@ PARALLEL_PIECES = 4
 
 
 @dataclass(frozen=True)
-class Begun:
+class Prepared:
     """A job before it has workers."""
 
     config: Config
@@ -55,8 +58,8 @@ class Begun:
     device: str
     parity: float
     identity: dict[str, Any]
-    pieces: int | None
-    """That the run was begun with; None where it is new."""
+    stored: Stored | None
+    """What the run that goes on was begun with; None where it is new."""
     clock: Clock
     terminal: Terminal
 
@@ -76,7 +79,7 @@ def run_job(config: Config) -> int:
         resumed = None if config.run.resume is None else RunFolder(Path(config.run.resume).expanduser(), resume=True)
         if resumed is not None:
             stack.callback(resumed.close)
-            if resumed.finished:
+            if resumed.finished and same_options(config, resumed):
                 terminal.say(f"{resumed.path}: the run is finished, its report is {resumed.path / REPORT}")
                 return 0
         device = _device(config)
@@ -88,11 +91,11 @@ def run_job(config: Config) -> int:
             _show_plan(config, loaded, terminal)
             return 0
         identity = fingerprint(config, loaded, device=device)
-        pieces = None if resumed is None else stored_pieces(resumed, identity, config)
+        stored = None if resumed is None else compare(resumed, identity, config)
         folder = resumed or RunFolder(_folder_path(config))
         stack.callback(folder.close)
         with _explained(folder, terminal):
-            _run(Begun(config, loaded, folder, device, parity, identity, pieces, clock, terminal))
+            _run(Prepared(config, loaded, folder, device, parity, identity, stored, clock, terminal))
     return 0
 
 
@@ -114,11 +117,14 @@ def _explained(folder: RunFolder, terminal: Terminal) -> Iterator[None]:
         raise
 
 
-def _run(begun: Begun) -> None:
+def _run(begun: Prepared) -> None:
     config, folder, terminal = begun.config, begun.folder, begun.terminal
     _log_to(folder.path / "dipo.log")
     resumes = folder.has(CONFIG)
-    if not resumes:
+    if begun.stored is not None and begun.stored.other_ranges:
+        folder.forget_results()
+        write_fingerprint(folder, begun.identity, pieces=begun.stored.pieces)
+    if not resumes or (begun.stored is not None and begun.stored.other_ranges):
         folder.write_yaml(CONFIG, to_plain(config))
     sinks = open_sinks(config.run.track, folder, run_name=folder.path.name, config=to_plain(config))
     with Events(folder.path / EVENTS, sinks) as events:
@@ -129,6 +135,9 @@ def _run(begun: Begun) -> None:
         folder.write_json(REPORT, report.to_plain())
         _tell_of_end(report, events)
     terminal.show(report)
+    if report.analysis is not None:
+        terminal.show_analysis(report.analysis)
+    terminal.show_notes(report.notes)
     terminal.say(f"run folder: {folder.path}")
 
 
@@ -136,20 +145,28 @@ def _process(context: Context, *, parity: float) -> Report:
     """The work itself."""
     calibration = _calibrate(context)
     with context.stage("ranges"):
-        loaded = context.loaded
-        quantized = quantize_model(
-            loaded.model, plan=loaded.plan, statistics=calibration.statistics, cfg=context.config.calib
-        )
+        quantized = _quantize(context, calibration)
     done = transform(context, quantized=quantized, calibration=calibration)
     with context.stage("export"):
         files = _export(context, done.quantized)
-    return verify(context, quantized=done.quantized, files=files, units=done.units, parity=parity)
+    return verify(context, done=done, calibration=calibration, files=files, parity=parity)
 
 
-def _context(begun: Begun, pool: Pool, events: Events) -> Context:
+def _quantize(context: Context, calibration: Calibration) -> QuantizedModel:
+    """Ranges of activations, and weights rounded to nearest."""
+    config, loaded = context.config, context.loaded
+    if config.calib.method == "batchnorm":
+        ranges = data_free_ranges(loaded.plan, moments_of_model(loaded.model, config.data), sigmas=config.calib.sigmas)
+    else:
+        ranges = activation_ranges(loaded.plan, calibration.statistics, cfg=config.calib)
+    return quantize_model(loaded.model, plan=loaded.plan, ranges=ranges, cfg=config.calib)
+
+
+def _context(begun: Prepared, pool: Pool, events: Events) -> Context:
     config, folder = begun.config, begun.folder
-    pieces = begun.pieces
-    if pieces is None:
+    if begun.stored is not None:
+        pieces = begun.stored.pieces
+    else:
         parallel = config.cluster.schedule == "parallel"
         pieces = config.cluster.grad_shards or (PARALLEL_PIECES if parallel else pool.size)
         write_fingerprint(folder, begun.identity, pieces=pieces)
@@ -159,7 +176,7 @@ def _context(begun: Begun, pool: Pool, events: Events) -> Context:
 
 
 @contextlib.contextmanager
-def _workers(begun: Begun, events: Events) -> Iterator[Pool]:
+def _workers(begun: Prepared, events: Events) -> Iterator[Pool]:
     config, loaded = begun.config, begun.loaded
     job = Job(
         plan=loaded.plan,
@@ -186,23 +203,17 @@ def _workers(begun: Begun, events: Events) -> Iterator[Pool]:
 
 def _calibrate(context: Context) -> Calibration:
     """One pass over the samples, sharded; the workers' statistics merge exactly."""
+    if not context.needs_calibration:
+        return Calibration({}, {})
     if context.folder.has(STATISTICS):
         try:
             return load_calibration(context.folder)
         except DamagedFileError:
             tell_of_damage(context, STATISTICS)
     num_samples = len(context.loaded.data.calib)
-    shares = context.shares(num_samples)
-    with context.stage("calibrate"), context.terminal.task("calibrate", num_samples, "samples") as progress:
-        parts: list[tuple[int, Observed]] = list(
-            context.pool.map(
-                "observe",
-                [(share,) for share in shares],
-                sizes=[sum(map(len, share)) for share in shares],
-                progress=progress,
-            )
-        )
-    calibration = functools.reduce(Observed.merge, (part for _, part in parts)).calibration()
+    with context.stage("calibrate"):
+        parts: list[Observed] = context.over_samples("observe", "calibrate", num_samples)
+    calibration = functools.reduce(Observed.merge, parts).calibration()
     save_calibration(context.folder, calibration)
     return calibration
 
@@ -213,7 +224,7 @@ def _export(context: Context, quantized: QuantizedModel) -> list[Path]:
     return WRITERS[config.platform.name](context.loaded.model, quantized, context.folder.path, metadata=metadata)
 
 
-def _tell_of_begin(begun: Begun, events: Events, *, resumes: bool) -> None:
+def _tell_of_begin(begun: Prepared, events: Events, *, resumes: bool) -> None:
     config, calib = begun.config, begun.loaded.data.calib.describe()
     log.info("dipo %s, %s", dipo.__version__, calib)
     log.info("parity of torch and ONNX Runtime on the float network: %.2e of the largest output", begun.parity)
@@ -258,8 +269,10 @@ def _show_plan(config: Config, loaded: Loaded, terminal: Terminal) -> None:
     for value, spec in plan.activations.items():
         terminal.say(f"activation {value}: {spec.bits} bits")
     steps = ", ".join(config.algo.steps) or "calibrate and export"
-    if "reconstruct" in config.algo.steps:
-        units = [unit for unit in find_units(loaded.model, granularity=config.algo.unit) if unit.layers]
+    learned = reconstruction_of(config.algo.steps)
+    if learned is not None:
+        units = find_units(loaded.model, granularity=str(config.algo.for_step(learned).unit))
+        units = solved_units(units, plan)
         steps += f" ({len(units)} units, {config.algo.iters} steps each"
         polish = polish_iters(config.algo) if config.cluster.schedule == "parallel" else 0
         steps += f", {polish} of them one unit after the other)" if polish else ")"

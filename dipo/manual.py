@@ -152,7 +152,8 @@ def _docs() -> dict[tuple[str, str], str]:
 def _type(option: Option) -> str:
     """The option's type and limits, as in `list of float above 0, or null`."""
     name = option.type.__name__
-    words = str(option.limit) if option.type is str and option.limit else f"{name} {option.limit or ''}".rstrip()
+    limit = str(option.limit or "").replace("|", " | ")
+    words = limit if option.type is str and limit else f"{name} {limit}".rstrip()
     return "list of " * option.is_list + words + ", or null" * option.optional
 
 

@@ -25,6 +25,7 @@ log = logging.getLogger("dipo")
 
 CONFIG = "config.yaml"
 """The first file of a run."""
+UNITS = "units"
 FINGERPRINT = "fingerprint.json"
 REPORT = "report.json"
 """The last file of a run."""
@@ -116,6 +117,11 @@ class RunFolder:
         """Removes the folder of a run that came to nothing, unless it was there before."""
         if self.made:
             shutil.rmtree(self.path, ignore_errors=True)
+
+    def forget_results(self) -> None:
+        """Removes what follows from the statistics, the report first: from then on the run counts as unfinished."""
+        (self.path / REPORT).unlink(missing_ok=True)
+        shutil.rmtree(self.path / UNITS, ignore_errors=True)
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:

@@ -32,7 +32,7 @@ def test_defaults_are_not_shared_between_configurations():
 def test_plain_form_survives_a_file_and_comes_back_equal():
     before = Config(
         data=DataConfig(path="x.npz", mean=[0.5], std=[0.25]),
-        algo=AlgoConfig(steps=["bias_correction", "reconstruct"], lr_act=1e-5),
+        algo=AlgoConfig(steps=["bias_correction", "qdrop"], lr_act=1e-5),
         precision=PrecisionConfig(overrides={"/a.b/*": {"weight_bits": 4, "weight_symmetric": False}}, skip=["/c"]),
         seed=7,
     )
@@ -47,12 +47,22 @@ def test_every_default_is_within_its_own_limits():
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: CalibConfig(method="foo"), "calib.method 'foo': choose from minmax, percentile, mse"),
+        (
+            lambda: CalibConfig(method="foo"),
+            "calib.method 'foo': choose from minmax, percentile, mse, kl, octav, batchnorm",
+        ),
+        (lambda: CalibConfig(weights="kl"), "calib.weights 'kl': choose from minmax, mse, percentile"),
+        (lambda: CalibConfig(weight_percentile=0.9), "calib.weight_percentile 0.9: give a number from 50 to 100"),
         (lambda: CalibConfig(percentile=101.0), "calib.percentile 101: give a number from 50 to 100"),
-        (lambda: AlgoConfig(steps=["adaround"]), "algo.steps 'adaround': choose from bias_correction, reconstruct"),
+        (
+            lambda: AlgoConfig(steps=["reconstruct"]),
+            "algo.steps 'reconstruct': choose from equalize, sparsify, update_bn, bias_correction, adaround, brecq, "
+            "qdrop, tune, analyze",
+        ),
         (lambda: AlgoConfig(fp_input_prob=1.5), "algo.fp_input_prob 1.5: give a number from 0 to 0.99"),
         (lambda: AlgoConfig(iters=0), "algo.iters 0: give a number >= 1"),
         (lambda: PlatformConfig(name="snpe"), "platform.name 'snpe': choose from ort, trt"),
+        (lambda: PrecisionConfig(placement="in"), "precision.placement 'in': choose from input, output"),
         (lambda: PrecisionConfig(weight_bits=1), "precision.weight_bits 1: give a number from 2 to 16"),
         (lambda: DataConfig(std=[0.0]), "data.std 0: give a number above 0"),
         (
@@ -67,7 +77,7 @@ def test_every_default_is_within_its_own_limits():
         (
             lambda: PrecisionConfig(overrides={"/a": {"bits": 4}}),
             "precision.overrides '/a': unknown setting 'bits': "
-            "did you mean act_bits, or one of weight_bits, weight_symmetric, weight_per_channel?",
+            "did you mean act_bits, or one of weight_bits, weight_symmetric, weight_per_channel, weight_narrow?",
         ),
         (
             lambda: PrecisionConfig(overrides={"/a": {"weight_bits": 40}}),

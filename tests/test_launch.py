@@ -89,12 +89,13 @@ def test_a_group_may_have_a_plus(plus):
 
 def test_algorithms_differ_as_their_papers_do():
     algos = {name: compose_config([f"algo={name}"]).algo for name in ("adaround", "brecq", "qdrop")}
-    assert {name: (algo.unit, algo.fp_input_prob) for name, algo in algos.items()} == {
+    own = {name: algo.for_step(name) for name, algo in algos.items()}
+    assert {name: (algo.unit, algo.fp_input_prob) for name, algo in own.items()} == {
         "adaround": ("layer", 0.0),
         "brecq": ("block", 0.0),
         "qdrop": ("block", 0.5),
     }
-    assert all(algo.steps == ["reconstruct"] for algo in algos.values())
+    assert all(algo.steps == [name] for name, algo in algos.items())
 
 
 def test_the_model_brings_its_samples():
@@ -177,14 +178,17 @@ def test_a_value_may_come_from_the_environment(monkeypatch):
     [
         ("", "no model: give +model=<name> (mobilenet) or model.path=<file.onnx>"),
         ("+algo=brecq", "no model: give +model=<name> (mobilenet) or model.path=<file.onnx>"),
-        ("model.path=net.onnx", "no data: give data.path="),
+        ("model.path=net.onnx", "no samples: give data.path="),
         ("+model=mobilnet", "unknown model 'mobilnet': did you mean mobilenet?"),
         ("model=net.onnx", "unknown model 'net.onnx': choose from mobilenet, or give the file as model.path=net.onnx"),
         (
             "algo=adarond",
-            "unknown algo 'adarond': did you mean adaround, or one of bias_correction, brecq, none, qdrop?",
+            "unknown algo 'adarond': did you mean adaround, or one of analyze, bias_correction, brecq, dfq, equalize, ",
         ),
-        ("+algo=xyzzy", "unknown algo 'xyzzy': choose from adaround, bias_correction, brecq, none, qdrop"),
+        (
+            "+algo=xyzzy",
+            "unknown algo 'xyzzy': choose from adaround, analyze, bias_correction, brecq, dfq, equalize, full, ",
+        ),
         ("+model", "model has no value: choose from mobilenet"),
         ("+model=", "model has no value: choose from mobilenet"),
         ("modle=mobilenet", "unknown option 'modle': did you mean model, or one of "),
@@ -208,8 +212,8 @@ def test_a_value_may_come_from_the_environment(monkeypatch):
         ("algo.iters=", "algo.iters has no value: give a whole number >= 1"),
         ("algo.iters", "algo.iters has no value: give a whole number >= 1"),
         ("algo.iters=null", "algo.iters null: give a whole number >= 1"),
-        ("algo.steps=[reconstuct]", "algo.steps 'reconstuct': did you mean reconstruct or bias_correction?"),
-        ("calib.method=foo", "calib.method 'foo': choose from minmax, percentile, mse"),
+        ("algo.steps=[adarond]", "algo.steps 'adarond': did you mean adaround, or one of equalize, "),
+        ("calib.method=foo", "calib.method 'foo': choose from minmax, percentile, mse, kl, octav, batchnorm"),
         ("data.mean=[0.5", "data.mean=[0.5: cannot be read, check its brackets and quotes"),
         (
             "precision.overrides={/a:{bits:4}}",
@@ -354,7 +358,7 @@ def test_version(capsys):
 def test_cfg_prints_every_option_and_runs_nothing(capsys, jobs):
     assert main(["--cfg", "algo=qdrop"]) == 0
     out = capsys.readouterr().out
-    assert "  fp_input_prob: 0.5\n" in out
+    assert "  steps:\n  - qdrop\n" in out
     assert "  weight_bits: 8\n" in out
     assert not jobs
 

@@ -35,7 +35,7 @@ def test_units_are_solved_alone_and_then_polished(tiny_job, tmp_path):
     _, report = run(tiny_job, tmp_path / "run")
     steps = [(unit["step"], unit["name"], unit["steps"]) for unit in report["units"]]
     names = ["stem", "left", "head"]
-    expected = {"alone-1": 3, "alone-2": 3, "reconstruct": 2}
+    expected = {"alone-1": 3, "alone-2": 3, "qdrop": 2}
     assert steps == [(step, name, number) for step, number in expected.items() for name in names]
     assert report["workers"]["schedule"] == "parallel"
     assert report["workers"]["grad_shards"] == 4
@@ -53,12 +53,12 @@ def test_without_a_polish_the_units_stay_as_they_are(tiny_job, tmp_path):
     assert [(unit["step"], unit["steps"]) for unit in report["units"]] == [
         ("alone-1", 3), ("alone-1", 3), ("alone-1", 3), ("alone-2", 5), ("alone-2", 5), ("alone-2", 5)
     ]  # fmt: skip
-    assert not list((tmp_path / "run" / "units").glob("reconstruct-*"))
+    assert not list((tmp_path / "run" / "units").glob("qdrop-*"))
 
 
 def test_with_nothing_but_a_polish_it_is_the_sequential_schedule(tiny_job, tmp_path):
     _, report = run(tiny_job, tmp_path / "run", "algo.polish_iters=8")
-    assert [(unit["step"], unit["steps"]) for unit in report["units"]] == [("reconstruct", 8)] * 3
+    assert [(unit["step"], unit["steps"]) for unit in report["units"]] == [("qdrop", 8)] * 3
 
 
 def test_values_that_went_away_with_a_node_are_captured_again(tiny_job, tmp_path, monkeypatch):

@@ -77,7 +77,7 @@ def test_a_finished_run_is_left_alone(finished, capsys):
 
 
 @pytest.mark.parametrize("schedule", ["sequential", "parallel"])
-@pytest.mark.parametrize("damaged", ["statistics.safetensors", "units/reconstruct-001.safetensors"])
+@pytest.mark.parametrize("damaged", ["statistics.safetensors", "units/qdrop-001.safetensors"])
 def test_a_damaged_file_is_made_again(tiny_job, tmp_path, capsys, damaged, schedule):
     whole = tmp_path / "whole"
     assert main(tiny_job.arguments(*HOW, f"cluster.schedule={schedule}", f"run.dir={whole}")) == 0
@@ -94,20 +94,18 @@ def test_a_lost_unit_of_the_first_phase_is_made_again(tiny_job, tmp_path):
     whole = tmp_path / "whole"
     assert main(tiny_job.arguments(*HOW, "cluster.schedule=parallel", f"run.dir={whole}")) == 0
     assert units(whole) == [
-        f"{phase}-00{index}.safetensors" for phase in ("alone-1", "alone-2", "reconstruct") for index in range(3)
+        f"{phase}-00{index}.safetensors" for phase in ("alone-1", "alone-2", "qdrop") for index in range(3)
     ]
-    folder = ended_early(
-        whole, tmp_path / "ended", "units/alone-2-001.safetensors", "units/reconstruct-002.safetensors"
-    )
+    folder = ended_early(whole, tmp_path / "ended", "units/alone-2-001.safetensors", "units/qdrop-002.safetensors")
     assert main([f"run.resume={folder}"]) == 0
     assert same_outcome(whole, folder)
 
 
 def test_steps_of_an_algorithm_are_resumed_one_after_the_other(tiny_job, tmp_path):
-    how = ["algo=qdrop", "algo.steps=[bias_correction,reconstruct]", "precision=w4a4"]
+    how = ["algo=qdrop", "algo.steps=[bias_correction,qdrop]", "precision=w4a4"]
     whole = tmp_path / "whole"
     assert main(tiny_job.arguments(*how, f"run.dir={whole}")) == 0
-    for index, lost in enumerate((["reconstruct-001"], ["bias_correction-002", "reconstruct-000", "reconstruct-001"])):
+    for index, lost in enumerate((["qdrop-001"], ["bias_correction-002", "qdrop-000", "qdrop-001"])):
         folder = ended_early(whole, tmp_path / f"ended{index}", *(f"units/{name}.safetensors" for name in lost))
         assert main([f"run.resume={folder}"]) == 0
         assert same_outcome(whole, folder)

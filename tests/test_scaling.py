@@ -135,8 +135,8 @@ def test_the_table_begins_with_one_worker_and_its_own_time():
 
 def report(stage, alone, polish):
     units = [{"step": step, "seconds": alone} for step in ("alone-1", "alone-2")]
-    units += [{"step": "reconstruct", "seconds": polish}] * 2
-    return {"seconds": {"reconstruct": stage, "verify": 1.0}, "units": units}
+    units += [{"step": "qdrop", "seconds": polish}] * 2
+    return {"seconds": {"qdrop": stage, "verify": 1.0}, "units": units}
 
 
 def test_ratios_are_medians_over_pairs_and_are_found_again():

@@ -6,6 +6,7 @@ DFQ (arXiv:1906.04721), section 4.2, each layer on the quantized and corrected o
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ def correct_layer(
     outs = [module(values, constants=weights)[output] for values in pair.reads(pair.q, module)]
     if known is None:
         means = pair.mean_of({batch.index: out for batch, out in zip(pair.batches, outs, strict=True)})
-        known = QuantizedLayer(old.codes, old.qparams, (old.bias + (fp_means[name] - means)).astype(np.float32))
+        known = replace(old, bias=(old.bias + (fp_means[name] - means)).astype(np.float32))
     assert known.bias is not None
     pair.layers[name] = known
     shift = torch.from_numpy(known.bias - old.bias).to(pair.device)
@@ -83,7 +84,7 @@ def correct_if_better(pair: Pair, unit: Unit, targets: Mapping[str, Capture]) ->
         module = pair.module(part, [output])
         means = pair.means(module, pair.q, chosen, constants=pair.weights(unit.layers), hook=pair.hook(part))
         bias = (layer.bias + (fp_means[output] - means[output])).astype(np.float32)
-        pair.layers[name] = QuantizedLayer(layer.codes, layer.qparams, bias)
+        pair.layers[name] = replace(layer, bias=bias)
     if pair.output_error(unit, targets, chosen) < error:
         return True
     pair.layers.update(before)

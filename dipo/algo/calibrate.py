@@ -18,7 +18,7 @@ from dipo.graph.load import array_of, layers_of, name_of, node_name
 from dipo.graph.plan import Plan, QuantizedLayer, QuantizedModel
 from dipo.graph.torch_module import GraphModule
 from dipo.quant.observers import Observer, Statistics
-from dipo.quant.ranges import activation_range, qparams_of, weight_qparams
+from dipo.quant.ranges import Range, activation_range, qparams_of, weight_qparams
 
 
 @dataclass(frozen=True)
@@ -115,21 +115,33 @@ def _collect(
     return value
 
 
-def quantize_model(
-    model: ir.Model, *, plan: Plan, statistics: Mapping[str, Statistics], cfg: CalibConfig
-) -> QuantizedModel:
-    """Scales from statistics, and every weight rounded to the nearest code."""
-    activations = {
-        name: qparams_of(
-            activation_range(statistics[name], spec, method=cfg.method, percentile=cfg.percentile, name=name), spec
-        )
+def activation_ranges(plan: Plan, statistics: Mapping[str, Statistics], *, cfg: CalibConfig) -> dict[str, Range]:
+    """Ranges of the quantized activations, by name, from what calibration saw.
+
+    Raises:
+        UserError: Nothing was seen of one of them.
+    """
+    return {
+        name: activation_range(statistics[name], spec, method=cfg.method, percentile=cfg.percentile, name=name)
         for name, spec in plan.activations.items()
     }
+
+
+def quantize_model(model: ir.Model, *, plan: Plan, ranges: Mapping[str, Range], cfg: CalibConfig) -> QuantizedModel:
+    """Scales from ranges, and every weight rounded to the nearest code."""
+    activations = {name: qparams_of(ranges[name], spec) for name, spec in plan.activations.items()}
     activations |= {value: activations[source] for value, source in plan.shared.items()}
     layers = {}
     for name, layer in plan.layers.items():
         weight = array_of(model.graph.initializers[layer.weight]).astype(np.float32)
-        qparams = weight_qparams(weight, layer.spec, axis=layer.axis, method=cfg.weights, name=f"weight {layer.weight}")
+        qparams = weight_qparams(
+            weight,
+            layer.spec,
+            axis=layer.axis,
+            method=cfg.weights,
+            percentile=cfg.weight_percentile,
+            name=f"weight {layer.weight}",
+        )
         scale, zero_point = qparams.along(weight.ndim)
         codes = np.clip(np.rint(weight / scale) + zero_point, qparams.qmin, qparams.qmax).astype(np.int32)
         bias = None if layer.bias is None else array_of(model.graph.initializers[layer.bias]).astype(np.float32)

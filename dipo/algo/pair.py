@@ -6,6 +6,7 @@ A worker holds what the units to come still read: of the float network numbers, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -19,6 +20,15 @@ from dipo.graph.torch_module import GraphModule, Hook, channels_last
 from dipo.graph.units import Unit
 from dipo.quant.functional import TorchQParams, fake_quantize
 from dipo.quant.spec import QParams
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelMoments:
+    """Of a value's channels, over samples and positions; float64 [C] each."""
+
+    mean: np.ndarray
+    var: np.ndarray
+    """Mean squared distance from the mean: divided by the number of elements, not by one less."""
 
 
 class Pair:
@@ -54,6 +64,7 @@ class Pair:
         self.layer_layouts = {node_name(node): _parameters(node) for node in layers_of(model)}
         self.layers, self.activations = dict(quantized.layers), dict(quantized.activations)
         self.rows = _rows(batches)
+        self.with_float = True
         self.fp: dict[str, Capture] = {}
         self.q: dict[str, Capture] = {}
 
@@ -64,6 +75,7 @@ class Pair:
             inputs: Reads a batch: the network's inputs by name.
             with_float: Whether the float network is carried along: reconstruction needs it, bias correction does not.
         """
+        self.with_float = with_float
         read = [inputs(batch) for batch in self.batches]
         names = [name_of(value) for value in self.model.graph.inputs]
         self.q = {name: self.gather(name, [channels_last(part[name]) for part in read], codes=True) for name in names}
@@ -218,6 +230,28 @@ class Pair:
             for name, value in module(self.read(captures, module.inputs, rows), hook=hook, constants=constants).items():
                 collected[name][batch.index] = _sum_and_count(value)
         return {name: self._mean(parts, self._num_channels(name)) for name, parts in collected.items()}
+
+    def moments(
+        self,
+        module: GraphModule,
+        captures: Mapping[str, Capture],
+        *,
+        constants: Mapping[str, torch.Tensor],
+        hook: Hook | None,
+    ) -> dict[str, ChannelMoments]:
+        """Channel means and variances of the module's outputs over all batches of all workers."""
+        collected: dict[str, dict[int, torch.Tensor]] = {name: {} for name in module.outputs}
+        for batch, inputs in zip(self.batches, self.reads(captures, module), strict=True):
+            for name, value in module(inputs, hook=hook, constants=constants).items():
+                # In double precision, the square of the mean may be taken off that of the values.
+                doubled = value.double()
+                collected[name][batch.index] = torch.stack([_sum_and_count(doubled), _sum_and_count(doubled.square())])
+        result = {}
+        for name, parts in collected.items():
+            total = self.exchange.ordered_sum(parts, owners=self.owners).cpu().numpy()
+            mean, square = total[:, :-1] / total[:, -1:]
+            result[name] = ChannelMoments(mean, np.maximum(square - mean**2, 0))
+        return result
 
     def mean_of(self, outs: Mapping[int, torch.Tensor]) -> np.ndarray:
         """Channel means of one value over all batches of all workers; float64 [C]."""

@@ -12,6 +12,7 @@ hold them.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from dipo.quant.kernels import Kernels
 from dipo.quant.rounding import ADAM_BETA1, ADAM_BETA2
 from dipo.quant.spec import QParams
 
+STRAIGHT_SPEED = 1.0
+"""Factor on the rounding's learning rate with `algo.rounding=straight_through`, where V counts in codes."""
 LOSS_SAMPLES = 10
 """Steps at either end whose mean loss is reported."""
 
@@ -54,7 +57,7 @@ class UnitSolution:
     layers: dict[str, QuantizedLayer]
     activations: dict[str, QParams]
     rounding: dict[str, NDArray[np.float32]]
-    """By node: V, shaped like the weight."""
+    """By node: what a later phase goes on with, see `Weights.begun`."""
     loss_first: float
     """Mean loss of the first steps."""
     loss_last: float
@@ -102,9 +105,31 @@ def reconstruct(
     return UnitSolution(
         layers=trainer.layers(),
         activations=trainer.activations(),
-        rounding=trainer.rounding(),
+        rounding=trainer.weights.begun(),
         loss_first=float(np.mean(measured[:count])),
         loss_last=float(np.mean(measured[-count:])),
+    )
+
+
+def tuning(cfg: AlgoConfig) -> AlgoConfig:
+    """The options by which a network is tuned end to end: `tune_iters` steps, learning rates as they are given.
+
+    EfficientQAT (arXiv:2407.11062) trains the weights' scales behind a reconstruction block by block; here biases and
+    activation scales go along.
+    """
+    return dataclasses.replace(
+        cfg,
+        iters=cfg.tune_iters,
+        reference_iters=cfg.tune_iters,
+        lr_bias=cfg.lr_bias * cfg.tune_lr,
+        lr_act=cfg.lr_act * cfg.tune_lr,
+        lr_scale=cfg.lr_scale * cfg.tune_lr,
+        fp_input_prob=0.0,
+        loss="error",
+        loss_norm=2.0,
+        inputs="quantized",
+        train_scale=True,
+        train_bias=True,
     )
 
 
@@ -119,13 +144,17 @@ def _schedule(cfg: AlgoConfig, phase: Phase) -> torch.Tensor:
     speed = cfg.reference_iters / cfg.iters * phase.lr
     begin = cfg.warmup * cfg.iters
     done = ((step - begin) / max(1.0, cfg.iters - begin)).clamp(0, 1)
+    cosine = speed * 0.5 * (1 + torch.cos(math.pi * step / cfg.iters))
+    # Rounding that a regulariser decides comes to rest by itself; codes that an offset moves do not.
+    straight = cfg.rounding == "straight_through"
+    lr = cfg.lr_round * (STRAIGHT_SPEED * cosine if straight else torch.full_like(step, speed))
     beta = cfg.beta_end + (cfg.beta_start - cfg.beta_end) * (1 - done)
     columns = [
-        torch.full_like(step, cfg.lr_round * speed),
+        lr,
         beta,
         torch.where(step >= begin, cfg.reg_strength, 0.0),
         1 / (1 - ADAM_BETA1**moments),
         1 / (1 - ADAM_BETA2**moments),
-        speed * 0.5 * (1 + torch.cos(math.pi * step / cfg.iters)),
+        cosine,
     ]
     return torch.stack(columns, dim=1).to(torch.float32)

@@ -134,7 +134,7 @@ def simulated_constants(
         source = plan.input_of(node)
         if rules.int32_bias and source is not None:
             input_scale = quantized.activations[source].scale
-            values = quantize_bias(values, input_scale=input_scale, weight_scale=layer.qparams.scale).values
+            values = quantize_bias(values, input_scale=input_scale, weight=layer.qparams).values
         constants[name_of(bias)] = torch.as_tensor(values, device=device)
     return constants
 

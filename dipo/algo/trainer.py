@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,11 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 from dipo.algo.captures import Capture
+from dipo.algo.losses import ErrorLoss
 from dipo.algo.program import Operation, Program, Quantizer, QuantizeSite
+from dipo.algo.weights import FIXED, LayerWeight, Weights
 from dipo.config import AlgoConfig
 from dipo.graph.plan import QuantizedLayer
 from dipo.quant.kernels import Kernels
-from dipo.quant.rounding import flat, initial_rounding, random_words, soft_weight, unflat
+from dipo.quant.rounding import flat, random_words, unflat
 from dipo.quant.spec import QParams
 
 
@@ -44,9 +47,14 @@ class UnitProblem:
     """Values that are made and quantized in the unit."""
     fp_inputs: Mapping[str, Capture]
     q_inputs: Mapping[str, Capture]
+    """What the unit reads; the same captures as `fp_inputs` where it shall read the float network's."""
     targets: Mapping[str, Capture]
+    weights: Mapping[str, Capture] | None = None
+    """By output: what the error of each element counts; None: all alike."""
     rounding: Mapping[str, NDArray[np.float32]] | None = None
-    """By node: V as an earlier phase left it; None: the fraction that rounding takes off or adds."""
+    """By node: what an earlier phase left, see `Weights.begun`; None: training begins at the float weights."""
+    tunes: bool = False
+    """The codes stay as they are: biases and scales alone are trained."""
 
 
 class Trainer:
@@ -64,115 +72,115 @@ class Trainer:
     ) -> None:
         self.problem, self.cfg, self.kernels = problem, cfg, kernels
         self.device = next(iter(problem.constants.values())).device
-        self._make_rounding()
+        self.fp_input_prob = cfg.fp_input_prob or 0.0
+        self.weights = Weights(
+            {node: LayerWeight(problem.constants[name], layer) for node, (name, _, layer) in problem.layers.items()},
+            rounding=FIXED if problem.tunes else cfg.rounding,
+            train_scale=cfg.train_scale,
+            begun=problem.rounding,
+            kernels=kernels,
+        )
         self._make_others()
         self.generators = {piece.index: _generator(self.device, seed, piece.index) for piece in pieces}
         self.batches = {piece.index: _sample(piece, num_steps, seed).to(self.device) for piece in pieces}
         self.targets = problem.targets
-        # Squared error, summed over the channels, meaned over samples and positions (BRECQ, eq. 10 with a unit Fisher):
-        # its gradient is the difference times this. On the device from the start, so that no step copies from the host.
-        self.factors = {
-            name: torch.tensor(2 / (cfg.batch_size * math.prod(target.shape[1:])), device=self.device)
-            for name, target in problem.targets.items()
-        }
+        self.losses = {name: self._loss(target) for name, target in problem.targets.items()}
         self.program = Program(list(problem.steps), self._constants(), self.quantizers, kernels)
 
-    def _make_rounding(self) -> None:
-        """V of all layers, and what a soft weight is made of, as flat vectors; the weights are leaves on `soft`."""
-        floors, scales, lows, highs, rests = [], [], [], [], []
-        for weight_name, _, layer in self.problem.layers.values():
-            weight = self.problem.constants[weight_name].contiguous()
-            qparams = layer.qparams
-            scale = torch.tensor(qparams.along(weight.ndim)[0], device=self.device).expand_as(weight)
-            zero = torch.tensor(qparams.along(weight.ndim)[1], device=self.device).expand_as(weight).to(torch.float32)
-            ratio = weight / scale
-            floors.append(ratio.floor().reshape(-1))
-            rests.append((ratio - ratio.floor()).reshape(-1))
-            scales.append(scale.reshape(-1))
-            lows.append((qparams.qmin - zero).reshape(-1))
-            highs.append((qparams.qmax - zero).reshape(-1))
-        self.floor, self.scale, self.low, self.high = (torch.cat(parts) for parts in (floors, scales, lows, highs))
-        self.v = self._begun_rounding() if self.problem.rounding else initial_rounding(torch.cat(rests))
-        self.v_moments = torch.zeros_like(self.v), torch.zeros_like(self.v)
-        self.soft = soft_weight(self.v, self.floor, self.scale, self.low, self.high)
-        self.weights: dict[str, torch.Tensor] = {}
-        offset = 0
-        for weight_name, _, _ in self.problem.layers.values():
-            shape = self.problem.constants[weight_name].shape
-            self.weights[weight_name] = self.soft[offset : offset + shape.numel()].view(shape).requires_grad_()
-            offset += shape.numel()
-
-    def _begun_rounding(self) -> torch.Tensor:
-        assert self.problem.rounding is not None
-        return torch.cat([torch.tensor(self.problem.rounding[node]).view(-1) for node in self.problem.layers]).to(
-            self.device
-        )
+    def _loss(self, target: Capture) -> ErrorLoss:
+        # Squared error, summed over the channels, meaned over samples and positions: its gradient is the difference
+        # times this.
+        factor = torch.tensor(2 / (self.cfg.batch_size * math.prod(target.shape[1:])), device=self.device)
+        weighted = self.problem.weights is not None
+        return ErrorLoss.of(factor, self.cfg.loss_norm, weighted=weighted, kernels=self.kernels)
 
     def _make_others(self) -> None:
-        """Biases, and logarithms of activation scales, as one flat vector with a learning rate for each element."""
-        names = [bias for _, bias, _ in self.problem.layers.values() if bias is not None] if self.cfg.train_bias else []
-        kept = {bias: layer.bias for _, bias, layer in self.problem.layers.values() if bias is not None}
+        """Biases, and logarithms of scales, as one flat vector with a learning rate for each element."""
+        problem, cfg = self.problem, self.cfg
+        names = [bias for _, bias, _ in problem.layers.values() if bias is not None] if cfg.train_bias else []
+        kept = {bias: layer.bias for _, bias, layer in problem.layers.values() if bias is not None}
         biases = [torch.tensor(kept[name], device=self.device) for name in names]
-        num_biases = sum(bias.numel() for bias in biases)
-        initial = [float(qparams.scale) for qparams in self.problem.activations.values()]
-        self.first_scales = torch.tensor(initial, device=self.device)
-        self.others = torch.cat([*biases, torch.zeros(len(initial), device=self.device)])
+        acts = [float(qparams.scale) for qparams in problem.activations.values()]
+        free = torch.tensor([float(not qparams.power_of_two) for qparams in problem.activations.values()])
+        rates = [torch.full((sum(bias.numel() for bias in biases),), cfg.lr_bias), cfg.lr_act * free]
+        if cfg.train_scale:
+            rates.append(cfg.lr_scale * self.weights.free_scales.cpu())
+        cuts = [len(rate) for rate in rates]
+        self.others_lr = torch.cat(rates).to(self.device)
+        self.others = torch.zeros_like(self.others_lr)
         self.others_moments = torch.zeros_like(self.others), torch.zeros_like(self.others)
-        self.others_lr = torch.full_like(self.others, self.cfg.lr_act)
-        self.others_lr[:num_biases] = self.cfg.lr_bias
-        self.log_scales = self.others[num_biases:]
-        self.scales = self.first_scales.clone()
+        own, self.log_scales, *logs = torch.split(self.others, cuts)
+        self.log_weight_scales = logs[0] if logs else None
         self.biases: dict[str, torch.Tensor] = {}
-        offset = 0
-        for name, bias in zip(names, biases, strict=True):
-            self.biases[name] = self.others[offset : offset + bias.numel()].requires_grad_()
-            offset += bias.numel()
-        self.quantizers: dict[str, Quantizer] = {}
-        for index, (name, qparams) in enumerate(self.problem.activations.items()):
-            bits = math.log2(qparams.qmax - qparams.qmin + 1)
-            self.quantizers[name] = Quantizer(
-                scale=self.scales[index].requires_grad_(),
-                qlow=torch.tensor(float(qparams.qmin - qparams.zero_point), device=self.device),
-                qhigh=torch.tensor(float(qparams.qmax - qparams.zero_point), device=self.device),
-                q_prob=1 - self.cfg.fp_input_prob if bits < 8 else 1.0,
-            )
+        for name, bias, part in zip(names, biases, torch.split(own, [len(bias) for bias in biases]), strict=True):
+            self.biases[name] = part.copy_(bias).requires_grad_()
+        self.first_scales = torch.tensor(acts, device=self.device)
+        self.scales = self.first_scales.clone()
+        self.quantizers = {
+            name: self._quantizer(self.scales[index], qparams)
+            for index, (name, qparams) in enumerate(problem.activations.items())
+        }
+
+    def _quantizer(self, scale: torch.Tensor, qparams: QParams) -> Quantizer:
+        bits = math.log2(qparams.qmax - qparams.qmin + 1)
+        return Quantizer(
+            scale=scale.requires_grad_(),
+            qlow=torch.tensor(float(qparams.qmin - qparams.zero_point), device=self.device),
+            qhigh=torch.tensor(float(qparams.qmax - qparams.zero_point), device=self.device),
+            q_prob=1 - self.fp_input_prob if bits < 8 else 1.0,
+        )
 
     def _constants(self) -> dict[str, torch.Tensor]:
-        fixed = {bias: layer.bias for _, bias, layer in self.problem.layers.values() if bias is not None}
+        layers = self.problem.layers
+        fixed = {bias: layer.bias for _, bias, layer in layers.values() if bias is not None}
         current = {name: torch.tensor(bias, device=self.device) for name, bias in fixed.items()}
-        return {**self.problem.constants, **current, **self.weights, **self.biases}
+        weights = {layers[node][0]: leaf for node, leaf in self.weights.leaves.items()}
+        return {**self.problem.constants, **current, **weights, **self.biases}
 
     def gradient(self, piece: Piece, step: int, *, wants_loss: bool) -> torch.Tensor:
-        """The piece's gradients of weights, biases and logarithms of scales, and its loss, in one vector."""
+        """The piece's gradients of all that is trained, and its loss, in one vector.
+
+        In this order: of the weights, where their rounding is trained; of the biases; of the logarithms of activation
+        scales and of weight scales.
+        """
         index, generator = self.batches[piece.index][step], self.generators[piece.index]
         inputs = {name: self._input(name, index, generator) for name in self.problem.q_inputs}
         names = list(self.targets)
         outputs = self.program.run(inputs, names, generator)
         gradients, loss = [], torch.zeros((), device=self.device)
         for name, out in zip(names, outputs, strict=True):
-            rows = self.targets[name].data.index_select(0, index).view(-1)
-            gradient = self.kernels.loss_gradient(flat(out.detach()), rows, self.factors[name])
+            given, rows = flat(out.detach()), self._rows(self.targets, name, index)
+            weights = None if self.problem.weights is None else self._rows(self.problem.weights, name, index)
+            gradient = self.losses[name].gradient(given, rows, weights)
             if wants_loss:
-                loss = loss + gradient.square().sum() / (2 * self.factors[name])
+                loss = loss + self.losses[name].value(given, rows, gradient)
             gradients.append(unflat(gradient, out.shape))
-        leaves = [*self.weights.values(), *self.biases.values(), *(q.scale for q in self.quantizers.values())]
+        return torch.cat([*self._gradients(outputs, gradients), loss.view(1)])
+
+    def _gradients(self, outputs: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        weights, biases = list(self.weights.leaves.values()), list(self.biases.values())
+        leaves = [*weights, *biases, *(q.scale for q in self.quantizers.values())]
         found = torch.autograd.grad(outputs, leaves, gradients, allow_unused=True)
         dense = [torch.zeros_like(leaf) if grad is None else grad for grad, leaf in zip(found, leaves, strict=True)]
         cut = len(leaves) - len(self.quantizers)
         scales = torch.stack(dense[cut:]) * self.scales if self.quantizers else self.log_scales
-        return torch.cat([*(grad.reshape(-1) for grad in dense[:cut]), scales, loss.view(1)])
+        first, last = self.weights.gradients([grad.reshape(-1) for grad in dense[: len(weights)]])
+        return [*first, *(grad.reshape(-1) for grad in dense[len(weights) : cut]), scales, *last]
+
+    def _rows(self, captures: Mapping[str, Capture], name: str, index: torch.Tensor) -> torch.Tensor:
+        return captures[name].data.index_select(0, index).view(-1)
 
     def _input(self, name: str, index: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         # Rows are gathered by index_select: inside a compiled kernel the gather would keep everything from vectorising.
         q, fp = self.problem.q_inputs[name], self.problem.fp_inputs[name]
         rows = q.data.index_select(0, index).view(-1)
-        if self.cfg.fp_input_prob == 0:
+        if self.fp_input_prob == 0 or q is fp:
             return q.view(
                 rows
                 if q.qparams is None
                 else self.kernels.dequantize_codes(rows, q.qparams.scale, q.qparams.zero_point)
             )
-        words = random_words(rows.numel(), generator, 1 - self.cfg.fp_input_prob)
+        words = random_words(rows.numel(), generator, 1 - self.fp_input_prob)
         fp_rows = fp.data.index_select(0, index).view(-1)
         if q.qparams is None:
             return q.view(self.kernels.mix_floats(rows, fp_rows, words))
@@ -181,42 +189,28 @@ class Trainer:
     @torch.no_grad()
     def update(self, gradient: torch.Tensor, schedule: torch.Tensor) -> None:
         """One Adam step of everything."""
-        cut = self.v.numel()
-        self.kernels.rounding_step(
-            gradient[:cut], self.v, *self.v_moments, self.soft, self.floor, self.scale, self.low, self.high, schedule
-        )
+        cut = self.weights.v.numel()
+        self.weights.step(gradient[:cut], schedule)
         self.kernels.adam_step(gradient[cut:-1], self.others, *self.others_moments, self.others_lr, schedule)
         torch.mul(self.first_scales, self.log_scales.exp(), out=self.scales)
+        if self.log_weight_scales is not None:
+            self.weights.rescale(self.log_weight_scales)
 
     def layers(self) -> dict[str, QuantizedLayer]:
         """The layers with their rounding decided."""
-        codes = (self.floor + (self.v >= 0)).clamp(self.low, self.high)
         result = {}
-        offset = 0
-        for node, (weight_name, bias_name, layer) in self.problem.layers.items():
-            size = self.weights[weight_name].numel()
-            zero = layer.qparams.along(layer.codes.ndim)[1]
-            own = codes[offset : offset + size].view(layer.codes.shape).cpu().numpy().astype(np.int32) + zero
-            bias = self.biases[bias_name].detach().cpu().numpy().copy() if bias_name in self.biases else layer.bias
-            result[node] = QuantizedLayer(codes=own.astype(np.int32), qparams=layer.qparams, bias=bias)
-            offset += size
+        for node, layer in self.weights.solved().items():
+            bias_name = self.problem.layers[node][1]
+            trained = self.biases.get(bias_name) if bias_name is not None else None
+            bias = layer.bias if trained is None else trained.detach().cpu().numpy().copy()
+            result[node] = dataclasses.replace(layer, bias=bias)
         return result
-
-    def rounding(self) -> dict[str, NDArray[np.float32]]:
-        """V of each layer."""
-        sizes = [self.weights[weight_name].numel() for weight_name, _, _ in self.problem.layers.values()]
-        parts = self.v.cpu().numpy().copy()
-        cuts = np.split(parts, np.cumsum(sizes)[:-1])
-        return {
-            node: part.reshape(layer.codes.shape)
-            for part, (node, (_, _, layer)) in zip(cuts, self.problem.layers.items(), strict=True)
-        }
 
     def activations(self) -> dict[str, QParams]:
         """The activations with their trained scales."""
         scales = self.scales.detach().cpu().numpy()
         return {
-            name: QParams(scales[i].copy(), old.zero_point, old.qmin, old.qmax, old.axis)
+            name: old if old.power_of_two else dataclasses.replace(old, scale=scales[i].copy())
             for i, (name, old) in enumerate(self.problem.activations.items())
         }
 

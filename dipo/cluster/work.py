@@ -54,6 +54,8 @@ class Work:
     correct_bias: bool
     """Correct the biases behind the training, where that helps."""
     seed: int
+    tunes: bool = False
+    """Codes stay; biases and scales are trained."""
 
 
 @dataclass(frozen=True)

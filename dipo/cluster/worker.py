@@ -15,19 +15,26 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
+from dipo.algo.analyze import analyze
+from dipo.algo.bias_correction import correct_layer
 from dipo.algo.calibrate import Observed, observe
 from dipo.algo.captures import Batch, StoredRows
 from dipo.algo.exchange import Exchange, NoExchange
+from dipo.algo.findings import Analysis
 from dipo.algo.pair import Pair
 from dipo.algo.simulate import Simulated, simulate
+from dipo.algo.sparsity import prune_layer
 from dipo.algo.sweep import Sweep, Training, UnitResult
 from dipo.algo.trainer import Piece
+from dipo.algo.update_bn import update_layer
 from dipo.cluster.group import Group, TorchExchange, listen
 from dipo.cluster.metrics import Metrics, NoMetrics
 from dipo.cluster.work import AloneWork, Job, Shard, TimedResult, UnitCost, Work
+from dipo.config import AlgoConfig, CalibConfig
 from dipo.data.samples import Dataset
+from dipo.graph.batch_norm import BatchNorm
 from dipo.graph.load import node_name
-from dipo.graph.plan import QuantizedModel
+from dipo.graph.plan import QuantizedLayer, QuantizedModel
 from dipo.graph.torch_module import GraphModule, channels_last
 from dipo.graph.units import Unit
 from dipo.quant import kernels
@@ -152,7 +159,7 @@ class Worker:
         rows = sum(len(batch) for batch in work.batches)
         how = self._training(work.work, [Piece(0, 0, rows, work.work.cfg.batch_size)], [0])
         rounding = None if work.begun is None else work.begun.rounding
-        result = Sweep(pair).train(unit, pair.targets(unit), how, rounding=rounding)
+        result = Sweep(pair, self._calib_inputs).train(unit, pair.targets(unit), how, rounding=rounding)
         self.metrics.unit_done()
         return TimedResult(result, time.perf_counter() - start)
 
@@ -161,7 +168,7 @@ class Worker:
         self.shard = shard
         pair = self._pair(units, quantized, shard.batches, owners=shard.owners, exchange=self.exchange)
         pair.read_samples(self._calib_inputs, with_float=with_float)
-        self.sweep = Sweep(pair)
+        self.sweep = Sweep(pair, self._calib_inputs)
 
     def prepare_kernels(self) -> str | None:
         """Makes the kernels of reconstruction ready; says why they are not compiled, where that was wanted."""
@@ -182,18 +189,30 @@ class Worker:
 
     def correct_bias(self, unit: Unit, fp_means: Mapping[str, NDArray[np.float64]]) -> TimedResult:
         """Corrects the bias of the next unit's layer together with the other workers."""
+        return self._changed(lambda pair: correct_layer(pair, unit, fp_means), corrects=True)
+
+    def update_bn(self, unit: Unit, norm: BatchNorm | None, calib: CalibConfig) -> TimedResult:
+        """Estimates the BatchNorm of the next unit's layer again together with the other workers."""
+        return self._changed(lambda pair: update_layer(pair, unit, norm, calib=calib))
+
+    def prune(self, unit: Unit, algo: AlgoConfig | None, calib: CalibConfig) -> TimedResult:
+        """Prunes the next unit's layer together with the other workers; leaves it alone where `algo` is None."""
+        return self._changed(lambda pair: prune_layer(pair, unit, cfg=algo, calib=calib))
+
+    def _changed(self, change: Callable[[Pair], dict[str, QuantizedLayer]], *, corrects: bool = False) -> TimedResult:
         assert self.sweep is not None
         start = time.perf_counter()
-        result = self.sweep.correct(unit, fp_means)
+        layers = change(self.sweep.pair)
         self.metrics.unit_done()
-        return TimedResult(result, time.perf_counter() - start)
+        return TimedResult(UnitResult(layers, {}, bias_corrected=corrects), time.perf_counter() - start)
 
-    def replay(self, units: Sequence[Unit], results: Sequence[UnitResult], *, corrections: bool) -> None:
-        """Takes what was found for the next units before; `corrections` are those of biases."""
+    def replay(self, units: Sequence[Unit], results: Sequence[UnitResult], *, step: str) -> None:
+        """Takes what a step found for the next units before."""
         assert self.sweep is not None
         for unit, result in zip(units, results, strict=True):
-            if corrections:
-                self.sweep.correct(unit, {}, known=result)
+            if step == "bias_correction":
+                known = next(iter(result.layers.values()), None)
+                correct_layer(self.sweep.pair, unit, {}, known=known)
             else:
                 self.sweep.replay(unit, result)
 
@@ -218,6 +237,21 @@ class Worker:
             progress=self._progress,
         )
 
+    def analyze(self, batches: Sequence[Batch], *, quantized: QuantizedModel, sensitivity_samples: int) -> Analysis:
+        """What the layers lose on these batches."""
+        self.done = 0
+        return analyze(
+            self.model,
+            plan=self.job.plan,
+            quantized=quantized,
+            rules=self.job.rules,
+            batches=batches,
+            inputs=self._calib_inputs,
+            sensitivity_samples=sensitivity_samples,
+            device=self.device,
+            progress=self._progress,
+        )
+
     def _pair(
         self,
         units: Sequence[Unit],
@@ -237,8 +271,9 @@ class Worker:
         self.prepare_kernels()
         assert self.kernels is not None
         return Training(
-            work.cfg, work.phase, work.correct_bias, pieces, piece_owners, work.seed, self.kernels, self._progress
-        )
+            work.cfg, work.phase, work.correct_bias, pieces, piece_owners, work.seed, self.kernels, self._progress,
+            tunes=work.tunes,
+        )  # fmt: skip
 
     def _calib_inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
         return self._inputs(self.job.calib, batch)

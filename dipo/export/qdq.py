@@ -153,7 +153,7 @@ class _Writer:
         input_qparams = self._activations.get(data.name)
         if layer.bias is None or input_qparams is None or not self._rules.int32_bias:
             return None
-        return quantize_bias(layer.bias, input_scale=input_qparams.scale, weight_scale=layer.qparams.scale)
+        return quantize_bias(layer.bias, input_scale=input_qparams.scale, weight=layer.qparams)
 
     def quantize_activation(self, value: ir.Value) -> None:
         """Let every reader of `value`, and the network's output where the rules say so, have it dequantized."""

@@ -1,7 +1,8 @@
 """Reading an ONNX file and bringing it to the form that everything else relies on.
 
 After `load`:
-  1. functions are inlined, constants folded, BatchNormalization and Pad folded into the convolution beside them;
+  1. functions are inlined, constants folded, BatchNormalization and Pad folded into the convolution beside them, which
+     remembers the former (`graph.batch_norm`);
   2. every node has a unique name, a layer the one that it had in the file;
   3. every layer with weights owns them: no initializer is read by two layers;
   4. every Conv, ConvTranspose and Gemm has a bias, zero where the file had none; a Gemm multiplies neither by a factor;
@@ -20,11 +21,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.passes.common import RemoveInitializersFromInputsPass
+from onnx_ir.passes.common import InlinePass, RemoveInitializersFromInputsPass
 from onnxscript import optimizer
 
 from dipo.errors import UserError
 from dipo.graph.batch import free_batch, fresh_name, replace_input
+from dipo.graph.batch_norm import find_batch_norms, record_batch_norms
 
 LAYER_OPERATORS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 ACTIVATION_OPERATORS = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "HardSwish", "HardSigmoid", "Sigmoid", "Gelu"})
@@ -191,10 +193,14 @@ def _refuse_broken(tensor: ir.TensorProtocol, name: str | None, path: Path) -> N
 
 def _optimize(model: ir.Model, path: Path) -> None:
     try:
+        # A function's values get the names that they keep.
+        InlinePass()(model)
+        batch_norms = find_batch_norms(model)
         optimizer.optimize(model)
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"model.path={path}: not a valid ONNX graph ({reason}), export it again") from error
+    record_batch_norms(model, batch_norms)
 
 
 @contextlib.contextmanager

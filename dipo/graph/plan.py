@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, Protocol
@@ -13,14 +13,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from dipo.errors import UserError
-from dipo.graph.load import array_of, bias_of, is_layer, name_of, node_name, weight_axis, weight_of
+from dipo.graph.load import bias_of, is_layer, name_of, node_name, weight_axis, weight_of
+from dipo.graph.placement import PASS_THROUGH, is_float, pass_through_source, quantized_values
 from dipo.graph.rules import PlatformRules
 from dipo.quant.spec import QParams, QuantSpec
-
-PASS_THROUGH = frozenset(
-    {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Identity", "Pad"}
-)
-"""Operators whose output holds values of their input (and zeros) alone: what is quantized before is so behind."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +60,8 @@ class QuantizedLayer:
     """Shaped like the weight."""
     qparams: QParams
     bias: NDArray[np.float32] | None
+    target: NDArray[np.float32] | None = None
+    """The weight that the codes stand for was made from; None: the float network's own. Zeros in it stay zeros."""
 
     @property
     def weight(self) -> NDArray[np.float32]:
@@ -113,6 +111,11 @@ def make_plan(
     act_bits: int,
     weight_per_channel: bool | None = None,
     weight_symmetric: bool | None = None,
+    weight_narrow: bool | None = None,
+    act_signed: bool | None = None,
+    act_symmetric: bool | None = None,
+    power_of_two: bool | None = None,
+    placement: str = "input",
     first_last_bits: int | None = 8,
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
     skip: Sequence[str] = (),
@@ -129,8 +132,14 @@ def make_plan(
         act_bits: Width of activations.
         weight_per_channel: One scale for each output channel; None as the target has it.
         weight_symmetric: None as the target has it; where it takes both, symmetric at 8 bits and asymmetric below.
+        weight_narrow: Weights without their smallest code; None as the target has it, with it where it takes both.
+        act_signed: None as the target has it.
+        act_symmetric: None as the target has it.
+        power_of_two: Scales that are powers of two; None as the target has it.
+        placement: Where activations are quantized: `input` or `output`, see `quantized_values`.
         first_last_bits: Least width of the first and last layers and of what they read; None for no exception.
-        overrides: Pattern of layers' names -> `weight_bits`, `act_bits`, `weight_per_channel`, `weight_symmetric`.
+        overrides: Pattern of layers' names -> `weight_bits`, `act_bits`, `weight_per_channel`, `weight_symmetric`,
+            `weight_narrow`.
         skip: Patterns of node names that stay float.
 
     Raises:
@@ -140,58 +149,60 @@ def make_plan(
     layer_names = [node_name(node) for node in model.graph if is_layer(node)]
     _check_patterns("overrides", overrides, layer_names, layer_names)
     _check_patterns("skip", skip, [node_name(node) for node in model.graph], layer_names)
-    _check_rules(rules, weight_per_channel=weight_per_channel, weight_symmetric=weight_symmetric, overrides=overrides)
-    edge = _edge_layers(model)
+    grid = {
+        "weight_per_channel": weight_per_channel,
+        "weight_symmetric": weight_symmetric,
+        "weight_narrow": weight_narrow,
+        "power_of_two": power_of_two,
+    }
+    _check_rules(rules, [{**grid, "act_signed": act_signed, "act_symmetric": act_symmetric}, *overrides.values()])
+    edge = edge_layers(model)
+    nodes = [node for node in model.graph if node.op_type in rules.operators and not _matches(node, skip)]
     layers: dict[str, LayerPlan] = {}
     input_bits: dict[str, int] = {}
-    readers: dict[str, list[ir.Node]] = {}
-    for node in model.graph:
-        if node.op_type not in rules.operators or _matches(node, skip):
-            continue
-        for value in _quantized_inputs(node, rules):
-            readers.setdefault(name_of(value), []).append(node)
-        if not is_layer(node):
-            continue
+    for node in filter(is_layer, nodes):
         least = first_last_bits or 0 if node_name(node) in edge else 0
-        wish: dict[str, Any] = {
-            "weight_bits": max(weight_bits, least),
-            "act_bits": max(act_bits, least),
-            "weight_per_channel": weight_per_channel,
-            "weight_symmetric": weight_symmetric,
-        }
+        wish: dict[str, Any] = {"weight_bits": max(weight_bits, least), "act_bits": max(act_bits, least), **grid}
         for pattern, values in overrides.items():
             wish |= values if fnmatchcase(node_name(node), pattern) else {}
         layers[node_name(node)] = _layer_plan(node, rules, wish)
         read = name_of(node.inputs[0]) if node.inputs[0] is not None else ""
         input_bits[read] = max(wish["act_bits"], input_bits.get(read, 0))
-    return _with_activations(model, rules, layers, readers, input_bits, least_bits=max(act_bits, 8))
+    quantized = quantized_values(nodes, rules, placement=placement)
+    if rules.quantize_outputs:
+        quantized |= {name_of(value) for value in model.graph.outputs}
+    widest = QuantSpec(
+        bits=max(act_bits, 8),
+        signed=_chosen(wish=act_signed, rule=rules.act_signed),
+        symmetric=_chosen(wish=act_symmetric, rule=rules.act_symmetric),
+        power_of_two=_chosen(wish=power_of_two, rule=rules.power_of_two),
+    )
+    activations, shared = _activations(model, quantized, input_bits, widest)
+    return Plan(layers=layers, activations=activations, shared=shared)
 
 
-def _with_activations(
-    model: ir.Model,
-    rules: PlatformRules,
-    layers: dict[str, LayerPlan],
-    readers: Mapping[str, Sequence[ir.Node]],
-    input_bits: Mapping[str, int],
-    *,
-    least_bits: int,
-) -> Plan:
+def _chosen(*, wish: bool | None, rule: bool | None) -> bool:
+    """What the user wishes, else what the target has, else no."""
+    return bool(rule if wish is None else wish)
+
+
+def _activations(
+    model: ir.Model, quantized: Set[str], input_bits: Mapping[str, int], widest: QuantSpec
+) -> tuple[dict[str, QuantSpec], dict[str, str]]:
+    """`Plan.activations` and `Plan.shared`, where `widest` is the grid of what no layer reads."""
     activations: dict[str, QuantSpec] = {}
     shared: dict[str, str] = {}
     values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
     for value in values:
         name = value.name
-        wanted = rules.quantize_outputs and value.is_graph_output()
-        if not name or value.const_value is not None or not (name in readers or wanted):
+        if not name or value.const_value is not None or name not in quantized:
             continue
-        source = _pass_through_source(value, readers)
+        source = pass_through_source(value, quantized)
         if source is not None:
             shared[name] = shared.get(source, source)
-            continue
-        activations[name] = QuantSpec(
-            bits=_bits_of(value, input_bits, least_bits), signed=rules.act_signed, symmetric=rules.act_symmetric
-        )
-    return Plan(layers=layers, activations=activations, shared=shared)
+        else:
+            activations[name] = replace(widest, bits=_bits_of(value, input_bits, widest.bits))
+    return activations, shared
 
 
 def _bits_of(value: ir.Value, input_bits: Mapping[str, int], least_bits: int) -> int:
@@ -202,47 +213,6 @@ def _bits_of(value: ir.Value, input_bits: Mapping[str, int], least_bits: int) ->
             below = _bits_of(use.node.outputs[0], input_bits, 0)
             wanted += [below] if below else []
     return max(wanted, default=least_bits)
-
-
-def _pass_through_source(value: ir.Value, readers: Mapping[str, object]) -> str | None:
-    """The quantized value that this one is a rearrangement of."""
-    node = value.producer()
-    while node is not None and node.op_type in PASS_THROUGH and node.inputs[0] is not None:
-        if node.op_type == "Pad" and not _pads_with_zeros(node):
-            return None
-        if name_of(node.inputs[0]) in readers:
-            return name_of(node.inputs[0])
-        node = node.inputs[0].producer()
-    return None
-
-
-def _pads_with_zeros(node: ir.Node) -> bool:
-    """Or with values of its input: both have a code on the input's grid."""
-    if node.attributes.get_string("mode", "constant") != "constant":
-        return True
-    value = node.inputs[2] if len(node.inputs) > 2 else None
-    if value is not None:
-        return value.const_value is not None and not array_of(value).any()
-    return node.attributes.get_float("value", 0.0) == 0
-
-
-def _quantized_inputs(node: ir.Node, rules: PlatformRules) -> list[ir.Value]:
-    """The activations that a quantized kernel of this node reads as integers."""
-    data = node.inputs[:1] if is_layer(node) or node.op_type in PASS_THROUGH else node.inputs
-    values = [value for value in data if value is not None and value.const_value is None and _is_float(value)]
-    if rules.fuse_residual_add and node.op_type == "Add" and len(values) == 2:
-        fused = next((v for v in reversed(values) if _only_feeds_a_sum(v)), None)
-        values = [value for value in values if value is not fused]
-    return values
-
-
-def _only_feeds_a_sum(value: ir.Value) -> bool:
-    producer = value.producer()
-    return producer is not None and is_layer(producer) and len(value.uses()) == 1
-
-
-def _is_float(value: ir.Value) -> bool:
-    return value.dtype is None or value.dtype == ir.DataType.FLOAT
 
 
 def _layer_plan(node: ir.Node, rules: PlatformRules, wish: Mapping[str, Any]) -> LayerPlan:
@@ -257,6 +227,8 @@ def _layer_plan(node: ir.Node, rules: PlatformRules, wish: Mapping[str, Any]) ->
         signed=symmetric,
         symmetric=symmetric,
         per_channel=rules.weight_per_channel if per_channel is None else per_channel,
+        narrow=_chosen(wish=wish["weight_narrow"], rule=rules.weight_narrow),
+        power_of_two=_chosen(wish=wish["power_of_two"], rule=rules.power_of_two),
     )
     return LayerPlan(
         node=node_name(node),
@@ -267,7 +239,7 @@ def _layer_plan(node: ir.Node, rules: PlatformRules, wish: Mapping[str, Any]) ->
     )
 
 
-def _edge_layers(model: ir.Model) -> set[str]:
+def edge_layers(model: ir.Model) -> set[str]:
     """Layers that read a network input, or make a network output, with no other layer between."""
     last: set[str] = set()
     reaches_output = set(model.graph.outputs)
@@ -284,7 +256,7 @@ def _edge_layers(model: ir.Model) -> set[str]:
             if is_layer(node):
                 first.add(node_name(node))
             else:
-                from_input.update(value for value in node.outputs if _is_float(value))
+                from_input.update(value for value in node.outputs if is_float(value))
     return first | last
 
 
@@ -300,21 +272,23 @@ def _check_patterns(option: str, patterns: Iterable[str], names: Sequence[str], 
             raise UserError(f"precision.{option} {pattern!r}: no layer is named like that, choose from {shown}")
 
 
-def _check_rules(
-    rules: PlatformRules,
-    *,
-    weight_per_channel: bool | None,
-    weight_symmetric: bool | None,
-    overrides: Mapping[str, Mapping[str, Any]],
-) -> None:
-    wishes = [{"weight_per_channel": weight_per_channel, "weight_symmetric": weight_symmetric}, *overrides.values()]
+def _check_rules(rules: PlatformRules, wishes: Iterable[Mapping[str, Any]]) -> None:
+    """Refuses what the target cannot do."""
+    any_act = rules.any_act_grid
+    only: dict[str, tuple[bool | None, str, str]] = {
+        "weight_per_channel": (
+            None if rules.weight_per_channel else False,
+            "one scale for a weight",
+            "a scale for each channel",
+        ),
+        "weight_symmetric": (rules.weight_symmetric, "asymmetric weights", "symmetric weights"),
+        "weight_narrow": (rules.weight_narrow, "weights with all their codes", "narrow weights"),
+        "act_signed": (None if any_act else rules.act_signed, "unsigned activations", "signed activations"),
+        "act_symmetric": (None if any_act else rules.act_symmetric, "asymmetric activations", "symmetric activations"),
+        "power_of_two": (rules.power_of_two, "any scales", "scales that are powers of two"),
+    }
     for wish in wishes:
-        if wish.get("weight_symmetric") is not None and rules.weight_symmetric not in (None, wish["weight_symmetric"]):
-            kind = "symmetric" if rules.weight_symmetric else "asymmetric"
-            raise UserError(
-                f"precision.weight_symmetric: platform {rules.name} takes only {kind} weights, leave it out"
-            )
-        if wish.get("weight_per_channel") and not rules.weight_per_channel:
-            raise UserError(
-                f"precision.weight_per_channel: platform {rules.name} takes one scale for a weight, leave it out"
-            )
+        for option, (taken, if_false, if_true) in only.items():
+            if taken is not None and wish.get(option) not in (None, taken):
+                what = if_true if taken else if_false
+                raise UserError(f"precision.{option}: platform {rules.name} takes only {what}, leave it out")

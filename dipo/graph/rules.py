@@ -26,6 +26,14 @@ class PlatformRules:
     """Conv + Add + Relu is one kernel: the Conv's output before the Add stays float."""
     quantize_outputs: bool = False
     """The network's outputs are quantized too."""
+    weight_narrow: bool | None = None
+    """True or False where the target takes weights only without, or only with, their smallest code; None where it takes
+    both: with."""
+    power_of_two: bool | None = None
+    """True where the target takes only scales that are powers of two; None where it takes any: any."""
+    any_act_grid: bool = False
+    """Activations may be signed or not and symmetric or not, whatever `act_signed` and `act_symmetric` say; these are
+    then what they are where nobody asks for another."""
     int8_kernels: bool = False
     """Widths below 8 bits run on the kernels for 8: a Clip on the codes, between QuantizeLinear and DequantizeLinear,
     keeps activations inside their limits, and weights are stored less their zero point. Otherwise the Clip is on the

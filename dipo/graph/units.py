@@ -5,12 +5,14 @@ or a residual sum. The pieces between two cuts are the units, but for two forms 
 part them: a depthwise convolution and the pointwise one behind it (they factorise one convolution), and the expansion
 in front of them when the pointwise one is a linear bottleneck (an inverted residual, arXiv:1801.04381, without
 its skip).
+
+A stage is a run of such blocks between two changes of resolution, and the network may be one unit as a whole.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -43,11 +45,9 @@ def find_units(model: ir.Model, *, granularity: str) -> list[Unit]:
 
     Args:
         model: A model that `graph.load` has normalised.
-        granularity: `block` as BRECQ and QDrop reconstruct, or `layer` as AdaRound does.
+        granularity: `layer` as AdaRound reconstructs, `block` as BRECQ and QDrop do, `stage`, or `network`.
     """
-    nodes = list(model.graph)
-    pieces = _layers(nodes) if granularity == "layer" else _merge(_blocks(nodes))
-    return [_unit(index, piece) for index, piece in enumerate(pieces)]
+    return [_unit(index, piece) for index, piece in enumerate(_CUTS[granularity](list(model.graph)))]
 
 
 def _unit(index: int, nodes: Sequence[ir.Node]) -> Unit:
@@ -184,3 +184,58 @@ def _is_linear_bottleneck(piece: Sequence[ir.Node]) -> bool:
     if len(layers) != 2 or not _is_depthwise(layers[0]) or piece[-1] is not layers[1]:
         return False
     return _weight_shape(layers[1])[0] < _weight_shape(layers[0])[0]
+
+
+def _stages(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
+    """Blocks in a row whose outputs have the same resolution."""
+    stages: list[list[ir.Node]] = []
+    last: Sequence[ir.Node] | None = None
+    for block in _merge(_blocks(nodes)):
+        if last is None or _changes_resolution(last, block):
+            stages.append([])
+        stages[-1].extend(block)
+        last = block
+    return stages
+
+
+def _changes_resolution(before: Sequence[ir.Node], block: Sequence[ir.Node]) -> bool:
+    sizes = [_resolution(piece[-1].outputs[0]) for piece in (before, block)]
+    if sizes[0] is not None and sizes[1] is not None:
+        return sizes[0] != sizes[1]
+    return any(node.op_type in _RESIZING or max(_strides(node), default=1) > 1 for node in block)
+
+
+def _resolution(value: ir.Value) -> tuple[int, ...] | None:
+    """Sizes behind batch and channels; None where they are not known."""
+    if value.shape is None:
+        return None
+    sizes = tuple(value.shape)[2:]
+    known = tuple(size for size in sizes if isinstance(size, int))
+    return known if len(known) == len(sizes) else None
+
+
+def _strides(node: ir.Node) -> Sequence[int]:
+    attribute = node.attributes.get("strides")
+    return () if attribute is None else attribute.as_ints()
+
+
+_RESIZING = frozenset(
+    {
+        "Resize",
+        "Upsample",
+        "GlobalAveragePool",
+        "GlobalMaxPool",
+        "ReduceMean",
+        "Flatten",
+        "DepthToSpace",
+        "SpaceToDepth",
+    }
+)
+"""Operators that change the resolution without strides."""
+_CUTS: dict[str, Callable[[Sequence[ir.Node]], list[list[ir.Node]]]] = {
+    "layer": _layers,
+    "block": lambda nodes: _merge(_blocks(nodes)),
+    "stage": _stages,
+    "network": lambda nodes: [list(nodes)],
+}
+"""By granularity."""

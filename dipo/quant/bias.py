@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from dipo.quant.spec import QParams
 
+TINY = np.finfo(np.float32).tiny
 _MOST = 1 << 30
 """Largest code: kernels add the bias to an int32 accumulator, which wraps, and half of it is left to the products."""
 
@@ -30,9 +31,7 @@ class QuantizedBias:
         return self.codes.astype(np.float32) * self.qparams.scale
 
 
-def quantize_bias(
-    bias: NDArray[np.float32], *, input_scale: NDArray[np.float32], weight_scale: NDArray[np.float32]
-) -> QuantizedBias:
+def quantize_bias(bias: NDArray[np.float32], *, input_scale: NDArray[np.float32], weight: QParams) -> QuantizedBias:
     """Round a bias to the grid of its layer's int32 accumulator.
 
     `codes = round_half_even(bias / s)` with `s = input_scale * weight_scale` in float32 (Jacob et al., Quantization and
@@ -45,13 +44,16 @@ def quantize_bias(
     Args:
         bias: Float bias, shape [C].
         input_scale: Scale of the layer's input, shape [].
-        weight_scale: Scale of its weight, shape [] or [C]; [C / groups] for a transposed convolution, whose weight
-            counts the output channels of one group.
+        weight: Of its weight; the scale has the shape [] or [C], [C / groups] for a transposed convolution, whose
+            weight counts the output channels of one group. Where scales are powers of two, a raised one is, too.
     """
+    weight_scale = weight.scale
     needed = np.abs(bias) / (input_scale * np.float32(_MOST))
     needed = needed.reshape(-1, weight_scale.size).max(axis=0) if weight_scale.ndim else needed.max()
+    if weight.power_of_two:
+        needed = np.where(needed > 0, np.exp2(np.ceil(np.log2(np.maximum(needed, TINY)))), 0).astype(np.float32)
     weight_scale = np.maximum(weight_scale, needed)
-    scale = np.maximum(input_scale * weight_scale, np.finfo(np.float32).tiny)
+    scale = np.maximum(input_scale * weight_scale, TINY)
     if scale.ndim:
         scale = np.tile(scale, bias.size // scale.size)
     codes = np.rint(bias.astype(np.float64) / scale.astype(np.float64)).astype(np.int32)

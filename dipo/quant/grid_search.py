@@ -16,6 +16,8 @@ _COARSE = np.float32(1.2) * _STEP ** -np.arange(44, dtype=np.float32)
 """Factors on a row's first scale: above 1 a grid may still fit a row of few weights better."""
 _FINE = _STEP ** (np.array([k for k in range(-6, 7) if k != 0], np.float32) / 6)
 """Factors on the best of those: up to their neighbours."""
+_POWERS = np.float32(2) ** np.array([1, 0, -1, -2, -3, -4], np.float32)
+"""Factors on a first scale that is a power of two."""
 
 
 def search_grids(rows: NDArray[np.float32], start: QParams, *, spec: QuantSpec, norm: float) -> QParams:
@@ -58,10 +60,10 @@ def _search(rows: NDArray[np.float32], start: QParams, *, spec: QuantSpec, norm:
         )
 
     for zero_point in _zero_points(start, spec):
-        for factor in _COARSE:
+        for factor in _POWERS if spec.power_of_two else _COARSE:
             attempt(start.scale * factor, zero_point)
     coarse = best
-    for factor in _FINE:
+    for factor in () if spec.power_of_two else _FINE:
         attempt(coarse.scale * factor, coarse.zero_point)
     return best
 

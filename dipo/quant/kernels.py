@@ -16,8 +16,8 @@ from dipo.quant import rounding
 Kernel = Callable[..., Any]
 
 _NAMES = (
-    "dequantize_codes", "mix_codes", "mix_floats", "loss_gradient",
-    "quantize_forward", "quantize_backward", "rounding_step", "adam_step",
+    "dequantize_codes", "mix_codes", "mix_floats", "loss_gradient", "shaped_gradient",
+    "quantize_forward", "quantize_backward", "rounding_step", "straight_through_step", "adam_step",
 )  # fmt: skip
 
 
@@ -29,9 +29,11 @@ class Kernels:
     mix_codes: Kernel
     mix_floats: Kernel
     loss_gradient: Kernel
+    shaped_gradient: Kernel
     quantize_forward: Kernel
     quantize_backward: Kernel
     rounding_step: Kernel
+    straight_through_step: Kernel
     adam_step: Kernel
     compiled: bool
     fallback: str | None = None

@@ -94,6 +94,29 @@ def loss_gradient(out: torch.Tensor, target: torch.Tensor, factor: torch.Tensor)
     return factor * (out - target)
 
 
+def shaped_gradient(
+    out: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+    factor: torch.Tensor,
+    exponent: torch.Tensor,
+) -> torch.Tensor:
+    """The gradient of factor / 2 * sum(weight |d|^p), d = out - target: `loss_gradient` for p = 2 without weights.
+
+    Args:
+        out: What the quantized unit gives.
+        target: What the float one does.
+        weight: Of each element, such as a Fisher diagonal; None for equal ones.
+        factor: As in `loss_gradient`.
+        exponent: p, at least 1.
+    """
+    difference = out - target
+    # The power as an exponential, as in `rounding_step`.
+    power = torch.exp((exponent - 1) * torch.log(difference.abs().clamp_min(1e-30)))
+    gradient = factor * (0.5 * exponent) * power * difference.sign()
+    return gradient if weight is None else gradient * weight
+
+
 def activate(x: torch.Tensor, other: torch.Tensor | None, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
     """clip(x + other, low, high): a sum with its Relu or Clip; infinite bounds where there is none."""
     return (x if other is None else x + other).clamp(low, high)
@@ -197,6 +220,43 @@ def rounding_step(
     moment2.copy_(m2)
     v.copy_(new)
     weight.copy_(soft_weight(new, floor, scale, low, high))
+
+
+def straight_weight(
+    v: torch.Tensor, ratio: torch.Tensor, scale: torch.Tensor, low: torch.Tensor, high: torch.Tensor
+) -> torch.Tensor:
+    """clip(round(ratio + V), low, high) * scale: the weight whose codes an offset V moves."""
+    return (ratio + v).round().clamp(low, high) * scale
+
+
+def straight_through_step(
+    grad: torch.Tensor,
+    v: torch.Tensor,
+    moment1: torch.Tensor,
+    moment2: torch.Tensor,
+    weight: torch.Tensor,
+    ratio: torch.Tensor,
+    scale: torch.Tensor,
+    low: torch.Tensor,
+    high: torch.Tensor,
+    schedule: torch.Tensor,
+) -> None:
+    """One Adam step of V, in place, and the weight that follows from it; `rounding_step` for any code.
+
+    The gradient passes the rounding as if it were not there, and ends half a step beyond the limits. There is no
+    regulariser: the weights are on the grid at every step. Arguments are those of `rounding_step`, with the float
+    weight / scale as `ratio` in the place of its floor.
+    """
+    lr, _, _, correction1, correction2, _ = schedule.unbind()
+    place = ratio + v
+    total = torch.where((place >= low - 0.5) & (place <= high + 0.5), grad * scale, 0.0)
+    m1 = moment1 * ADAM_BETA1 + total * (1 - ADAM_BETA1)
+    m2 = moment2 * ADAM_BETA2 + total * total * (1 - ADAM_BETA2)
+    new = v - lr * (m1 * correction1) / ((m2 * correction2).sqrt() + ADAM_EPS)
+    moment1.copy_(m1)
+    moment2.copy_(m2)
+    v.copy_(new)
+    weight.copy_(straight_weight(new, ratio, scale, low, high))
 
 
 def adam_step(

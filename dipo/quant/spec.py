@@ -1,11 +1,13 @@
-"""How a tensor is quantized (`QuantSpec`) and the numbers that follow from its range (`QParams`)."""
+"""How a tensor is quantized (`QuantSpec`), its range, and the numbers that follow from both (`QParams`)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+
+_TINY = np.finfo(np.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,10 @@ class QuantSpec:
     """Zero point at the middle of the limits (signed: 0, unsigned: 2^(bits-1))."""
     per_channel: bool = False
     """One scale for each output channel instead of one for the tensor."""
+    narrow: bool = False
+    """The smallest code is left out: -127 .. 127, or 1 .. 255. A symmetric grid then reaches as far on both sides."""
+    power_of_two: bool = False
+    """The scale is 2^k: rescaling is a shift."""
 
     def __post_init__(self) -> None:
         """Refuse widths that no target has."""
@@ -29,12 +35,30 @@ class QuantSpec:
     @property
     def qmin(self) -> int:
         """Smallest code."""
-        return -(1 << (self.bits - 1)) if self.signed else 0
+        return (-(1 << (self.bits - 1)) if self.signed else 0) + self.narrow
 
     @property
     def qmax(self) -> int:
         """Largest code."""
         return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
+
+    @property
+    def middle(self) -> int:
+        """The zero point of a symmetric grid."""
+        return (self.qmin + self.qmax + 1) // 2
+
+    @property
+    def num_steps(self) -> int:
+        """Steps from zero to the end of a symmetric grid, from end to end of another."""
+        return self.qmax - (self.middle if self.symmetric else self.qmin)
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values that a tensor's codes should cover; zero lies within."""
+
+    min: float
+    max: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +73,8 @@ class QParams:
     qmin: int
     qmax: int
     axis: int | None = None
+    power_of_two: bool = False
+    """The scale is 2^k and has to stay so: training leaves it alone."""
 
     def along(self, num_dims: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Scale and zero point, shaped to broadcast against a tensor of `num_dims` dimensions."""
@@ -57,3 +83,42 @@ class QParams:
         shape = [1] * num_dims
         shape[self.axis] = -1
         return self.scale.reshape(shape), self.zero_point.reshape(shape)
+
+
+def qparams_of(range_: Range, spec: QuantSpec) -> QParams:
+    """Scale and zero point of a whole tensor: `qparams_between` for one range."""
+    return qparams_between(range_.min, range_.max, spec)
+
+
+def qparams_between(low: ArrayLike, high: ArrayLike, spec: QuantSpec, *, axis: int | None = None) -> QParams:
+    """Scale and zero point as ONNX's QuantizeLinear wants them, one for each element of `low` and `high`.
+
+    Asymmetric: scale = (high - low) / (qmax - qmin), zero point = clip(round(qmin - low / scale)).
+    Symmetric: scale = max(-low, high) / (qmax - middle), zero point = middle.
+    Zero is always made part of the range. A range of nothing but zero has scale 1; no scale is below float32's smallest
+    normal number. Where it has to be a power of two, it is the next larger one.
+
+    Args:
+        low: Lower ends, finite; shape [] or [C].
+        high: Upper ends, of the same shape.
+        spec: The grid.
+        axis: What `QParams.axis` will be.
+    """
+    low = np.minimum(np.asarray(low, np.float64), 0)
+    high = np.maximum(np.asarray(high, np.float64), 0)
+    assert np.isfinite(low).all() and np.isfinite(high).all()
+    span = (np.maximum(-low, high) if spec.symmetric else high - low) / spec.num_steps
+    scale = np.where(span == 0, 1, np.maximum(span, _TINY)).astype(np.float32)
+    if spec.power_of_two:
+        scale = _next_power(scale)
+    if spec.symmetric:
+        zero_point = np.full(scale.shape, spec.middle)
+    else:
+        zero_point = np.clip(np.rint(spec.qmin - low / scale.astype(np.float64)), spec.qmin, spec.qmax)
+    return QParams(scale, zero_point.astype(np.int32), spec.qmin, spec.qmax, axis, spec.power_of_two)
+
+
+def _next_power(scale: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The smallest powers of two that are no smaller, up to the largest that float32 has."""
+    mantissa, exponent = np.frexp(scale)
+    return np.asarray(np.ldexp(np.float32(1), np.minimum(exponent - (mantissa == 0.5), 127)), np.float32)

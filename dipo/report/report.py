@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dipo.report.analysis import AnalysisReport
 from dipo.report.measures import OutputError
 
 
@@ -36,6 +37,26 @@ class UnitRow:
 
 
 @dataclass(frozen=True)
+class EqualizedRow:
+    """Layers whose channels were balanced against each other."""
+
+    layers: list[str]
+    min_scale: float
+    max_scale: float
+    """What channels between the layers were divided by."""
+    num_zero: int
+    """Channels without any weight, which were left alone."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something that the user should know of a layer or a value."""
+
+    name: str
+    what: str
+
+
+@dataclass(frozen=True)
 class Report:
     """All that `report.json` holds."""
 
@@ -58,6 +79,12 @@ class Report:
     units: list[UnitRow]
     not_reconstructed: list[str]
     """Layers that stay float."""
+    analysis: AnalysisReport | None
+    """Per layer what its weights and its activations lose; null where no analysis was asked for."""
+    equalized: list[EqualizedRow]
+    """The groups of layers whose channels were balanced."""
+    notes: list[Note]
+    """What is odd about the network, and what was left undone."""
     files: dict[str, int]
     """Bytes of each file for the target, and of the float model as `float`."""
     seconds: dict[str, float]

@@ -7,19 +7,25 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from dipo.report.analysis import AnalysisReport, AnalysisRow
 from dipo.report.measures import OutputError
-from dipo.report.report import Report
+from dipo.report.report import Note, Report
+from dipo.run import REPORT
 
 PLAIN_SECONDS = 10.0
 """Seconds between two plain lines of a task."""
 WORST_LAYERS = 5
+SENSITIVE_LAYERS = 10
+NOTES = 5
+WIDE = 110
+"""Columns of a console from which on a table may say everything."""
 
 
 class Terminal:
@@ -57,6 +63,19 @@ class Terminal:
     def show(self, report: Report) -> None:
         """The table at the end of a run."""
         self.console.print(Group(Text(""), _outputs(report), _layers(report), _costs(report)))
+
+    def show_analysis(self, analysis: AnalysisReport) -> None:
+        """The layers that the network suffers most from, and the options that would help them."""
+        self.console.print(Group(Text(""), _sensitive(analysis, wide=self.console.width >= WIDE)))
+        for option in analysis.options():
+            self.say(f"try '{option}'")
+
+    def show_notes(self, notes: Sequence[Note]) -> None:
+        """What is odd about the network, and what was left undone: the first of it, the rest is in the report."""
+        for note in notes[:NOTES]:
+            self.say(f"note: {note.name}: {note.what}")
+        if len(notes) > NOTES:
+            self.say(f"{len(notes) - NOTES} more notes are in {REPORT}")
 
 
 class _PlainTask:
@@ -101,6 +120,38 @@ def _layers(report: Report) -> Table:
     for row in report.worst_layers(WORST_LAYERS):
         table.add_row(Text(row.name), f"{row.cosine:.5f}", f"{row.sqnr_db:.2f}")
     return table
+
+
+def _sensitive(analysis: AnalysisReport, *, wide: bool) -> Table:
+    num_samples = f"{analysis.sensitivity_samples} samples"
+    table = Table(title=f"most sensitive layers, each quantized alone, {num_samples}", title_justify="left")
+    table.title_style = "bold"
+    table.add_column("layer", overflow="fold")
+    if wide:
+        table.add_column("bits")
+    for name in ("network dB", "share %", "weight dB", "input dB", "in place dB") if wide else ("network dB",):
+        table.add_column(name, justify="right")
+    table.add_column("advice" if wide else "hurts, advice")
+    for row in analysis.most_sensitive(SENSITIVE_LAYERS):
+        table.add_row(Text(row.name), *(_wide_cells(row) if wide else _narrow_cells(row)))
+    return table
+
+
+def _wide_cells(row: AnalysisRow) -> tuple[str, ...]:
+    activation = row.alone.activation
+    return (
+        f"w{row.weight_bits}" + ("" if row.act_bits is None else f"a{row.act_bits}"),
+        f"{row.sensitivity.sqnr_db:.2f}",
+        f"{100 * row.sensitivity.share:.1f}",
+        f"{row.alone.weight.sqnr_db:.2f}",
+        "float" if activation is None else f"{activation.sqnr_db:.2f}",
+        f"{row.accumulated.sqnr_db:.2f}",
+        row.advice or "",
+    )
+
+
+def _narrow_cells(row: AnalysisRow) -> tuple[str, str]:
+    return f"{row.sensitivity.sqnr_db:.2f}", row.hurts + (f": {row.advice}" if row.advice else "")
 
 
 def _costs(report: Report) -> Text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from dipo.graph.plan import QuantizedLayer, QuantizedModel
 from dipo.graph.units import Unit
 from dipo.quant.observers import Statistics
 from dipo.quant.spec import QParams
-from dipo.run import DamagedFileError, RunFolder
+from dipo.run import UNITS, DamagedFileError, RunFolder
 from dipo.stages.context import Context
 
 log = logging.getLogger("dipo")
@@ -54,7 +55,7 @@ class UnitFiles:
 
     def name(self, unit: Unit) -> str:
         """The file of a unit."""
-        return f"units/{self.step}-{unit.index:03d}.safetensors"
+        return f"{UNITS}/{self.step}-{unit.index:03d}.safetensors"
 
     def save(self, unit: Unit, timed: TimedResult) -> None:
         """Writes a unit."""
@@ -118,6 +119,8 @@ def _arrays(result: UnitResult) -> dict[str, NDArray[Any]]:
         }
         if layer.bias is not None:
             arrays[f"{name}/bias"] = layer.bias
+        if layer.target is not None:
+            arrays[f"{name}/target"] = layer.target
         if result.rounding is not None:
             arrays[f"{name}/rounding"] = result.rounding[name]
     for name, qparams in result.activations.items():
@@ -132,12 +135,12 @@ def _narrowest(qparams: QParams) -> type[np.integer[Any]]:
 
 
 def _layer(parts: Mapping[str, NDArray[Any]], old: QuantizedLayer) -> QuantizedLayer:
-    qparams = QParams(parts["scale"], parts["zero_point"], old.qparams.qmin, old.qparams.qmax, old.qparams.axis)
-    return QuantizedLayer(parts["codes"].astype(np.int32), qparams, parts.get("bias"))
+    qparams = dataclasses.replace(old.qparams, scale=parts["scale"], zero_point=parts["zero_point"])
+    return QuantizedLayer(parts["codes"].astype(np.int32), qparams, parts.get("bias"), parts.get("target"))
 
 
 def _activation(parts: Mapping[str, NDArray[Any]], old: QParams) -> QParams:
-    return QParams(parts["act_scale"], parts["act_zero_point"], old.qmin, old.qmax, old.axis)
+    return dataclasses.replace(old, scale=parts["act_scale"], zero_point=parts["act_zero_point"])
 
 
 def load_units(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -51,14 +52,30 @@ def write_fingerprint(folder: RunFolder, own: Mapping[str, Any], *, pieces: int)
     folder.write_json(FINGERPRINT, {**own, PIECES: pieces})
 
 
-def stored_pieces(folder: RunFolder, own: Mapping[str, Any], config: Config) -> int | None:
+@dataclass(frozen=True)
+class Stored:
+    """What a run was begun with."""
+
+    pieces: int
+    """Of an optimizer step."""
+    other_ranges: bool
+    """Whether ranges are to be chosen in another way than they were: what calibration saw holds, the rest does not."""
+
+
+def same_options(config: Config, folder: RunFolder) -> bool:
+    """Whether the run was begun with all of these options, but for those of the process."""
+    plain, stored = to_plain(config), RunFolder.stored_config(folder.path)
+    return all(plain[section] == stored.get(section) for section in (*SECTIONS, *SINGLE, "seed"))
+
+
+def compare(folder: RunFolder, own: Mapping[str, Any], config: Config) -> Stored | None:
     """Compares the fingerprint with that of the run in the folder.
 
     Returns:
-        The pieces of a step that the run was begun with; None where it was ended before it had a fingerprint.
+        What the run was begun with; None where it was ended before it had a fingerprint.
 
     Raises:
-        UserError: The run is another's: of another model, other samples, or other options.
+        UserError: The run is another's: of another model, other samples, or other options than those of `calib`.
     """
     if not folder.has(FINGERPRINT):
         return None
@@ -70,13 +87,14 @@ def stored_pieces(folder: RunFolder, own: Mapping[str, Any], config: Config) -> 
         ) from error
     wanted = {**own, PIECES: config.cluster.grad_shards or stored.get(PIECES)}
     different = [key for key in {**stored, **wanted} if stored.get(key) != wanted.get(key)]
-    if different:
-        named = "; ".join(_difference(key, stored, wanted) for key in different)
+    others = [key for key in different if not key.startswith("calib.")]
+    if others:
+        named = "; ".join(_difference(key, stored, wanted) for key in others)
         raise UserError(
             f"run.resume={folder.path}: that run was begun with {named}: resume it as it was begun, or begin another "
             "one with run.dir="
         )
-    return int(stored[PIECES])
+    return Stored(int(stored[PIECES]), other_ranges=bool(different))
 
 
 def _difference(key: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

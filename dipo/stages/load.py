@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +13,28 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from dipo.config import Config, resolve_path
-from dipo.data.dataset import Datasets, InputSpec, open_datasets
+from dipo.algo.analytic import channel_reaches
+from dipo.algo.captures import cut
+from dipo.algo.equalize import Equalized, equalize
+from dipo.algo.links import Refusal
+from dipo.algo.moments import input_moments, moments_of
+from dipo.algo.normal import Moments
+from dipo.config import Config, DataConfig, resolve_path
+from dipo.data.dataset import Dataset, Datasets, InputSpec, open_datasets
+from dipo.data.noise import make_noise
 from dipo.errors import UserError
 from dipo.export.platforms import RULES
 from dipo.export.runtime import run_model
-from dipo.graph.load import load, name_of
+from dipo.graph.load import layers_of, load, name_of, node_name
 from dipo.graph.plan import Plan, make_plan
 from dipo.graph.torch_module import GraphModule, channels_last
 
+log = logging.getLogger("dipo")
+
+ABSORPTION_SAMPLES, ABSORPTION_BATCH = 64, 16
+"""Samples on which absorbed biases must leave the network's function as it is."""
+NOISE_SAMPLES = 64
+"""Samples of noise on which a job without others is checked."""
 PARITY_SAMPLES = 4
 PARITY_LIMIT = 1e-3
 """Largest difference between torch and ONNX Runtime on the float network, over the largest output, that is rounding."""
@@ -32,8 +46,13 @@ class Loaded:
 
     path: Path
     model: ir.Model
+    """The float network; equalized, where that was asked for."""
     data: Datasets
     plan: Plan
+    equalized: Equalized | None = None
+    """What equalization did."""
+    has_samples: bool = True
+    """Whether `data` holds the user's samples, not noise."""
 
 
 def load_job(config: Config) -> Loaded:
@@ -44,40 +63,110 @@ def load_job(config: Config) -> Loaded:
     """
     if config.model.path is None:
         raise UserError("no model: give +model=mobilenet or model.path=<file.onnx>")
-    if config.data.path is None:
-        raise UserError("no samples: give data.path=<file or folder>")
     path = resolve_path(config.model.path)
     model = load(path)
-    data = open_datasets(
-        path=resolve_path(config.data.path),
-        eval_path=None if config.data.eval_path is None else resolve_path(config.data.eval_path),
-        inputs=[_input_spec(value, path) for value in model.graph.inputs],
-        num=config.data.num,
-        eval_num=config.data.eval_num,
-        mean=config.data.mean,
-        std=config.data.std,
-        scale=config.data.scale,
-        size=config.data.size,
-        layout=config.data.layout,
-    )
+    data = _samples(config, model, path)
+    has_samples = config.data.path is not None
+    plan = _plan(config, model)
+    equalized = None
+    if "equalize" in config.algo.steps and plan.layers:
+        equalized = _equalize(config, model, plan, data.calib if has_samples else None)
+        model = equalized.model
+        plan = _plan(config, model)
+    if not plan.layers:
+        raise UserError(
+            f"model.path={path}: no layer is left to quantize (Conv, ConvTranspose, Gemm or MatMul with constant "
+            "weights, and not in precision.skip)"
+        )
+    return Loaded(path, model, data, plan, equalized, has_samples)
+
+
+def _plan(config: Config, model: ir.Model) -> Plan:
     precision = config.precision
-    plan = make_plan(
+    return make_plan(
         model,
         rules=RULES[config.platform.name],
         weight_bits=precision.weight_bits,
         act_bits=precision.act_bits,
         weight_per_channel=precision.weight_per_channel,
         weight_symmetric=precision.weight_symmetric,
+        weight_narrow=precision.weight_narrow,
+        act_signed=precision.act_signed,
+        act_symmetric=precision.act_symmetric,
+        power_of_two=precision.power_of_two,
+        placement=precision.placement,
         first_last_bits=precision.first_last_bits,
         overrides=precision.overrides,
         skip=precision.skip,
     )
-    if not plan.layers:
-        raise UserError(
-            f"model.path={path}: no layer is left to quantize (Conv, ConvTranspose, Gemm or MatMul with constant "
-            "weights, and not in precision.skip)"
-        )
-    return Loaded(path, model, data, plan)
+
+
+def _equalize(config: Config, model: ir.Model, plan: Plan, samples: Dataset | None) -> Equalized:
+    """Balances the channels of layers with one scale for a weight."""
+    algo = config.algo
+    if all(layer.spec.per_channel for layer in plan.layers.values()) and not algo.equalize_per_channel:
+        reason = "left out, all weights have a scale for each channel (algo.equalize_per_channel=true equalizes them)"
+        return Equalized(model, [], [], [Refusal(next(iter(plan.layers)), reason)], 0, 0.0)
+    seen = _least_outputs(model, samples) if samples is not None and algo.absorb_bias else None
+    try:
+        reaches = channel_reaches(model, moments_of_model(model, config.data))
+    except UserError as error:
+        # Without them only the weights' ranges are balanced, as DFQ does.
+        log.info("equalization looks at weights alone: %s", error)
+        reaches = None
+    return equalize(model, absorb_bias=algo.absorb_bias, seen_min=seen, reaches=reaches)
+
+
+def _samples(config: Config, model: ir.Model, path: Path) -> Datasets:
+    """The user's samples, or noise where nothing asks for any."""
+    inputs = [_input_spec(value, path) for value in model.graph.inputs]
+    data = config.data
+    if data.path is None:
+        if config.needs_samples:
+            raise UserError("no samples: give data.path=<file or folder>, or take +algo=dfq, which needs none")
+        noise = make_noise(inputs, num=NOISE_SAMPLES, seed=config.seed, mean=data.mean, std=data.std)
+        return Datasets(calib=noise, eval=None)
+    return open_datasets(
+        path=resolve_path(data.path),
+        eval_path=None if data.eval_path is None else resolve_path(data.eval_path),
+        inputs=inputs,
+        num=data.num,
+        eval_num=data.eval_num,
+        mean=data.mean,
+        std=data.std,
+        scale=data.scale,
+        size=data.size,
+        layout=data.layout,
+    )
+
+
+def _least_outputs(model: ir.Model, samples: Dataset) -> dict[str, NDArray[np.float32]]:
+    """By name of the layer, the least number [C] of its output on some samples."""
+    outputs = {name_of(node.outputs[0]): node for node in layers_of(model)}
+    module = GraphModule(model, outputs=outputs).eval()
+    found: dict[str, NDArray[np.float32]] = {}
+    for batch in cut(min(ABSORPTION_SAMPLES, len(samples)), ABSORPTION_BATCH):
+        arrays = samples.read(batch.start, batch.stop).inputs
+        with torch.inference_mode():
+            values = module({name: channels_last(torch.from_numpy(array)) for name, array in arrays.items()})
+        for value, node in outputs.items():
+            channel = -1 if node.op_type == "MatMul" else 1
+            least = values[value].transpose(0, channel).flatten(1).amin(dim=1).numpy()
+            found[node_name(node)] = np.minimum(found.get(node_name(node), least), least)
+    return found
+
+
+def moments_of_model(model: ir.Model, data: DataConfig) -> dict[str, Moments]:
+    """What every value of the network is like, by BatchNorm's statistics.
+
+    Samples that are normalised by `data.mean` and `data.std` have mean 0 and standard deviation 1; pixels between 0 and
+    1 that are not are taken to be spread evenly.
+    """
+    mean, std = (None if values is None else np.asarray(values) for values in (data.mean, data.std))
+    low = (0.0 - (0.0 if mean is None else mean)) / (1.0 if std is None else std)
+    high = (1.0 - (0.0 if mean is None else mean)) / (1.0 if std is None else std)
+    spread = {"mean": (low + high) / 2, "std": (high - low) / math.sqrt(12)} if mean is None else {}
+    return moments_of(model, input_moments(model, low=low, high=high, **spread))
 
 
 def _input_spec(value: ir.Value, path: Path) -> InputSpec:

@@ -31,6 +31,7 @@ from dipo.graph.units import Unit, find_units
 from dipo.stages.checkpoint import UnitFiles, load_units
 from dipo.stages.context import Context
 from dipo.stages.seeds import unit_seed
+from dipo.stages.steps import BiasStep
 from dipo.stages.walk import Walk
 
 log = logging.getLogger("dipo")
@@ -57,7 +58,7 @@ def rounds(algo: AlgoConfig) -> list[Phase]:
 def corrected(context: Context, quantized: QuantizedModel, calibration: Calibration) -> QuantizedModel:
     """The network with its biases corrected, layer after layer."""
     units = find_units(context.loaded.model, granularity="layer")
-    walk = Walk(context, "bias_correction", units=units, quantized=quantized, calibration=calibration)
+    walk = Walk(context, BiasStep(calibration), units=units, quantized=quantized)
     for _ in walk.solved:
         walk.take()
     return walk.end()
@@ -67,18 +68,26 @@ class Round:
     """One phase of all units."""
 
     def __init__(
-        self, context: Context, number: int, units: Sequence[Unit], phase: Phase, begun: Mapping[int, UnitResult]
+        self,
+        context: Context,
+        step: str,
+        number: int,
+        units: Sequence[Unit],
+        phase: Phase,
+        begun: Mapping[int, UnitResult],
     ) -> None:
         """Does nothing yet.
 
         Args:
             context: Of the job.
+            step: Of the algorithm.
             number: Of the round, from 1.
             units: Those that have layers.
             phase: The steps to run.
             begun: What the round before made of the units, by index; nothing in the first one.
         """
         self.context, self.units, self.phase, self.begun = context, units, phase, begun
+        self.algo = context.config.algo.for_step(step)
         self.step = f"alone-{number}"
         self.files = UnitFiles(context.folder, self.step)
         self.batches = cut(len(context.loaded.data.calib), context.config.data.batch_size)
@@ -164,7 +173,7 @@ class Round:
             yield wave[index], timed
 
     def _work(self, unit: Unit) -> AloneWork:
-        algo = self.context.config.algo
+        algo = self.algo
         is_last = self.phase.stop == algo.iters
         seed = unit_seed(self.context.config.seed, unit, self.phase)
         work = Work(algo, self.phase, is_last and algo.correct_bias, seed)

@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import dipo
+from dipo.algo.calibrate import Calibration
 from dipo.algo.captures import cut
+from dipo.algo.odd import oddities
 from dipo.algo.simulate import LayerError, Simulated
 from dipo.config import Config
 from dipo.data.dataset import Dataset
@@ -23,8 +25,10 @@ from dipo.export.runtime import run_model
 from dipo.graph.load import layers_of, node_name
 from dipo.graph.plan import QuantizedModel
 from dipo.report.measures import accuracy, cosine, output_error, sqnr_db
-from dipo.report.report import LayerRow, Report, UnitRow
+from dipo.report.report import EqualizedRow, LayerRow, Note, Report
 from dipo.stages.context import Context
+from dipo.stages.load import Loaded
+from dipo.stages.transform import Transformed
 
 PROFILE_SAMPLES = 64
 """Samples whose layers are compared one by one."""
@@ -32,7 +36,7 @@ PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "numpy", "ray")
 
 
 def verify(
-    context: Context, *, quantized: QuantizedModel, files: Sequence[Path], units: Sequence[UnitRow], parity: float
+    context: Context, *, done: Transformed, calibration: Calibration, files: Sequence[Path], parity: float
 ) -> Report:
     """Compares the float, the simulated and the deployed network on the evaluation samples, or on those of calibration.
 
@@ -42,7 +46,7 @@ def verify(
     config, loaded = context.config, context.loaded
     dataset = loaded.data.eval or loaded.data.calib
     with context.stage("verify"):
-        simulated = _simulate(context, dataset, quantized)
+        simulated = _simulate(context, dataset, done.quantized)
         deployed, labels = _deploy(config, dataset, next(file for file in files if file.suffix == ".onnx"))
         peaks = context.pool.ask("peak_rss_mb")
     _check_labels(labels, simulated.fp_outputs)
@@ -56,7 +60,7 @@ def verify(
         platform=config.platform.name,
         precision=precision_name(config),
         samples={"calibration": len(loaded.data.calib), "evaluation": len(dataset)},
-        evaluated_on="calibration" if loaded.data.eval is None else "evaluation",
+        evaluated_on=_evaluated_on(loaded),
         parity=parity,
         accuracy={
             "fp32": top1(simulated.fp_outputs),
@@ -69,10 +73,13 @@ def verify(
             "deployed_vs_simulated": output_error(simulated.q_outputs, deployed),
         },
         layers=[_layer_row(name, error) for name, error in simulated.layers.items()],
-        units=list(units),
+        units=done.units,
         not_reconstructed=[
             node_name(node) for node in layers_of(loaded.model) if node_name(node) not in loaded.plan.layers
         ],
+        analysis=done.analysis,
+        equalized=_equalized(loaded),
+        notes=_notes(loaded, calibration),
         files={"float": loaded.path.stat().st_size, **{file.name: file.stat().st_size for file in files}},
         seconds=context.clock.seconds,
         peak_rss_mb=_peaks(config, peaks),
@@ -99,20 +106,9 @@ def precision_name(config: Config) -> str:
 
 
 def _simulate(context: Context, dataset: Dataset, quantized: QuantizedModel) -> Simulated:
-    shares = context.shares(len(dataset))
-    with context.terminal.task("verify", len(dataset), "samples") as progress:
-        found = dict(
-            context.pool.map(
-                "simulate",
-                [(share,) for share in shares],
-                sizes=[sum(map(len, share)) for share in shares],
-                progress=progress,
-                quantized=quantized,
-                dataset=dataset,
-                profile_samples=PROFILE_SAMPLES,
-            )
-        )
-    parts: list[Simulated] = [found[index] for index in range(len(shares))]
+    parts: list[Simulated] = context.over_samples(
+        "simulate", "verify", len(dataset), quantized=quantized, dataset=dataset, profile_samples=PROFILE_SAMPLES
+    )
     layers: dict[str, LayerError] = {}
     for part in parts:
         for name, error in part.layers.items():
@@ -150,6 +146,25 @@ def _check_labels(labels: NDArray[np.int64] | None, outputs: Mapping[str, NDArra
             f"data: labels run from {labels.min()} to {labels.max()} but the network has {classes} classes, "
             "give labels that fit"
         )
+
+
+def _evaluated_on(loaded: Loaded) -> str:
+    """What the samples are."""
+    if not loaded.has_samples:
+        return "noise"
+    return "calibration" if loaded.data.eval is None else "evaluation"
+
+
+def _notes(loaded: Loaded, calibration: Calibration) -> list[Note]:
+    """What is odd about the network, and what was left undone."""
+    found = [Note(odd.name, odd.what) for odd in oddities(loaded.model, loaded.plan, calibration.statistics)]
+    refused = [] if loaded.equalized is None else loaded.equalized.refusals
+    return found + [Note(refusal.where, f"equalization: {refusal.reason}") for refusal in refused]
+
+
+def _equalized(loaded: Loaded) -> list[EqualizedRow]:
+    chains = [] if loaded.equalized is None else loaded.equalized.chains
+    return [EqualizedRow(list(chain.layers), chain.min_scale, chain.max_scale, chain.num_zero) for chain in chains]
 
 
 def _layer_row(name: str, error: LayerError) -> LayerRow:

@@ -7,75 +7,44 @@ units so far, which costs a forward pass, and solves the unit once more.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-from dipo.algo.calibrate import Calibration
 from dipo.algo.captures import cut
-from dipo.algo.reconstruct import Phase
 from dipo.algo.sweep import UnitResult
 from dipo.cluster.group import Group
 from dipo.cluster.layout import shards_of
 from dipo.cluster.pool import Pool, WorkersLostError
-from dipo.cluster.work import TimedResult, Work
+from dipo.cluster.work import TimedResult
 from dipo.errors import JobError
 from dipo.graph.plan import Plan, QuantizedModel
 from dipo.graph.units import Unit
 from dipo.report.terminal import Terminal
 from dipo.stages.context import Context
-from dipo.stages.seeds import unit_seed
+from dipo.stages.steps import UnitStep
 
 log = logging.getLogger("dipo")
-
-
-@dataclass(frozen=True)
-class Begun:
-    """What the parallel schedule made of the units before they are polished in their order."""
-
-    results: Mapping[int, UnitResult]
-    """By index of the unit."""
-    phase: Phase
 
 
 class Walk:
     """A step of the algorithm, on its way through the units."""
 
-    def __init__(
-        self,
-        context: Context,
-        step: str,
-        *,
-        units: Sequence[Unit],
-        quantized: QuantizedModel,
-        calibration: Calibration,
-        begun: Begun | None = None,
-    ) -> None:
+    def __init__(self, context: Context, step: UnitStep, *, units: Sequence[Unit], quantized: QuantizedModel) -> None:
         """Stands in front of the first unit; no worker does anything yet.
 
         Args:
             context: Of the job.
-            step: `reconstruct` or `bias_correction`.
+            step: What is done with each unit.
             units: All of the network.
             quantized: The network as the step before left it.
-            calibration: What calibration saw.
-            begun: What an earlier phase made of the units.
         """
         self.context, self.config, self.pool = context, context.config, context.pool
-        self.units, self.quantized, self.calibration, self.begun = units, quantized, calibration, begun
-        self.trains = step == "reconstruct"
-        self.title = "unit" if begun is None else "polish unit"
-        self.phase = Phase(0, self.config.algo.iters) if begun is None else begun.phase
+        self.step, self.units, self.quantized = step, units, quantized
         self.solved = solved_units(units, context.loaded.plan)
         self.passed: list[UnitResult] = []
         self.standing: int | None = None
         """Units that the workers have passed; None: they have no sweep."""
         self.size = 0
-
-    @property
-    def num_steps(self) -> int:
-        """Optimizer steps of a unit."""
-        return len(self.phase) if self.trains else 0
 
     def skip(self, result: UnitResult) -> None:
         """Goes past the next unit that has layers with what was found for it earlier."""
@@ -92,7 +61,7 @@ class Walk:
         for attempt in range(self.config.cluster.retries + 1):
             try:
                 self._catch_up()
-                timed = self._reconstruct(unit) if self.trains else self._correct(unit)
+                timed = self._solve(unit)
             except WorkersLostError as error:
                 self.standing, reason = None, str(error)
                 log.warning("unit %s: a worker died (%s), attempt %d", unit.name, reason, attempt + 1)
@@ -129,7 +98,7 @@ class Walk:
         if self.standing < len(self.passed):
             units = self.units[self.standing : len(self.passed)]
             results = self.passed[self.standing :]
-            self.pool.call("replay", [(units, results)] * self.size, corrections=not self.trains)
+            self.pool.call("replay", [(units, results)] * self.size, step=self.step.name)
             self.standing = len(self.passed)
 
     def _begin(self) -> None:
@@ -142,32 +111,26 @@ class Walk:
         self.size = len(shards)
         join(self.pool, self.size)
         arguments = [(self.units, self.quantized, shard) for shard in shards]
-        self.pool.call("start_sweep", arguments, with_float=self.trains)
-        if self.trains:
+        self.pool.call("start_sweep", arguments, with_float=self.step.trains)
+        if self.step.trains:
             tell_of_eager_kernels(self.pool.call("prepare_kernels", [()] * self.size), self.context.terminal)
 
-    def _reconstruct(self, unit: Unit) -> TimedResult:
-        begun = None if self.begun is None else self.begun.results.get(unit.index)
-        algo = self.config.algo
-        work = Work(algo, self.phase, algo.correct_bias, unit_seed(self.config.seed, unit, self.phase))
-        arguments = [(unit, work, begun)] * self.size
-        title = f"{self.title} {self.solved.index(unit) + 1}/{len(self.solved)} {unit.name}"
-        with self.context.terminal.task(title, len(self.phase), "steps") as progress:
-            timed = self._first("reconstruct", arguments, progress=progress)
+    def _solve(self, unit: Unit) -> TimedResult:
+        step = self.step
+        arguments = [(unit, *step.arguments(unit))] * self.size
+        title = f"{step.title} {self.solved.index(unit) + 1}/{len(self.solved)} {unit.name}"
+        if not step.num_steps:
+            timed = self._first(arguments)
+            log.info("%s: %s, %.2f s", title, step.name, timed.seconds)
+            return timed
+        with self.context.terminal.task(title, step.num_steps, "steps") as progress:
+            timed = self._first(arguments, progress=progress)
         log.info("%s: loss %.4g -> %.4g, %.2f s", title, timed.result.loss_first, timed.result.loss_last, timed.seconds)
         return timed
 
-    def _correct(self, unit: Unit) -> TimedResult:
-        means = {
-            name: self.calibration.channel_means[name] for name in unit.layers if name in self.calibration.channel_means
-        }
-        timed = self._first("correct_bias", [(unit, means)] * self.size)
-        log.info("unit %s: bias corrected, %.2f s", unit.name, timed.seconds)
-        return timed
-
-    def _first(self, method: str, arguments: list[tuple[Any, ...]], **how: Any) -> TimedResult:
+    def _first(self, arguments: list[tuple[Any, ...]], **how: Any) -> TimedResult:
         """What the first worker answers; the others, in lockstep, answer the same."""
-        results: list[TimedResult] = self.pool.call(method, arguments, **how)
+        results: list[TimedResult] = self.pool.call(self.step.method, arguments, **how)
         return results[0]
 
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from dipo.algo.calibrate import Observed, observe, quantize_model
+from dipo.algo.calibrate import Observed, activation_ranges, observe, quantize_model
 from dipo.algo.captures import Batch, cut
 from dipo.config import CalibConfig
 from dipo.export.platforms import RULES
@@ -87,7 +87,8 @@ def make_case(network):
         samples = torch.randn(num, 3, 8, 8, generator=torch.Generator().manual_seed(1))
         case = Case(model, plan, samples, cut(num, batch_size), None, None)
         observed = case.observe(case.batches)
-        quantized = quantize_model(model, plan=plan, statistics=observed.statistics, cfg=CalibConfig())
+        ranges = activation_ranges(plan, observed.statistics, cfg=CalibConfig())
+        quantized = quantize_model(model, plan=plan, ranges=ranges, cfg=CalibConfig())
         return Case(model, plan, samples, case.batches, observed, quantized)
 
     return make

@@ -2,10 +2,14 @@ import functools
 import itertools
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
-from dipo.algo.calibrate import Observed
+from dipo.algo.calibrate import Observed, activation_ranges, quantize_model
+from dipo.algo.odd import oddities
+from dipo.config import CalibConfig
 from dipo.errors import UserError
+from dipo.quant.ranges import RANGE_METHODS, WEIGHT_METHODS
 
 
 def test_any_sharding_gives_bit_identical_statistics_and_means(make_case):
@@ -54,3 +58,52 @@ def test_an_activation_that_is_not_finite_is_named(make_case):
     case.samples[3] = float("nan")
     with pytest.raises(UserError, match="NaN"):
         case.observe(case.batches)
+
+
+@pytest.mark.parametrize("method", RANGE_METHODS)
+def test_every_method_gives_every_activation_a_range(make_case, method):
+    case = make_case()
+    found = activation_ranges(case.plan, case.observed.statistics, cfg=CalibConfig(method=method))
+    assert found.keys() == case.plan.activations.keys()
+    for name, range_ in found.items():
+        seen = case.observed.statistics[name]
+        assert min(seen.min, 0) <= range_.min <= 0 <= range_.max <= max(seen.max, 0)
+
+
+def test_weights_are_clipped_where_a_percentile_is_asked_for(make_case):
+    case = make_case(weight_bits=8)
+    cfg = CalibConfig(weights="percentile", weight_percentile=90.0)
+    ranges = activation_ranges(case.plan, case.observed.statistics, cfg=cfg)
+    layer = quantize_model(case.model, plan=case.plan, ranges=ranges, cfg=cfg).layers["left"]
+    weight = case.model.graph.initializers["w1"].const_value.numpy()
+    clipped = np.abs(weight).reshape(8, -1) > layer.qparams.scale[:, None] * 127.5
+    assert (clipped.sum(axis=1) == 7).all(), "of 72 weights 90 % are kept"
+
+
+def test_odd_networks_are_quantized_and_reported(make_case):
+    case = make_case(weight_bits=8, act_bits=8)
+    assert oddities(case.model, case.plan, case.observed.statistics) == []
+    zeros = np.zeros((8, 8, 3, 3), np.float32)
+    some = case.model.graph.initializers["w2"].const_value.numpy().copy()
+    some[[1, 5]] = 0
+    for name, array in (("w1", zeros), ("w2", some), ("b1", np.full(8, 0.5, np.float32))):
+        case.model.graph.initializers[name].const_value = ir.tensor(array, name=name)
+    seen = case.observe(case.batches).statistics
+    assert [(odd.name, odd.what) for odd in oddities(case.model, case.plan, seen)] == [
+        ("left", "its weight is all zero"),
+        ("right", "2 of its 8 channels have no weight but zero"),
+        ("r1", "it is 0.5 everywhere, on all samples"),
+    ]
+    assert [odd.name for odd in oddities(case.model, case.plan, {})] == ["left", "right"]
+    for method, weights in itertools.product(RANGE_METHODS, WEIGHT_METHODS):
+        cfg = CalibConfig(method=method, weights=weights)
+        quantized = quantize_model(
+            case.model, plan=case.plan, ranges=activation_ranges(case.plan, seen, cfg=cfg), cfg=cfg
+        )
+        assert not quantized.layers["left"].weight.any()
+        assert not quantized.layers["right"].weight[[1, 5]].any()
+        constant = quantized.activations["r1"]
+        assert (round(0.5 / float(constant.scale)) + constant.zero_point) <= constant.qmax
+        assert round(0.5 / float(constant.scale)) * constant.scale == pytest.approx(0.5, rel=0.02)
+        for qparams in (*quantized.activations.values(), *(layer.qparams for layer in quantized.layers.values())):
+            assert np.isfinite(qparams.scale).all() and (qparams.scale > 0).all()

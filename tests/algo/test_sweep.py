@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from dipo.algo.bias_correction import correct_layer
 from dipo.algo.captures import StoredRows
 from dipo.algo.exchange import NoExchange
 from dipo.algo.pair import Pair
@@ -107,7 +108,7 @@ def test_bias_correction_restores_the_channel_means(make_case):
     sweep, units = make_sweep(case, "layer", with_float=False)
     means = case.observed.calibration().channel_means
     for unit in units:
-        sweep.correct(unit, means)
+        correct_layer(sweep.pair, unit, means)
     corrected = QuantizedModel(sweep.pair.layers, sweep.pair.activations)
     # Without the rounding of biases to int32, so that the means are exact.
     result = simulate(
@@ -154,10 +155,10 @@ def test_a_replayed_bias_correction_ends_in_the_very_same_place(make_case):
     case = make_case(weight_bits=3, act_bits=8)
     means = case.observed.calibration().channel_means
     sweep, units = make_sweep(case, "layer", with_float=False)
-    results = [sweep.correct(unit, means) for unit in units[:2]]
+    results = [correct_layer(sweep.pair, unit, means) for unit in units[:2]]
     again, _ = make_sweep(case, "layer", with_float=False)
     for unit, result in zip(units, results, strict=False):
-        again.correct(unit, {}, known=result)
+        correct_layer(again.pair, unit, {}, known=next(iter(result.values()), None))
     found, expected = captures_of(again.pair), captures_of(sweep.pair)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in found)

@@ -276,7 +276,7 @@ def test_begun_on_three_workers_and_resumed_on_one(tmp_path, whole):
         folder = tmp_path / schedule
         start(folder, schedule, "cluster.workers=3")
         assert outcome(folder) == outcome(whole(schedule))
-        for name in ("report.json", "quantized.onnx", *(f"units/reconstruct-0{n:02}.safetensors" for n in range(4, 8))):
+        for name in ("report.json", "quantized.onnx", *(f"units/qdrop-0{n:02}.safetensors" for n in range(4, 8))):
             (folder / name).unlink(missing_ok=True)
         from dipo.job import run_job
 

@@ -1,11 +1,14 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from networks import network, saved, tiny_cnn
 
 from dipo.errors import UserError
 from dipo.export.platforms import RULES
-from dipo.graph.load import layers_of, load, name_of, node_name
+from dipo.graph.load import array_of, layers_of, load, name_of, node_name, weight_of
 from dipo.graph.plan import Plan, make_plan
+from dipo.quant.ranges import weight_qparams
 
 WIDTHS = {"weight_bits": 4, "act_bits": 4}
 
@@ -208,11 +211,144 @@ def test_the_plan_is_in_topological_order(tmp_path, shared_file):
     assert sum(layer.spec.bits == 8 for layer in plan.layers.values()) == 2
 
 
+def test_schemes_reach_every_grid(plan_of):
+    plan = plan_of(tiny_cnn(), weight_narrow=True, act_signed=True, act_symmetric=True, power_of_two=True)
+    for layer in plan.layers.values():
+        assert layer.spec.narrow and layer.spec.power_of_two
+    for spec in plan.activations.values():
+        assert spec.signed and spec.symmetric and spec.power_of_two and not spec.narrow
+
+
+def test_schemes_are_the_platforms_where_nothing_is_asked(plan_of):
+    for platform, signed in (("ort", False), ("trt", True)):
+        plan = plan_of(tiny_cnn(), platform=platform)
+        specs = [*plan.activations.values(), *(layer.spec for layer in plan.layers.values())]
+        assert not any(spec.narrow or spec.power_of_two for spec in specs)
+        assert all(spec.signed == spec.symmetric == signed for spec in plan.activations.values())
+
+
+def test_trt_takes_narrow_weights_and_what_it_has_anyway(plan_of):
+    plan = plan_of(tiny_cnn(), platform="trt", weight_narrow=True, act_signed=True, act_symmetric=True)
+    assert {(layer.spec.qmin, layer.spec.qmax) for layer in plan.layers.values()} == {(-127, 127), (-7, 7)}
+
+
+def test_a_platform_may_want_narrow_weights_and_powers_of_two(tmp_path):
+    rules = replace(RULES["ort"], weight_narrow=True, power_of_two=True)
+    model = load(saved(tiny_cnn(), tmp_path))
+    plan = make_plan(model, rules=rules, **WIDTHS)
+    assert all(layer.spec.narrow and layer.spec.power_of_two for layer in plan.layers.values())
+    assert all(spec.power_of_two for spec in plan.activations.values())
+    with pytest.raises(UserError, match="weight_narrow: platform ort takes only narrow weights"):
+        make_plan(model, rules=rules, weight_narrow=False, **WIDTHS)
+    with pytest.raises(UserError, match="power_of_two: platform ort takes only scales that are powers of two"):
+        make_plan(model, rules=rules, power_of_two=False, **WIDTHS)
+
+
+def test_overrides_narrow_a_layer(plan_of):
+    plan = plan_of(tiny_cnn(), overrides={"left": {"weight_narrow": True}})
+    assert [name for name, layer in plan.layers.items() if layer.spec.narrow] == ["left"]
+
+
+@pytest.mark.parametrize("platform", ["ort", "trt"])
+@pytest.mark.parametrize("placement", ["input", "output"])
+def test_nothing_is_quantized_between_a_layer_and_its_activation_function(plan_of, platform, placement):
+    plan = plan_of(tiny_cnn(), platform=platform, placement=placement)
+    quantized = {*plan.activations, *plan.shared}
+    assert {"image", "b", "d", "h"} <= quantized
+    assert not quantized & {"a", "c", "f"}, "a Relu alone reads them"
+    assert "scores" not in quantized, "a network's output stays float"
+    assert ("e" in quantized) == (platform == "ort"), "part of the sum's kernel in TensorRT"
+
+
+BEHIND = """(float[N,4,8,8] x) => (float[N,4] y) {
+  [first] a = Conv(x, w1)
+  [clip] b = Clip(a, low, high)
+  [pool] c = MaxPool<kernel_shape=[2,2],strides=[2,2]>(b)
+  [second] d = Conv(c, w2)
+  [swish] e = HardSwish(d)
+  [normal] f = Softmax(e)
+  [third] g = Conv(f, w3)
+  [mean] h = GlobalAveragePool(g)
+  [flat] i = Flatten(h)
+  [last] j = Gemm(i, w4)
+  [soft] y = Softmax(j)
+}"""
+BEHIND_WEIGHTS = {
+    "w1": (4, 4, 1, 1), "w2": (4, 4, 1, 1), "w3": (4, 4, 1, 1), "w4": (4, 4), "low": np.float32(0),
+    "high": np.float32(6),
+}  # fmt: skip
+
+
+def test_activations_are_quantized_where_they_are_read(plan_of):
+    plan = plan_of(network(BEHIND, **BEHIND_WEIGHTS))
+    assert set(plan.activations) == {"x", "c", "f", "g", "i"}
+    assert plan.shared == {}
+
+
+def test_activations_are_quantized_behind_what_makes_them(plan_of):
+    plan = plan_of(network(BEHIND, **BEHIND_WEIGHTS), placement="output")
+    assert set(plan.activations) == {"x", "b", "e", "f", "g", "h", "j"}
+    assert plan.shared == {"c": "b", "i": "h"}
+    assert plan.activations["b"].bits == 4, "as wide as the layer behind the pooling wants it"
+    assert plan.activations["e"].bits == 8
+
+
+def test_an_activation_function_that_the_target_quantizes_is_an_operator_of_its_own(plan_of):
+    text = """(float[N,4,8,8] x) => (float[N,4,8,8] y) {
+      [first] a = Conv(x, w1)
+      [gate] b = Sigmoid(a)
+      [last] y = Conv(b, w2)
+    }"""
+    model = network(text, w1=(4, 4, 1, 1), w2=(4, 4, 1, 1))
+    assert set(plan_of(model, placement="output").activations) == {"x", "a", "b"}
+    assert set(plan_of(model, placement="output", platform="trt").activations) == {"x", "b"}
+
+
+def test_what_is_skipped_is_not_quantized_behind(plan_of):
+    model = network(BEHIND, **BEHIND_WEIGHTS)
+    plan = plan_of(model, placement="output", skip=["last", "first"])
+    assert {"x", "j", "b"} & set(plan.activations) == set()
+    assert "c" in plan.activations
+
+
+AXES = {
+    "gemm": ("(float[N,6] x) => (float[N,4] y) { [layer] y = Gemm(x, w) }", (6, 4), 1),
+    "gemm transB": ("(float[N,6] x) => (float[N,4] y) { [layer] y = Gemm<transB=1>(x, w) }", (4, 6), 0),
+    "matmul": ("(float[N,6] x) => (float[N,4] y) { [layer] y = MatMul(x, w) }", (6, 4), 1),
+    "conv": ("(float[N,6,5,5] x) => (float[N,4,3,3] y) { [layer] y = Conv(x, w) }", (4, 6, 3, 3), 0),
+    "grouped": ("(float[N,6,5,5] x) => (float[N,4,3,3] y) { [layer] y = Conv<group=2>(x, w) }", (4, 3, 3, 3), 0),
+    "depthwise": ("(float[N,6,5,5] x) => (float[N,6,3,3] y) { [layer] y = Conv<group=6>(x, w) }", (6, 1, 3, 3), 0),
+    "1d": ("(float[N,6,5] x) => (float[N,4,3] y) { [layer] y = Conv(x, w) }", (4, 6, 3), 0),
+    "transposed": ("(float[N,6,5,5] x) => (float[N,4,7,7] y) { [layer] y = ConvTranspose(x, w) }", (6, 4, 3, 3), 1),
+    "transposed, grouped": (
+        "(float[N,6,5,5] x) => (float[N,4,7,7] y) { [layer] y = ConvTranspose<group=2>(x, w) }", (6, 2, 3, 3), 1,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile", "mse"])
+@pytest.mark.parametrize(("text", "shape", "axis"), AXES.values(), ids=AXES)
+def test_a_weights_scales_are_those_of_its_output_channels(tmp_path, text, shape, axis, method):
+    model = load(saved(network(text, w=shape), tmp_path))
+    layer = make_plan(model, rules=RULES["ort"], weight_bits=8, act_bits=8).layers["layer"]
+    weight = array_of(weight_of(next(layers_of(model))))
+    assert (layer.axis, weight.shape) == (axis, shape)
+    found = weight_qparams(weight, layer.spec, axis=layer.axis, method=method)
+    assert found.scale.shape == (shape[axis],)
+    one = replace(layer.spec, per_channel=False)
+    rows = [weight_qparams(np.take(weight, [i], axis), one, axis=axis, method=method) for i in range(shape[axis])]
+    np.testing.assert_array_equal(found.scale, [row.scale for row in rows])
+    per_tensor = weight_qparams(weight, one, axis=layer.axis, method="minmax")
+    assert per_tensor.scale == np.float32(np.abs(weight).max() / 127)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"platform": "trt", "weight_symmetric": False}, "trt takes only symmetric weights"),
         ({"platform": "trt", "overrides": {"left": {"weight_symmetric": False}}}, "trt takes only symmetric weights"),
+        ({"platform": "trt", "act_signed": False}, "precision.act_signed: platform trt takes only signed activations"),
+        ({"platform": "trt", "act_symmetric": False}, "act_symmetric: platform trt takes only symmetric activations"),
         ({"overrides": {"lefd": {"weight_bits": 4}}}, "precision.overrides 'lefd'.*left"),
         ({"overrides": {"relu1": {"weight_bits": 4}}}, "precision.overrides 'relu1'.*stem, left, right, head"),
         ({"skip": ["conv*"]}, "precision.skip 'conv\\*'.*stem"),

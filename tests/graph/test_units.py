@@ -185,3 +185,61 @@ def test_an_activation_in_two_nodes_stays_with_its_layer(tmp_path):
 def test_a_network_without_layers_is_one_unit(tmp_path):
     model = network("(float[N,4] x) => (float[N,4] y) { [r] a = Relu(x) [s] y = Sigmoid(a) }")
     assert units_of(model, tmp_path) == [()]
+
+
+def test_resnet20_has_three_stages_and_a_head(shared_file):
+    model = load(shared_file("resnet20_cifar10.onnx"))
+    units = find_units(model, granularity="stage")
+    check(model, units)
+    assert [len(unit.layers) for unit in units] == [7, 6, 6, 1]
+
+
+def test_mobilenet_v1_has_five_stages_and_a_head(shared_file):
+    model = load(shared_file("mobilenet_v1_025_224.onnx"))
+    units = find_units(model, granularity="stage")
+    check(model, units)
+    assert [len(unit.layers) for unit in units] == [3, 4, 4, 12, 4, 1]
+
+
+def strided_chain(batch: str, size: str) -> onnx.ModelProto:
+    return network(
+        f"""(float[{batch},4,{size},{size}] x) => (float[{batch},4,p,p] y) {{
+          [a] v1 = Conv<pads=[1,1,1,1]>(x, w1)
+          [ra] v2 = Relu(v1)
+          [b] v3 = Conv<pads=[1,1,1,1]>(v2, w2)
+          [rb] v4 = Relu(v3)
+          [c] v5 = Conv<pads=[1,1,1,1],strides=[2,2]>(v4, w3)
+          [rc] v6 = Relu(v5)
+          [d] y = Conv<pads=[1,1,1,1]>(v6, w4)
+        }}""",
+        **{f"w{i}": (4, 4, 3, 3) for i in range(1, 5)},
+    )
+
+
+@pytest.mark.parametrize("size", ["16", "h"])
+def test_stages_follow_shapes_or_where_they_are_unknown_strides(tmp_path, size):
+    assert units_of(strided_chain("N", size), tmp_path, "stage") == [("a", "b"), ("c", "d")]
+
+
+def test_a_chain_of_gemms_is_one_stage(tmp_path):
+    model = network(
+        """(float[N,4] x) => (float[N,4] y) {
+          [one] a = Gemm(x, w1)
+          [r1] b = Relu(a)
+          [two] c = Gemm(b, w2)
+          [r2] d = Relu(c)
+          [three] y = Gemm(d, w3)
+        }""",
+        w1=(4, 8), w2=(8, 8), w3=(8, 4),
+    )  # fmt: skip
+    assert units_of(model, tmp_path, "stage") == [("one", "two", "three")]
+    assert units_of(model, tmp_path) == [("one",), ("two",), ("three",)]
+
+
+@pytest.mark.parametrize("model", [tiny_cnn(), strided_chain("N", "8")])
+def test_a_network_is_one_unit_from_its_inputs_to_its_outputs(tmp_path, model):
+    units_of(model, tmp_path, "network")
+    loaded = load(tmp_path / "net.onnx")
+    (unit,) = find_units(loaded, granularity="network")
+    assert unit.inputs == tuple(name_of(value) for value in loaded.graph.inputs)
+    assert unit.outputs == tuple(name_of(value) for value in loaded.graph.outputs)

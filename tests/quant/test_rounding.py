@@ -46,6 +46,50 @@ def test_rounding_step_is_adam_on_the_loss_and_the_regularizer():
         torch.testing.assert_close(weight, rounding.soft_weight(v, floor, scale, low, high))
 
 
+def test_straight_through_step_is_adam_behind_a_rounding_that_gradients_pass():
+    g = torch.Generator().manual_seed(0)
+    ratio = torch.randn(500, generator=g, dtype=torch.float64) * 6
+    scale = torch.rand(500, generator=g, dtype=torch.float64) + 0.1
+    low, high = torch.full((500,), -8.0, dtype=torch.float64), torch.full((500,), 7.0, dtype=torch.float64)
+    slope = torch.randn(500, generator=g, dtype=torch.float64)
+    v = torch.zeros(500, dtype=torch.float64)
+    reference = v.clone().requires_grad_()
+    adam = torch.optim.Adam([reference], lr=0.3, eps=rounding.ADAM_EPS)
+    moments, weight = (torch.zeros_like(v), torch.zeros_like(v)), torch.empty_like(v)
+    for step in range(1, 5):
+        adam.zero_grad()
+        place = ratio + reference
+        rounded = place + (place.round() - place).detach()
+        # What rounds to a code inside the limits lies up to half a code beyond them.
+        passes = (place.detach() >= -8.5) & (place.detach() <= 7.5)
+        soft = torch.where(passes, rounded, place.detach().round().clamp(-8, 7)) * scale
+        (soft * slope).sum().backward()
+        adam.step()
+        schedule = torch.tensor([0.3, 9.0, 9.0, 1 / (1 - 0.9**step), 1 / (1 - 0.999**step), 9.0], dtype=torch.float64)
+        rounding.straight_through_step(slope, v, *moments, weight, ratio, scale, low, high, schedule)
+        torch.testing.assert_close(v, reference.detach(), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(weight, (ratio + v).round().clamp(-8, 7) * scale)
+    assert float(v.abs().max()) > 1, "codes further away than the neighbours can be reached"
+    assert bool((v == 0).any()), "what lies beyond the limits rests"
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("exponent", [1.0, 1.5, 2.0, 2.4, 4.0])
+def test_shaped_gradient_is_that_of_the_weighted_power_of_the_error(exponent, weighted):
+    g = torch.Generator().manual_seed(0)
+    out, target = (torch.randn(300, generator=g, dtype=torch.float64) for _ in range(2))
+    out[:5] = target[:5]
+    weight = torch.rand(300, generator=g, dtype=torch.float64) if weighted else None
+    factor = torch.tensor(0.125, dtype=torch.float64)
+    leaf = out.clone().requires_grad_()
+    counts = 1.0 if weight is None else weight
+    (factor / 2 * (counts * (leaf - target).abs() ** exponent).sum()).backward()
+    found = rounding.shaped_gradient(out, target, weight, factor, torch.tensor(exponent, dtype=torch.float64))
+    torch.testing.assert_close(found, leaf.grad, rtol=1e-9, atol=1e-12)
+    if exponent == 2 and weight is None:
+        torch.testing.assert_close(found, rounding.loss_gradient(out, target, factor))
+
+
 def test_adam_step_is_adam():
     parameter = torch.randn(50, dtype=torch.float64)
     reference = parameter.clone().requires_grad_()
@@ -133,3 +177,15 @@ def test_compiled_kernels_compute_what_the_eager_ones_do():
         found, expected = compiled.quantize_backward(grad, *args), rounding.quantize_backward(grad, *args)
         torch.testing.assert_close(found[0], expected[0])
         torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=1e-3)
+    out, target, weight = torch.randn(4096), torch.randn(4096), torch.rand(4096)
+    for counts in (None, weight):
+        args = out, target, counts, torch.tensor(0.1), torch.tensor(2.4)
+        torch.testing.assert_close(compiled.shaped_gradient(*args), rounding.shaped_gradient(*args))
+    schedule = torch.tensor([0.1, 9.0, 9.0, 10.0, 1000.0, 1.0])
+    ends = []
+    for own in (compiled, rounding):
+        v, *rest = (torch.zeros(4096) for _ in range(4))
+        limits = torch.full((4096,), 0.1), torch.full((4096,), -8.0), torch.full((4096,), 7.0)
+        own.straight_through_step(out, v, *rest, target * 4, *limits, schedule)
+        ends.append((v, rest[2]))
+    torch.testing.assert_close(ends[0], ends[1])

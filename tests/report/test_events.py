@@ -16,7 +16,7 @@ import pytest
 
 from dipo.report.events import FILE, Events, Torn, config_hash, read_events, reason_of
 
-UNIT = {"step": "reconstruct", "index": 3, "name": "/layer1", "steps": 320, "seconds": 2.5, "steps_per_second": 128.0}
+UNIT = {"step": "qdrop", "index": 3, "name": "/layer1", "steps": 320, "seconds": 2.5, "steps_per_second": 128.0}
 
 
 class Listening:

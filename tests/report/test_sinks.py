@@ -16,7 +16,7 @@ from dipo.run import RunFolder
 
 OPTIONS = {
     "model": {"name": "net", "path": None},
-    "algo": {"iters": 320, "steps": ["reconstruct"]},
+    "algo": {"iters": 320, "steps": ["qdrop"]},
     "precision": {"overrides": {"/features/*": {"weight_bits": 4}}},
     "seed": 0,
 }
@@ -36,10 +36,10 @@ END = {
 }
 METRICS = {
     "seconds/start workers": [(0, 1.5)],
-    "reconstruct/loss_first": [(0, 1.0), (4, 0.5)],
-    "reconstruct/loss_last": [(0, 0.25), (4, 0.125)],
-    "reconstruct/seconds": [(0, 2.0), (4, 2.0)],
-    "reconstruct/steps_per_second": [(0, 160.0), (4, 160.0)],
+    "qdrop/loss_first": [(0, 1.0), (4, 0.5)],
+    "qdrop/loss_last": [(0, 0.25), (4, 0.125)],
+    "qdrop/seconds": [(0, 2.0), (4, 2.0)],
+    "qdrop/steps_per_second": [(0, 160.0), (4, 160.0)],
     "accuracy/fp32": [(0, 99.5)],
     "error/a/sqnr_db": [(0, 36.0)],
     "seconds/run": [(0, 12.5)],
@@ -59,7 +59,7 @@ def opened(names, folder):
 def unit_ends(events, index):
     events.emit(
         "unit_ends",
-        step="reconstruct",
+        step="qdrop",
         index=index,
         name=f"unit {index}",
         steps=320,
@@ -185,7 +185,7 @@ def test_mlflow_has_the_figures_the_options_and_the_status(folder, database, cap
         "model.name": "net",
         "model.path": "null",
         "algo.iters": "320",
-        "algo.steps": '["reconstruct"]',
+        "algo.steps": '["qdrop"]',
         "precision.overrides": '{"/features/*": {"weight_bits": 4}}',
         "seed": "0",
     }
@@ -213,7 +213,7 @@ def test_mlflow_goes_on_in_the_run_of_a_resumed_run(folder, database):
     second = run_of(database, folder)
     assert second.info.run_id == first.info.run_id
     assert second.info.status == "FAILED", "nobody reported its end"
-    history = database().get_metric_history(first.info.run_id, "reconstruct/loss_first")
+    history = database().get_metric_history(first.info.run_id, "qdrop/loss_first")
     assert [(metric.step, metric.value) for metric in history] == [(0, 1.0), (4, 0.5)]
 
 

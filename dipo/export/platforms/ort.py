@@ -48,6 +48,7 @@ RULES = PlatformRules(
     int32_bias=True,
     fuse_residual_add=False,
     int8_kernels=True,
+    any_act_grid=True,
 )
 
 

@@ -1,0 +1,99 @@
+"""Bias absorption: what an activation never cuts off moves from a layer's bias into the next layer's.
+
+DFQ (arXiv:1906.04721), section 4.1.3. It narrows the range of the value between the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from dipo.algo.links import Link, Passed, Refusal, clip_limits, filters_of, keeps_shifts
+from dipo.graph.batch_norm import batch_norm_of, set_batch_norm
+from dipo.graph.load import array_of, bias_of, node_name, weight_of
+
+
+@dataclass(frozen=True)
+class Absorbed:
+    """What went from one layer's bias into another's."""
+
+    first: str
+    second: str
+    num_channels: int
+    largest: float
+    """Of what was taken off a channel."""
+
+
+def amounts_of(
+    link: Link, floor: NDArray[np.float64] | None, scales: NDArray[np.float64]
+) -> NDArray[np.float64] | Refusal | None:
+    """What can be taken off each channel between two layers; None where there is nothing.
+
+    c = max(0, floor), and no more than a Clip lets pass (DFQ, eq. 15).
+
+    Args:
+        link: The two layers.
+        floor: What the first layer's output hardly falls below, [C], before it was scaled; None where not known.
+        scales: What the values between were divided by, [C].
+    """
+    if floor is None:
+        return Refusal(
+            node_name(link.first), "bias absorption: no BatchNormalization tells what its output falls below"
+        )
+    amounts = np.maximum(floor / scales, 0.0)
+    for passed in link.between:
+        limits = clip_limits(passed.node)
+        if limits is not None:
+            amounts = np.clip(amounts, 0.0, limits[1] / scales)
+    if not amounts.any():
+        return None
+    reason = _obstacle(link)
+    return amounts if reason is None else Refusal(node_name(link.first), f"bias absorption: {reason}")
+
+
+def absorb(link: Link, nodes: Mapping[str, ir.Node], amounts: NDArray[np.float64]) -> Absorbed:
+    """Moves `amounts` [C] from the first layer's bias into the second's, as W c. Limits of a Clip between are left.
+
+    Args:
+        link: The two layers.
+        nodes: Those of the network to change, by name.
+        amounts: What `amounts_of` found.
+    """
+    first, second = nodes[node_name(link.first)], nodes[node_name(link.second)]
+    taken_from, given_to, weight, norm = bias_of(first), bias_of(second), weight_of(second), batch_norm_of(first)
+    assert taken_from is not None and given_to is not None and weight is not None
+    filters = filters_of(second, array_of(weight)).sum(axis=3, dtype=np.float64)
+    inputs = np.repeat(amounts, link.repeat).reshape(filters.shape[0], -1)
+    given = np.einsum("goi,gi->go", filters, inputs).reshape(-1)
+    set_constant(taken_from, array_of(taken_from) - amounts)
+    set_constant(given_to, array_of(given_to) + given)
+    if norm is not None:
+        set_batch_norm(first, norm.lowered(amounts))
+    return Absorbed(node_name(first), node_name(second), int((amounts > 0).sum()), float(amounts.max()))
+
+
+def set_constant(value: ir.Value, array: NDArray[np.floating]) -> None:
+    """Gives an initializer other numbers, in float32."""
+    value.const_value = ir.tensor(np.ascontiguousarray(array, dtype=np.float32), name=value.name)
+
+
+def _obstacle(link: Link) -> str | None:
+    """Why a constant cannot pass from one layer to the other; None where it can."""
+    blocked: Passed | None = next((passed for passed in link.between if not keeps_shifts(passed)), None)
+    if blocked is not None:
+        return f"{node_name(blocked.node)} is {blocked.node.op_type}, which a constant does not pass unchanged"
+    second = link.second
+    if bias_of(link.first) is None or bias_of(second) is None:
+        return "one of the two layers has no bias"
+    if second.op_type == "ConvTranspose":
+        return f"{node_name(second)} is ConvTranspose, which gives a constant another sum at each position"
+    padded = any(second.attributes.get_ints("pads", ())) or _pads_itself(second)
+    return f"{node_name(second)} pads with zeros, so that its borders would change" if padded else None
+
+
+def _pads_itself(node: ir.Node) -> bool:
+    return node.attributes.get_string("auto_pad", "NOTSET") in {"SAME_UPPER", "SAME_LOWER"}

@@ -1,0 +1,86 @@
+"""What quantization can do without samples: ranges and bias correction from the moments of the values."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from dipo.algo.links import find_links, mean_response
+from dipo.algo.normal import Moments
+from dipo.graph.load import array_of, layers_of, name_of, node_name, weight_of
+from dipo.graph.plan import Plan, QuantizedLayer, QuantizedModel
+from dipo.quant.ranges import Range
+
+
+def analytic_bias_correction(
+    model: ir.Model, *, plan: Plan, quantized: QuantizedModel, moments: Mapping[str, Moments]
+) -> QuantizedModel:
+    """Takes off each bias what the errors of the weights add to the mean of the layer's output.
+
+    b - (W_q - W) E[x] (DFQ, arXiv:1906.04721, section 4.2.1), E[x] being the mean of the float layer's input. A MatMul,
+    which has no bias, stays as it is.
+
+    Args:
+        model: The float network.
+        plan: What is quantized in it.
+        quantized: Its integer weights.
+        moments: What its values are like, by name.
+    """
+    found = {}
+    for node in layers_of(model):
+        layer = quantized.layers.get(node_name(node))
+        if node_name(node) not in plan.layers or layer is None or layer.bias is None or node.inputs[0] is None:
+            continue
+        mean = moments[name_of(node.inputs[0])].mean
+        shift = mean_response(node, _weight_error(node, layer), mean)
+        found[node_name(node)] = dataclasses.replace(layer, bias=(layer.bias - shift).astype(np.float32))
+    return QuantizedModel({**quantized.layers, **found}, quantized.activations)
+
+
+def data_free_ranges(plan: Plan, moments: Mapping[str, Moments], *, sigmas: float = 6.0) -> dict[str, Range]:
+    """Ranges of all activations: so many standard deviations around each channel's mean (DFQ, section 5).
+
+    What a Relu or Clip cuts off of that is left out; the range spans all channels, and zero.
+
+    Args:
+        plan: What is quantized.
+        moments: What the values are like, by name.
+        sigmas: Standard deviations to either side.
+    """
+    ranges = {}
+    for name in plan.activations:
+        low, high = moments[name].spread(sigmas)
+        ranges[name] = Range(min(0.0, float(low.min())), max(0.0, float(high.max())))
+    return ranges
+
+
+def channel_reaches(
+    model: ir.Model, moments: Mapping[str, Moments], *, sigmas: float = 4.0
+) -> dict[str, NDArray[np.float64]]:
+    """How far the values reach that lie between two layers, each channel for itself: what `equalize` can even out.
+
+    Args:
+        model: The float network.
+        moments: What its values are like, by name.
+        sigmas: Standard deviations to either side of the mean that count.
+
+    Returns:
+        By name of the first layer of each pair, [C].
+    """
+    reaches = {}
+    for link in find_links(model)[0]:
+        last = link.between[-1].node if link.between else link.first
+        low, high = moments[name_of(last.outputs[0])].spread(sigmas)
+        reaches[node_name(link.first)] = np.maximum(-low, high).reshape(-1, link.repeat).max(axis=1)
+    return reaches
+
+
+def _weight_error(node: ir.Node, layer: QuantizedLayer) -> NDArray[np.float64]:
+    value = weight_of(node)
+    assert value is not None
+    error: NDArray[np.float64] = layer.weight.astype(np.float64) - array_of(value)
+    return error

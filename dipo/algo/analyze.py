@@ -1,0 +1,244 @@
+"""Which layers of a quantized network lose how much, and to what: their weights or what they read.
+
+For each layer, in one pass over the samples:
+  weight, activation, both   the layer quantized alone, behind the float network: its own output;
+  accumulated                the same output in the quantized network, with the errors of all before it;
+  sensitivity                the network's outputs when nothing but this layer is quantized.
+
+Only the nodes behind a layer run again for its sensitivity: about half a forward pass for each layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+
+from dipo.algo.captures import Batch, channel_sum, read_ahead
+from dipo.algo.findings import Analysis, Sums
+from dipo.algo.simulate import simulated_constants
+from dipo.graph.load import layers_of, name_of, node_name
+from dipo.graph.plan import Plan, QuantizedModel
+from dipo.graph.rules import PlatformRules
+from dipo.graph.torch_module import GraphModule, Step
+from dipo.quant.functional import TorchQParams, fake_quantize
+
+QUESTIONS = ("weight", "activation", "both", "accumulated", "sensitivity")
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """One layer and all that its questions need."""
+
+    layer: str
+    step: Step
+    qparams: TorchQParams | None
+    """Of its input; None where that stays float."""
+    constants: dict[str, torch.Tensor]
+    """Its weight and bias as the target keeps them."""
+    has_bias: bool
+    suffix: tuple[Step, ...]
+    """The nodes that its output reaches, in topological order."""
+
+
+def analyze(
+    model: ir.Model,
+    *,
+    plan: Plan,
+    quantized: QuantizedModel,
+    rules: PlatformRules,
+    batches: Sequence[Batch],
+    inputs: Callable[[Batch], Mapping[str, torch.Tensor]],
+    sensitivity_samples: int,
+    device: torch.device,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Analysis:
+    """Answers the questions of this module for a worker's batches.
+
+    A batch's values are kept where a question reads them, so memory is bounded by a batch, not by the samples.
+
+    Args:
+        model: The float network.
+        plan: What is quantized; only its layers are looked at.
+        quantized: Codes and scales.
+        rules: How the target keeps biases.
+        batches: This worker's.
+        inputs: Reads a batch.
+        sensitivity_samples: Samples of the run, from the first, on which sensitivity is measured: every batch that
+            begins among them.
+        device: Where to run.
+        progress: Called with the number of samples done.
+    """
+    outputs = [value for value in model.graph.outputs if value.dtype is None or value.dtype.is_floating_point()]
+    module = GraphModule(model).to(device).eval()
+    constants = simulated_constants(model, plan=plan, quantized=quantized, rules=rules, device=device)
+    passes = _Passes(
+        module=module,
+        outputs=tuple(name_of(value) for value in outputs or model.graph.outputs),
+        float_constants={name: module.constant(name) for name in module.constant_names},
+        constants=constants,
+        qparams={
+            name: TorchQParams.of(quantized.activations[name], num_dims=0, device=device) for name in plan.activations
+        },
+    )
+    probes = _probes(model, plan, passes)
+    parts: dict[str, dict[str, dict[int, tuple[Sums, ...]]]] = {
+        question: {probe.layer: {} for probe in probes} for question in QUESTIONS
+    }
+    shifts: dict[str, dict[int, NDArray[np.float64]]] = {probe.layer: {} for probe in probes if probe.has_bias}
+    done = 0
+    with torch.inference_mode():
+        for batch, values in read_ahead(batches, inputs):
+            answers, moved = passes.answer(values, probes, sensitivity=batch.start < sensitivity_samples)
+            for question, layers in answers.items():
+                for name, sums in layers.items():
+                    parts[question][name][batch.index] = sums
+            for name, shift in moved.items():
+                shifts[name][batch.index] = shift
+            done += len(batch)
+            progress(done)
+    return Analysis(parts, shifts)
+
+
+def _probes(model: ir.Model, plan: Plan, passes: _Passes) -> list[_Probe]:
+    steps = {step.node: index for index, step in enumerate(passes.module.steps)}
+    probes = []
+    for node in layers_of(model):
+        name = node_name(node)
+        if name not in plan.layers:
+            continue
+        index, layer = steps[name], plan.layers[name]
+        source = plan.input_of(node)
+        own = (layer.weight, layer.bias)
+        probes.append(
+            _Probe(
+                layer=name,
+                step=passes.module.steps[index],
+                qparams=None if source is None else passes.qparams[source],
+                constants={key: passes.constants[key] for key in own if key is not None and key in passes.constants},
+                has_bias=layer.bias is not None,
+                suffix=_suffix(passes.module.steps[index:]),
+            )
+        )
+    return probes
+
+
+def _suffix(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """Those of the steps behind the first that its outputs reach."""
+    reached = set(steps[0].outputs)
+    suffix = []
+    for step in steps[1:]:
+        if not reached.isdisjoint(name for name in step.inputs if name is not None):
+            suffix.append(step)
+            reached.update(step.outputs)
+    return tuple(suffix)
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """A network on its device, as it is and quantized."""
+
+    module: GraphModule
+    outputs: tuple[str, ...]
+    """Network outputs that are numbers."""
+    float_constants: dict[str, torch.Tensor]
+    constants: dict[str, torch.Tensor]
+    """Weights and biases as the target keeps them."""
+    qparams: dict[str, TorchQParams]
+    """By name of the activation."""
+
+    def answer(
+        self, values: Mapping[str, torch.Tensor], probes: Sequence[_Probe], *, sensitivity: bool
+    ) -> tuple[dict[str, dict[str, tuple[Sums, ...]]], dict[str, NDArray[np.float64]]]:
+        """All questions for one batch, by question and layer; and `Analysis.shifts`."""
+        kept = self._float_values(values, _read_values(probes, self.outputs, sensitivity=sensitivity))
+        answers: dict[str, dict[str, tuple[Sums, ...]]] = {question: {} for question in QUESTIONS}
+        shifts = {}
+        answers["accumulated"] = self._accumulated(values, probes, kept)
+        for probe in probes:
+            name = probe.layer
+            fp = kept[probe.step.outputs[0]]
+            x = kept[_data(probe.step)]
+            both = _run_layer(probe.step, x, {**kept, **probe.constants})
+            answers["weight"][name] = (Sums.between(fp, both),)
+            if probe.qparams is not None:
+                x = fake_quantize(x, probe.qparams)
+                answers["activation"][name] = (Sums.between(fp, _run_layer(probe.step, x, kept)),)
+                both = _run_layer(probe.step, x, {**kept, **probe.constants})
+            answers["both"][name] = (Sums.between(fp, both),)
+            if probe.has_bias:
+                shifts[name] = channel_sum(both - fp).cpu().numpy()
+            if sensitivity:
+                found = self._rerun(probe, both, kept)
+                answers["sensitivity"][name] = tuple(
+                    Sums.between(kept[output], found.get(output, kept[output])) for output in self.outputs
+                )
+        return answers, shifts
+
+    def _float_values(self, values: Mapping[str, torch.Tensor], wanted: frozenset[str]) -> dict[str, torch.Tensor]:
+        """Constants, and those values of the float network that are wanted."""
+        kept = dict(self.float_constants)
+
+        def keep(name: str, value: torch.Tensor) -> torch.Tensor:
+            if name in wanted:
+                kept[name] = value
+            return value
+
+        self.module(values, hook=keep)
+        return kept
+
+    def _accumulated(
+        self, values: Mapping[str, torch.Tensor], probes: Sequence[_Probe], kept: Mapping[str, torch.Tensor]
+    ) -> dict[str, tuple[Sums, ...]]:
+        taps = {probe.step.outputs[0]: probe.layer for probe in probes}
+        found: dict[str, tuple[Sums, ...]] = {}
+
+        def hook(name: str, value: torch.Tensor) -> torch.Tensor:
+            if name in taps:
+                found[taps[name]] = (Sums.between(kept[name], value),)
+            return fake_quantize(value, self.qparams[name]) if name in self.qparams else value
+
+        self.module(values, hook=hook, constants=self.constants)
+        return found
+
+    def _rerun(self, probe: _Probe, output: torch.Tensor, kept: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The network outputs that the layer reaches, with its output replaced and all else float."""
+        live = {probe.step.outputs[0]: output}
+        result = {name: value for name, value in live.items() if name in self.outputs}
+        for step in probe.suffix:
+            made = step.function(
+                *(None if name is None else live[name] if name in live else kept[name] for name in step.inputs)
+            )
+            live |= zip(step.outputs, made if isinstance(made, tuple) else (made,), strict=False)
+            result |= {name: live[name] for name in step.outputs if name in self.outputs}
+            for name in step.last_reads:
+                live.pop(name, None)
+        return result
+
+
+def _read_values(probes: Sequence[_Probe], outputs: Sequence[str], *, sensitivity: bool) -> frozenset[str]:
+    """The float values that the questions read."""
+    wanted = {*outputs, *(name for probe in probes for name in (_data(probe.step), probe.step.outputs[0]))}
+    steps = {probe.step.node: probe.step for probe in probes}
+    if sensitivity:
+        steps |= {step.node: step for probe in probes for step in probe.suffix}
+    # What a node reads alone is what the layer's change has reached; a sum or a concatenation reads other values too.
+    wanted |= {name for step in steps.values() if len(step.inputs) > 1 for name in step.inputs if name}
+    return frozenset(wanted)
+
+
+def _data(step: Step) -> str:
+    """What a layer multiplies by its weight."""
+    name = step.inputs[0]
+    assert name is not None
+    return name
+
+
+def _run_layer(step: Step, data: torch.Tensor, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    made = step.function(data, *(None if name is None else values[name] for name in step.inputs[1:]))
+    assert isinstance(made, torch.Tensor)
+    return made

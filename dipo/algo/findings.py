@@ -1,0 +1,93 @@
+"""What an analysis found: sums that add up over batches and merge exactly over workers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dipo.algo.simulate import LayerError
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums over the elements of a value in two networks; they add up over batches."""
+
+    fp_fp: float
+    """Of the float values' squares."""
+    q_q: float
+    """Of the quantized ones'."""
+    fp_q: float
+    """Of the products."""
+    noise: float
+    """Of the squared differences."""
+    count: int
+    """Elements."""
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(
+            self.fp_fp + other.fp_fp,
+            self.q_q + other.q_q,
+            self.fp_q + other.fp_q,
+            self.noise + other.noise,
+            self.count + other.count,
+        )
+
+    @staticmethod
+    def between(fp: torch.Tensor, q: torch.Tensor) -> Sums:
+        """The sums for one batch."""
+        error = LayerError.between(fp.float(), q.float())
+        return Sums(error.fp_fp, error.q_q, error.fp_q, error.noise, fp.numel())
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What one worker saw; merges exactly with what the others saw."""
+
+    parts: dict[str, dict[str, dict[int, tuple[Sums, ...]]]]
+    """By question, name of the layer, and index of the batch: one for the layer's output, or for `sensitivity` one for
+    each output of the network. A layer whose input stays float has none for `activation`."""
+    shifts: dict[str, dict[int, NDArray[np.float64]]]
+    """By name of a layer with a bias and index of the batch: sums [C] of the differences behind `both`."""
+
+    def merge(self, other: Analysis) -> Analysis:
+        """What both saw."""
+        return Analysis(
+            {
+                question: {name: mine | other.parts[question][name] for name, mine in layers.items()}
+                for question, layers in self.parts.items()
+            },
+            {name: mine | other.shifts[name] for name, mine in self.shifts.items()},
+        )
+
+    def totals(self) -> dict[str, dict[str, tuple[Sums, ...]]]:
+        """By question and layer, over all batches: they are added in their order, whoever ran them."""
+        return {
+            question: {name: _added(batches) for name, batches in layers.items() if batches}
+            for question, layers in self.parts.items()
+        }
+
+    def shift_shares(self) -> dict[str, float]:
+        """By layer with a bias: the part of the noise behind `both` that a corrected bias takes away, 0 to 1.
+
+        That is sum_c n m_c^2 over the noise, with m_c the mean difference of channel c over its n elements.
+        """
+        shares = {}
+        for name, batches in self.shifts.items():
+            sums = np.sum([batches[index] for index in sorted(batches)], axis=0)
+            both = _added(self.parts["both"][name])[0] if batches else None
+            if both is not None:
+                constant = float(np.square(sums).sum()) / max(1, both.count // sums.size)
+                shares[name] = min(1.0, constant / both.noise) if 0 < both.noise < math.inf else 0.0
+        return shares
+
+
+def _added(batches: Mapping[int, tuple[Sums, ...]]) -> tuple[Sums, ...]:
+    first, *rest = (batches[index] for index in sorted(batches))
+    for sums in rest:
+        first = tuple(a + b for a, b in zip(first, sums, strict=True))
+    return first

@@ -1,0 +1,121 @@
+"""How much the network's likelihood depends on each element of a value: the diagonal of the Fisher information.
+
+BRECQ (arXiv:2102.05426), eq. 10: the error of an output element z counts (d log p(y | x) / dz)^2, in the float network.
+The expectation is over the y that the network itself expects: of logits [N, C] a class is drawn, other outputs are
+taken for the means of Gaussians of unit variance. One y is drawn for each sample, from a generator of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+
+from dipo.algo.captures import Batch, Capture
+from dipo.algo.exchange import Exchange
+from dipo.graph.load import name_of
+from dipo.graph.torch_module import GraphModule
+
+
+def fisher_diagonals(
+    model: ir.Model,
+    values: Sequence[str],
+    batches: Sequence[Batch],
+    inputs: Callable[[Batch], Mapping[str, torch.Tensor]],
+    *,
+    seed: int,
+    device: torch.device,
+) -> dict[str, Capture]:
+    """One pass forward and backward over a worker's samples.
+
+    Args:
+        model: The float network.
+        values: Where the information is wanted.
+        batches: This worker's.
+        inputs: Reads a batch.
+        seed: Of what is drawn.
+        device: Where to run.
+
+    Returns:
+        By value the squared gradients, float32, in the order of a capture.
+    """
+    judged = [_judged(value) for value in model.graph.outputs]
+    module = GraphModule(model, outputs=judged).to(device).eval().requires_grad_(requires_grad=False)
+    parts: dict[str, list[torch.Tensor]] = {name: [] for name in values}
+    for batch in batches:
+        seen = _tapped(module, inputs(batch), set(values), {*values, *judged})
+        outputs = {name: seen[name] for name in judged if seen[name].requires_grad}
+        slopes = [_likelihood_slope(out.detach(), batch, [seed, judged.index(name)]) for name, out in outputs.items()]
+        taps = [seen[name] for name in values]
+        found = torch.autograd.grad(list(outputs.values()), taps, slopes, allow_unused=True)
+        for name, tap, grad in zip(values, taps, found, strict=True):
+            parts[name].append(torch.zeros_like(tap) if grad is None else grad.square())
+    return {name: Capture.gather(pieces, None) for name, pieces in parts.items()}
+
+
+def normalised(
+    diagonals: Mapping[str, Capture], batches: Sequence[Batch], *, owners: Sequence[int], exchange: Exchange
+) -> dict[str, Capture]:
+    """The diagonals of a unit's outputs over their mean in all workers' samples; ones where nothing depends on them.
+
+    Args:
+        diagonals: Of this worker's batches.
+        batches: This worker's, in the order of the diagonals' rows.
+        owners: The worker that holds each of the run's batches.
+        exchange: Adds up over the workers.
+    """
+    sums, start = {}, 0
+    for batch in batches:
+        own = [capture.data[start : start + len(batch)] for capture in diagonals.values()]
+        total = torch.stack([rows.sum(dtype=torch.float64) for rows in own]).sum()
+        sums[batch.index] = torch.stack([total, torch.full_like(total, sum(rows.numel() for rows in own))])
+        start += len(batch)
+    total, count = exchange.ordered_sum(sums, owners=owners)
+    if float(total) == 0:
+        return {name: Capture(torch.ones_like(c.data), c.shape, None) for name, c in diagonals.items()}
+    mean = (total / count).to(torch.float32)
+    return {name: Capture(c.data / mean, c.shape, None) for name, c in diagonals.items()}
+
+
+def _judged(output: ir.Value) -> str:
+    """The value that the likelihood is of: a network output, the logits where a Softmax makes it of them."""
+    node = output.producer()
+    if node is None or node.op_type != "Softmax" or output.shape is None or len(output.shape) != 2:
+        return name_of(output)
+    assert node.inputs[0] is not None
+    return name_of(node.inputs[0])
+
+
+def _tapped(
+    module: GraphModule, values: Mapping[str, torch.Tensor], taps: set[str], kept: set[str]
+) -> dict[str, torch.Tensor]:
+    """Values on their way through the network; gradients begin at the first taps, and flow through the later ones."""
+    seen: dict[str, torch.Tensor] = {}
+
+    def hook(name: str, value: torch.Tensor) -> torch.Tensor:
+        if name in taps and not value.requires_grad:
+            value = value.detach().requires_grad_()
+        if name in kept:
+            seen[name] = value
+        return value
+
+    with torch.enable_grad():
+        module(values, hook=hook)
+    return seen
+
+
+def _likelihood_slope(out: torch.Tensor, batch: Batch, seed: Sequence[int]) -> torch.Tensor:
+    """The gradient of log p(y | x) at a network output, for the y that is drawn for each sample."""
+    generators = [np.random.default_rng([*seed, sample]) for sample in range(batch.start, batch.stop)]
+    if out.ndim == 2 and out.shape[1] > 1:
+        probabilities = out.double().softmax(1).cpu().numpy()
+        slope: NDArray[np.float64] = -probabilities
+        for row, generator in enumerate(generators):
+            cumulated = np.cumsum(probabilities[row])
+            slope[row, min(int(np.searchsorted(cumulated, generator.random())), out.shape[1] - 1)] += 1
+    else:
+        slope = np.stack([generator.standard_normal(tuple(out.shape[1:])) for generator in generators])
+    return torch.from_numpy(slope).to(out)

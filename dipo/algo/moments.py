@@ -1,0 +1,233 @@
+"""Mean and standard deviation of every channel of every value, from BatchNormalization's statistics: without samples.
+
+What a layer with a folded BatchNormalization makes is taken for normal, with the mean and the standard deviation that
+it had in training (DFQ, arXiv:1906.04721, section 4.2.1 and appendix C); other values follow from what they are made
+of, which is taken for independent and alike at all positions. Of a pooling and a Resize the mean and the standard
+deviation are those of what they read: neighbours are taken for equal, and borders are not looked at.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+
+from dipo.algo.links import clip_limits, filters_of, mean_response, num_spatial
+from dipo.algo.moment_ops import FUNCTIONS, refusal
+from dipo.algo.normal import Moments, clipped, mapped, multiplied, scaled, summed
+from dipo.errors import UserError
+from dipo.graph import torch_ops
+from dipo.graph.batch_norm import batch_norm_in, batch_norm_of
+from dipo.graph.load import array_of, bias_of, is_layer, name_of, opset_of, weight_of
+
+_UNCHANGED = frozenset({"Identity", "Dropout", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize"})
+_CURVES = frozenset(
+    {"Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Elu", "Gelu", "Mish", "Erf", "Abs", "Neg", "Exp"}
+)  # fmt: skip
+"""Functions of one number."""
+_MOVES = frozenset({"Slice", "Pad", "Concat", "Split", "Gather"})
+"""Operators that put each number somewhere, or a zero."""
+
+
+def input_moments(
+    model: ir.Model,
+    *,
+    mean: float | NDArray[np.floating] = 0.0,
+    std: float | NDArray[np.floating] = 1.0,
+    low: float | NDArray[np.floating] = -np.inf,
+    high: float | NDArray[np.floating] = np.inf,
+) -> dict[str, Moments]:
+    """What the network's inputs are taken for: the same for each of them.
+
+    Args:
+        model: A model that `graph.load` has normalised.
+        mean: Of all channels, or of each.
+        std: Likewise.
+        low: No number is below; images have such bounds.
+        high: No number is above.
+
+    Raises:
+        UserError: There is another number of channels, or it is not known.
+    """
+    found = {}
+    for value in model.graph.inputs:
+        shape = value.shape
+        channels = None if shape is None or len(shape) < 2 else shape[1]
+        if not isinstance(channels, int) or shape is None:
+            raise UserError(
+                f"input {value.name!r}: its number of channels is not known, so nothing can be said about it without "
+                "samples, give data.path or export the model with fixed channels"
+            )
+        try:
+            arrays = [np.broadcast_to(np.asarray(each, np.float64), (channels,)) for each in (mean, std, low, high)]
+        except ValueError as error:
+            raise UserError(
+                f"input {value.name!r} has {channels} channels, give data.mean and data.std for each of them, or one "
+                "number for all"
+            ) from error
+        found[name_of(value)] = Moments.of(*arrays[:2], low=arrays[2], high=arrays[3], num_dims_behind=len(shape) - 2)
+    return found
+
+
+def moments_of(model: ir.Model, inputs: Mapping[str, Moments] | None = None) -> dict[str, Moments]:
+    """What every value is like, by name.
+
+    Args:
+        model: A model that `graph.load` has normalised, equalized or not.
+        inputs: What the network's inputs are like, by name; by default mean 0 and standard deviation 1.
+
+    Raises:
+        UserError: An operator makes what cannot be told without samples.
+    """
+    known = dict(input_moments(model) if inputs is None else inputs)
+    for node in model.graph:
+        made = _made_by(node, known, opset_of(model))
+        known |= {name_of(value): each for value, each in zip(node.outputs, made, strict=False) if value.name}
+    return known
+
+
+def _made_by(node: ir.Node, known: Mapping[str, Moments], opset: int) -> list[Moments]:
+    if node.domain not in ("", "ai.onnx"):
+        raise refusal(node)
+    values = [value for value in node.inputs if value is not None and value.const_value is None]
+    unknown = next((value for value in values if name_of(value) not in known), None)
+    if unknown is not None or not values:
+        raise refusal(node)
+    read = [known[name_of(value)] for value in values]
+    if node.op_type in _MOVES:
+        return _moved(node, read, opset)
+    norm = batch_norm_in(node) or batch_norm_of(node)
+    if norm is not None:
+        behind = num_spatial(node) if is_layer(node) else read[0].num_dims_behind
+        return [Moments.of(norm.beta, norm.std, num_dims_behind=behind)]
+    if is_layer(node):
+        return [_layer(node, read[0])]
+    if len(read) > 1:
+        return [_joined(node, read, opset)]
+    return [_followed(node, read[0], opset)]
+
+
+def _followed(node: ir.Node, x: Moments, opset: int) -> Moments:
+    """What a node makes of one value."""
+    limits = clip_limits(node)
+    if limits is not None:
+        return clipped(x, *limits)
+    if node.op_type in _UNCHANGED:
+        return x if node.op_type in {"Identity", "Dropout"} else dataclasses.replace(x, mu=x.mean, sigma=x.std)
+    if node.op_type in _CURVES:
+        return mapped(x, _curve(node, opset))
+    if node.op_type not in FUNCTIONS:
+        raise refusal(node)
+    return FUNCTIONS[node.op_type](node, x)
+
+
+def _joined(node: ir.Node, read: list[Moments], opset: int) -> Moments:
+    """What a node makes of two values."""
+    x, y = read[:2]
+    if len(read) > 2 or len(x.mean) != len(y.mean):
+        raise refusal(node)
+    if node.op_type == "Add":
+        return summed(x, y)
+    if node.op_type == "Sub":
+        return summed(x, scaled(y, -1.0))
+    if node.op_type == "Mul":
+        gated = _gated(node, x, y, opset)
+        return multiplied(x, y) if gated is None else gated
+    raise refusal(node)
+
+
+def _gated(node: ir.Node, x: Moments, y: Moments, opset: int) -> Moments | None:
+    """X * f(x), such as a SiLU in two nodes: what it joins is anything but independent."""
+    values = [value for value in node.inputs if value is not None]
+    for value, other, moments in (*zip(values, reversed(values), (x, y), strict=True),):
+        gate = other.producer()
+        if gate is not None and gate.op_type in _CURVES and gate.inputs[0] is value:
+            curve = _curve(gate, opset)
+            return mapped(moments, lambda numbers, curve=curve: numbers * curve(numbers))  # type: ignore[misc]
+    return None
+
+
+def _layer(node: ir.Node, x: Moments) -> Moments:
+    """W E[x] + b and W^2 Var[x]."""
+    value, bias = weight_of(node), bias_of(node)
+    assert value is not None
+    weight = array_of(value).astype(np.float64)
+    groups, _, inputs, _ = filters_of(node, weight).shape
+    if groups * inputs != len(x.mean) or x.num_dims_behind != num_spatial(node):
+        raise refusal(node)
+    mean, var = mean_response(node, weight, x.mean), mean_response(node, weight**2, x.std**2)
+    mean = mean if bias is None else mean + array_of(bias)
+    return Moments.of(mean, np.sqrt(var), num_dims_behind=x.num_dims_behind)
+
+
+def _moved(node: ir.Node, read: list[Moments], opset: int) -> list[Moments]:
+    """Runs the operator on the numbers themselves, laid out like the values; positions are averaged."""
+    if (
+        node.op_type == "Pad"
+        and len(node.inputs) > 2
+        and node.inputs[2] is not None
+        and _constant(node.inputs[2]).any()
+    ):
+        raise refusal(node)
+    function = torch_ops.bind(node, opset)
+    parts: list[list[NDArray[np.float64]]] = []
+    for name in ("mean", "square", "low", "high", "mu", "sigma"):
+        moments = iter(read)
+        arguments = [
+            None if value is None else _constant(value) if value.const_value is not None
+            else _laid_out(node, value, next(moments), name) for value in node.inputs
+        ]  # fmt: skip
+        made = function(*arguments)
+        parts.append([each.numpy() for each in (made if isinstance(made, tuple) else (made,))])
+    behind = read[0].num_dims_behind
+    found: list[Moments] = []
+    for arrays in zip(*parts, strict=True):
+        axis = arrays[0].ndim - 1 - behind
+        if axis < 0:
+            raise refusal(node)
+        found.append(_over_positions([np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1) for array in arrays]))
+    return [dataclasses.replace(each, num_dims_behind=behind) for each in found]
+
+
+def _over_positions(arrays: list[NDArray[np.float64]]) -> Moments:
+    """From [C, positions] of each of the numbers."""
+    mean, square, low, high, mu, sigma = arrays
+    first = mean.mean(axis=1)
+    std = np.sqrt(np.maximum(square.mean(axis=1) - first**2, 0.0))
+    alike = (np.ptp(mean, axis=1) == 0) & (np.ptp(square, axis=1) == 0)
+    return Moments(
+        first,
+        std,
+        low.min(axis=1),
+        high.max(axis=1),
+        np.where(alike, mu[:, 0], first),
+        np.where(alike, sigma[:, 0], std),
+    )
+
+
+def _laid_out(node: ir.Node, value: ir.Value, moments: Moments, name: str) -> torch.Tensor:
+    channels = moments.mean**2 + moments.std**2 if name == "square" else getattr(moments, name)
+    shape = [] if value.shape is None else [size if isinstance(size, int) else None for size in value.shape]
+    if len(shape) < moments.num_dims_behind + 2 or None in shape[1:]:
+        raise refusal(node)
+    behind = [1] * moments.num_dims_behind
+    return torch.from_numpy(channels.reshape(-1, *behind)).expand([1, *(size or 1 for size in shape[1:])])
+
+
+def _constant(value: ir.Value) -> torch.Tensor:
+    return torch.from_numpy(np.array(array_of(value)))
+
+
+def _curve(node: ir.Node, opset: int) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+    function = torch_ops.bind(node, opset)
+
+    def curve(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+        made = function(torch.from_numpy(numbers))
+        assert isinstance(made, torch.Tensor)
+        return np.asarray(made.numpy())
+
+    return curve

@@ -1,0 +1,253 @@
+"""Sparsity: part of a layer's weights become zero, and the others make up for them.
+
+The error of a layer's outputs is the sum over rows of (w - w') H (w - w')^T, with H the Gram matrix of what the layer
+reads. What goes, and what the rest becomes, follows Optimal Brain Surgeon in the order of SparseGPT (arXiv:2301.00774)
+and, within a run of a pattern, of OBC (arXiv:2208.11580).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dipo.algo.gram import gram
+from dipo.algo.pair import Pair
+from dipo.algo.weight_rows import WeightRows, rounded, target_of
+from dipo.config import AlgoConfig, CalibConfig
+from dipo.graph.load import node_name
+from dipo.graph.plan import QuantizedLayer
+from dipo.graph.units import Unit
+
+DAMPING = 0.01
+"""Added to the diagonal of a Gram matrix, as a part of its mean: what few samples say is not believed to the last."""
+BLOCK = 128
+"""Columns whose mask is chosen at once, where no pattern says so."""
+FIT_STEPS, FIT_TOLERANCE = 200, 1e-6
+"""Of the conjugate gradients that fit the weights that are left: most steps, and relative residual to stop at."""
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Which weights may go together."""
+
+    rate: float
+    """Part of all weights that goes, where there are no runs."""
+    kept: int | None = None
+    """Weights kept of each run; None: there are no runs."""
+    run: int | None = None
+    """Weights in a row along the input channels."""
+
+    @staticmethod
+    def of(cfg: AlgoConfig) -> Pattern:
+        """What the options ask for."""
+        match = re.fullmatch(r"(\d+):(\d+)", cfg.sparsity_pattern)
+        return Pattern(cfg.sparsity, int(match[1]), int(match[2])) if match else Pattern(cfg.sparsity)
+
+    def runs(self, positions: int, inputs: int) -> Iterator[tuple[int, int, int]]:
+        """First column, end, and number of weights kept of each run, columns in the order of `WeightRows`.
+
+        What is left of the inputs behind the last whole run keeps its share, rounded up.
+        """
+        assert self.kept is not None and self.run is not None
+        for position in range(positions):
+            for start in range(0, inputs, self.run):
+                length = min(self.run, inputs - start)
+                first = position * inputs + start
+                yield first, first + length, -(-length * self.kept // self.run)
+
+
+def prune_layer(pair: Pair, unit: Unit, *, cfg: AlgoConfig | None, calib: CalibConfig) -> dict[str, QuantizedLayer]:
+    """Prunes the unit's layer behind the quantized ones before it, rounds it, and moves on behind the unit.
+
+    Args:
+        pair: Both networks; the float one need not be carried along.
+        unit: The next unit, of granularity `layer`.
+        cfg: The options of sparsity; None: the layer stays as it is.
+        calib: How the grid of the new weights is chosen.
+
+    Returns:
+        The pruned layer by name, its `target` the float weights, zero where pruned; nothing for a unit that has none.
+
+    Raises:
+        UserError: A MatMul broadcasts the batch dimensions of its weight.
+    """
+    node = pair.nodes[unit.nodes[0]]
+    name = node_name(node)
+    found = {}
+    if cfg is not None and name in pair.layers:
+        weight = target_of(pair, name)
+        layout = WeightRows.of(node, weight.shape)
+        pattern = Pattern.of(cfg)
+        rows = np.array(layout.split(weight))
+        if cfg.sparsity_mask == "error":
+            pruned = prune_by_error(rows, gram(pair, node), pattern)
+        else:
+            pruned = np.where(smallest(rows, pattern), np.float32(0), rows)
+        found = {name: rounded(layout.join(pruned), pair.layers[name].bias, layer=pair.plan.layers[name], calib=calib)}
+    pair.layers.update(found)
+    pair.advance(unit)
+    pair.forget(unit)
+    return found
+
+
+def smallest(rows: NDArray[np.float32], pattern: Pattern) -> NDArray[np.bool_]:
+    """The weights that go where the smallest magnitudes do; of equal ones the first.
+
+    Args:
+        rows: [groups, rows, positions, inputs].
+        pattern: Which may go together.
+
+    Returns:
+        True where a weight goes; shaped like `rows`.
+    """
+    groups, num_rows, positions, inputs = rows.shape
+    sizes = np.abs(rows).reshape(groups, num_rows, -1)
+    gone = np.zeros(sizes.shape, bool)
+    if pattern.run is None:
+        order = np.argsort(sizes, axis=None, kind="stable")
+        gone.flat[order[: round(pattern.rate * sizes.size)]] = True
+    else:
+        for start, end, kept in pattern.runs(positions, inputs):
+            order = np.argsort(sizes[..., start:end], axis=-1, kind="stable")
+            np.put_along_axis(gone[..., start:end], order[..., : end - start - kept], values=True, axis=-1)
+    return gone.reshape(rows.shape)
+
+
+def prune_by_error(rows: NDArray[np.float32], gram_matrix: torch.Tensor, pattern: Pattern) -> NDArray[np.float32]:
+    """Takes the weights away that cost least when the others make up for them, and lets these do so.
+
+    Minimises the sum over rows of (w - w') H' (w - w')^T, H' = H + damping. The mask is chosen from the first to the
+    last column (SparseGPT, algorithm 1): what a removal costs, and how the columns behind it change, are read off the
+    Cholesky factor of H'^-1. Then all the weights that are left solve the normal equations of their row.
+
+    Args:
+        rows: [groups, rows, positions, inputs].
+        gram_matrix: H, float64 [groups, D, D].
+        pattern: Which weights may go together.
+
+    Returns:
+        The new weights, exactly zero where pruned; shaped like `rows`.
+    """
+    groups, num_rows, positions, inputs = rows.shape
+    weight = torch.from_numpy(rows.reshape(groups, num_rows, -1)).to(gram_matrix.device, torch.float64)
+    damped = _damped(gram_matrix)
+    factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+    if pattern.run is None:
+        gone, begun = _sweep_blocks(weight.clone(), factor, pattern.rate)
+    else:
+        gone, begun = _sweep_runs(weight.clone(), factor, list(pattern.runs(positions, inputs)))
+    fitted = _fit(weight, begun, ~gone, damped)
+    return np.asarray(fitted.to(torch.float32).cpu().numpy()).reshape(rows.shape)
+
+
+def _damped(gram_matrix: torch.Tensor) -> torch.Tensor:
+    """H with more on its diagonal; an input that is always zero then costs next to nothing."""
+    means = gram_matrix.diagonal(dim1=1, dim2=2).mean(1)
+    # A group that reads nothing but zeros is the first to be pruned.
+    floor = float(means.max()) * 1e-6 or 1.0
+    extra = (DAMPING * means).clamp_min(floor)
+    return gram_matrix + torch.diag_embed(extra[:, None].expand(-1, gram_matrix.shape[1]))
+
+
+def _sweep_runs(
+    weight: torch.Tensor, factor: torch.Tensor, runs: list[tuple[int, int, int]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mask of a pattern with runs, and the weights as they are then; True where a weight goes."""
+    gone = torch.zeros_like(weight, dtype=torch.bool)
+    for start, end, kept in runs:
+        gone[..., start:end] = _cheapest(weight[..., start:end], factor[:, start:end, start:end], kept)
+        _eliminate(weight, factor, gone, start, end)
+    return gone, weight
+
+
+def _sweep_blocks(weight: torch.Tensor, factor: torch.Tensor, rate: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """`_sweep_runs` where any weight may go: in each block of columns the cheapest of all rows."""
+    gone = torch.zeros_like(weight, dtype=torch.bool)
+    per_column, width, done = weight.shape[0] * weight.shape[1], weight.shape[2], 0
+    for start in range(0, width, BLOCK):
+        end = min(width, start + BLOCK)
+        costs = weight[..., start:end] / factor.diagonal(dim1=1, dim2=2)[:, None, start:end]
+        wanted = round(rate * per_column * end)
+        order = torch.argsort(costs.square().flatten(), stable=True)
+        chosen = torch.zeros_like(costs, dtype=torch.bool).flatten()
+        chosen[order[: wanted - done]] = True
+        gone[..., start:end] = chosen.view(costs.shape)
+        _eliminate(weight, factor, gone, start, end)
+        done = wanted
+    return gone, weight
+
+
+def _cheapest(weight: torch.Tensor, factor: torch.Tensor, kept: int) -> torch.Tensor:
+    """The weights of a run that go: one after the other that which costs least, w^2 / [H^-1]_jj (OBC, eq. 3).
+
+    Args:
+        weight: [groups, rows, run], made up for what went before.
+        factor: The run's part of the Cholesky factor, [groups, run, run].
+        kept: Weights that stay.
+    """
+    length = weight.shape[2]
+    # U^T U of the part is the part of the inverse for the columns from here on.
+    inverse = (factor.transpose(1, 2) @ factor)[:, None].repeat(1, weight.shape[1], 1, 1)
+    weight, gone = weight.clone(), torch.zeros_like(weight, dtype=torch.bool)
+    for _ in range(length - kept):
+        diagonal = inverse.diagonal(dim1=2, dim2=3)
+        costs = (weight.square() / diagonal.masked_fill(gone, 1)).masked_fill(gone, torch.inf)
+        chosen = costs.argmin(-1, keepdim=True)
+        pivot = diagonal.gather(-1, chosen)
+        column = inverse.gather(-1, chosen[..., None].expand(-1, -1, length, 1))[..., 0]
+        weight = weight - weight.gather(-1, chosen) / pivot * column
+        inverse = inverse - column[..., :, None] * column[..., None, :] / pivot[..., None]
+        gone.scatter_(-1, chosen, value=True)
+    return gone
+
+
+def _eliminate(weight: torch.Tensor, factor: torch.Tensor, gone: torch.Tensor, start: int, end: int) -> None:
+    """Sets the weights of some columns that go to zero; those behind make up for them. Changes `weight`."""
+    errors = torch.zeros_like(weight[..., start:end])
+    for column in range(start, end):
+        errors[..., column - start] = torch.where(
+            gone[..., column], weight[..., column] / factor[:, None, column, column], 0.0
+        )
+        part = factor[:, None, column, column:end]
+        weight[..., column:end] -= errors[..., column - start, None] * part
+        weight[..., column].masked_fill_(gone[..., column], 0)
+    weight[..., end:] -= errors @ factor[:, start:end, end:]
+
+
+def _fit(weight: torch.Tensor, begun: torch.Tensor, kept: torch.Tensor, damped: torch.Tensor) -> torch.Tensor:
+    """Solves every row's normal equations for the weights that are left, by preconditioned conjugate gradients.
+
+    Args:
+        weight: W, [groups, rows, D].
+        begun: Where to begin, zero where nothing is kept.
+        kept: True where a weight is left.
+        damped: H', [groups, D, D].
+
+    Returns:
+        W' with (W - W') H' = 0 at the kept weights, 0 elsewhere.
+    """
+    diagonal = damped.diagonal(dim1=1, dim2=2)[:, None]
+    found = torch.where(kept, begun, 0.0)
+    residual = torch.where(kept, (weight - found) @ damped, 0.0)
+    limit = FIT_TOLERANCE * (weight @ damped).norm(dim=-1)
+    direction = residual / diagonal
+    power = (residual * direction).sum(-1, keepdim=True)
+    for _ in range(FIT_STEPS):
+        if bool((residual.norm(dim=-1) <= limit).all()):
+            break
+        through = torch.where(kept, direction @ damped, 0.0)
+        curvature = (direction * through).sum(-1, keepdim=True)
+        # A row that has arrived has no direction left.
+        step = torch.where(curvature > 0, power / curvature, 0.0)
+        found = found + step * direction
+        residual = residual - step * through
+        scaled = residual / diagonal
+        after = (residual * scaled).sum(-1, keepdim=True)
+        direction = scaled + torch.where(power > 0, after / power, 0.0) * direction
+        power = after
+    return found

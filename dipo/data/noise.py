@@ -1,0 +1,115 @@
+"""Random samples, for a network whose data is not at hand: to see that what was made runs, and is near to float."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dipo.data.samples import InputSpec, Samples, shape_text
+from dipo.errors import UserError
+
+
+@dataclass(frozen=True)
+class NoiseDataset:
+    """Smooth noise, as rough at every scale as photographs are; each number is normal with mean 0 and deviation 1."""
+
+    inputs: tuple[InputSpec, ...]
+    num: int
+    seed: int
+    mean: tuple[float, ...] | None = None
+    """Of pixels in 0 .. 1, for each channel or for all; None: the noise is not cut off."""
+    std: tuple[float, ...] | None = None
+    """Likewise; with `mean` it tells where preprocessed pixels end."""
+
+    def __len__(self) -> int:
+        return self.num
+
+    def read(self, start: int, stop: int) -> Samples:
+        """Samples `start` to `stop` (not included): the same numbers whoever reads them."""
+        assert 0 <= start < stop <= self.num
+        inputs = {
+            spec.name: np.stack([self._sample(number, spec, index) for index in range(start, stop)])
+            for number, spec in enumerate(self.inputs)
+        }
+        return Samples(inputs, None)
+
+    def digest(self) -> str:
+        """SHA-256 of what the numbers follow from."""
+        text = repr((self.seed, self.num, self.mean, self.std, [(each.name, each.shape) for each in self.inputs]))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def describe(self) -> str:
+        """What this is, for the log."""
+        shapes = ", ".join(f"{spec.name} {shape_text(spec.sample_shape)}" for spec in self.inputs)
+        return f"{self.num} samples of noise, no data ({shapes})"
+
+    def take(self, num: int) -> NoiseDataset:
+        """The first of them."""
+        return replace(self, num=num)
+
+    def _sample(self, number: int, spec: InputSpec, index: int) -> NDArray[np.floating]:
+        generator = np.random.default_rng([self.seed, number, index])
+        noise = _smooth_noise(tuple(size or 1 for size in spec.sample_shape), generator)
+        if self.mean is not None and self.std is not None:
+            behind = (1,) * (noise.ndim - 1)
+            mean, std = (np.asarray(each).reshape(-1, *behind) for each in (self.mean, self.std))
+            noise = np.clip(noise, (0 - mean) / std, (1 - mean) / std)
+        return np.ascontiguousarray(noise, dtype=spec.dtype)
+
+
+def make_noise(
+    inputs: Sequence[InputSpec],
+    *,
+    num: int,
+    seed: int,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> NoiseDataset:
+    """Noise for a network's inputs.
+
+    Args:
+        inputs: The network's.
+        num: Number of samples.
+        seed: Of the numbers.
+        mean: Of pixels in 0 .. 1, for each channel or for all: with `std`, noise stays where pixels can be.
+        std: Likewise.
+
+    Raises:
+        UserError: An input is no float tensor of a fixed shape, or has another number of channels.
+    """
+    for spec in inputs:
+        if not np.issubdtype(spec.dtype, np.floating) or None in spec.sample_shape:
+            raise UserError(
+                f"input '{spec.name}' ({spec.dtype}, {shape_text(spec.sample_shape)}) cannot be filled with noise, "
+                "give data.path"
+            )
+        channels = spec.sample_shape[0] if spec.sample_shape else 1
+        for key, values in (("mean", mean), ("std", std)):
+            if values is not None and len(values) not in (1, channels):
+                raise UserError(f"data.{key} has {len(values)} numbers for {channels} channels of input '{spec.name}'")
+    as_images = mean is not None or std is not None
+    return NoiseDataset(
+        tuple(inputs),
+        num,
+        seed,
+        mean=tuple(mean or (0.0,)) if as_images else None,
+        std=tuple(std or (1.0,)) if as_images else None,
+    )
+
+
+def _smooth_noise(shape: tuple[int, ...], generator: np.random.Generator) -> NDArray[np.float64]:
+    """Normal numbers whose amplitude falls with the frequency along the dimensions behind the first."""
+    noise = generator.standard_normal(shape)
+    axes = tuple(range(1, len(shape)))
+    if not axes:
+        return noise
+    frequencies = np.meshgrid(*(np.fft.fftfreq(shape[axis]) for axis in axes), indexing="ij")
+    lowest = 1 / max(shape[axis] for axis in axes)
+    amplitudes = 1 / np.maximum(np.sqrt(sum(each**2 for each in frequencies)), lowest)
+    amplitudes /= np.sqrt((amplitudes**2).mean())
+    smooth: NDArray[np.float64] = np.fft.ifftn(np.fft.fftn(noise, axes=axes) * amplitudes, axes=axes).real
+    return smooth

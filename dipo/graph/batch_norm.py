@@ -1,0 +1,100 @@
+"""What BatchNormalization knew of a layer's output, kept when it is folded into the layer.
+
+A value that BatchNormalization made had, on the training data, mean beta and (but for epsilon) standard deviation
+|gamma| in each channel (DFQ, arXiv:1906.04721, section 4.2.1). Folding leaves that value as it is, and its name: what
+made it is a layer then. The record goes with the node, not into files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+_KEY = "dipo.batch_norm"
+
+
+@dataclass(frozen=True, eq=False)
+class BatchNorm:
+    """Parameters of a BatchNormalization: y = (x - mean) / sqrt(var + epsilon) * gamma + beta; arrays are [C]."""
+
+    gamma: NDArray[np.float32]
+    beta: NDArray[np.float32]
+    """Mean of y over the training data."""
+    mean: NDArray[np.float32]
+    """Running mean of x."""
+    var: NDArray[np.float32]
+    """Running variance of x."""
+    epsilon: float
+
+    @property
+    def std(self) -> NDArray[np.float32]:
+        """Standard deviation of y over the training data: |gamma|, but for epsilon, which a dead channel is all of."""
+        std: NDArray[np.float32] = np.abs(self.gamma) * np.sqrt(self.var / (self.var + np.float32(self.epsilon)))
+        return std
+
+    @property
+    def factor(self) -> NDArray[np.float32]:
+        """What folding multiplies the layer's output channels by."""
+        factor: NDArray[np.float32] = self.gamma / np.sqrt(self.var + np.float32(self.epsilon))
+        return factor
+
+    def divided(self, scales: NDArray[np.floating]) -> BatchNorm:
+        """Those of the output divided by `scales` [C]."""
+        gamma, beta = (array / scales for array in (self.gamma, self.beta))
+        return dataclasses.replace(self, gamma=gamma.astype(np.float32), beta=beta.astype(np.float32))
+
+    def lowered(self, amounts: NDArray[np.floating]) -> BatchNorm:
+        """Those of the output less `amounts` [C]."""
+        return dataclasses.replace(self, beta=(self.beta - amounts).astype(np.float32))
+
+
+def batch_norm_of(node: ir.Node) -> BatchNorm | None:
+    """The BatchNormalization that was folded into the layer; None where there was none."""
+    found = node.meta.get(_KEY)
+    assert found is None or isinstance(found, BatchNorm)
+    return found
+
+
+def set_batch_norm(node: ir.Node, batch_norm: BatchNorm) -> None:
+    """Says what the layer's output is like."""
+    node.meta[_KEY] = batch_norm
+
+
+def find_batch_norms(model: ir.Model) -> dict[str, BatchNorm]:
+    """Every BatchNormalization with constant parameters, by name of the value that it makes."""
+    found = {}
+    for node in model.graph:
+        norm = batch_norm_in(node)
+        if norm is not None and node.outputs[0].name:
+            found[node.outputs[0].name] = norm
+    return found
+
+
+def batch_norm_in(node: ir.Node) -> BatchNorm | None:
+    """The parameters of a BatchNormalization node; None where it is none, or trains, or they are no constants."""
+    if node.op_type != "BatchNormalization" or node.domain != "" or node.attributes.get_int("training_mode", 0) != 0:
+        return None
+    tensors = [None if value is None else ir.convenience.get_const_tensor(value) for value in node.inputs[1:5]]
+    arrays = [tensor.numpy().astype(np.float32) for tensor in tensors if tensor is not None]
+    if len(arrays) != 4:
+        return None
+    gamma, beta, mean, var = arrays
+    return BatchNorm(gamma, beta, mean, var, node.attributes.get_float("epsilon", 1e-5))
+
+
+def record_batch_norms(model: ir.Model, found: Mapping[str, BatchNorm]) -> None:
+    """Attaches to the nodes of a folded graph what `find_batch_norms` found before.
+
+    Args:
+        model: The graph; the nodes that now make a value of BatchNormalization get its record.
+        found: By name of the value.
+    """
+    for node in model.graph:
+        norm = found.get(node.outputs[0].name or "")
+        if norm is not None and node.op_type != "BatchNormalization":
+            set_batch_norm(node, norm)

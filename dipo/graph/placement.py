@@ -1,0 +1,90 @@
+"""Where quantizers of activations stand."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable
+
+import onnx_ir as ir
+
+from dipo.graph.load import ACTIVATION_OPERATORS, array_of, is_layer, name_of
+from dipo.graph.rules import PlatformRules
+
+PASS_THROUGH = frozenset(
+    {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Identity", "Pad"}
+)
+"""Operators whose output holds values of their input (and zeros) alone: what is quantized before is so behind."""
+
+
+def quantized_values(nodes: Iterable[ir.Node], rules: PlatformRules, *, placement: str) -> set[str]:
+    """Names of the values that have a quantizer, or the codes of one that they are a rearrangement of.
+
+    Args:
+        nodes: Those that the target runs on integers.
+        rules: What the target takes.
+        placement: `input`: what these nodes read. `output`: besides, what they make and somebody reads, behind the
+            activation function that they are fused with.
+    """
+    nodes = list(nodes)
+    names = {name_of(value) for node in nodes for value in _read(node, rules)}
+    if placement == "input":
+        return names
+    fused = {_fused_summand(node, rules) for node in nodes}
+    made = [_made(node, rules) for node in nodes]
+    return names | {name_of(value) for value in made if value.uses() and is_float(value) and value not in fused}
+
+
+def is_float(value: ir.Value) -> bool:
+    """Whether the value may hold floats; one of unknown type may."""
+    return value.dtype is None or value.dtype == ir.DataType.FLOAT
+
+
+def _read(node: ir.Node, rules: PlatformRules) -> list[ir.Value]:
+    """The activations that a quantized kernel of this node reads as integers."""
+    data = node.inputs[:1] if is_layer(node) or node.op_type in PASS_THROUGH else node.inputs
+    fused = _fused_summand(node, rules)
+    return [v for v in data if v is not None and v.const_value is None and is_float(v) and v is not fused]
+
+
+def _fused_summand(node: ir.Node, rules: PlatformRules) -> ir.Value | None:
+    """What a layer gives to the sum that is part of its kernel."""
+    if not rules.fuse_residual_add or node.op_type != "Add":
+        return None
+    values = [v for v in node.inputs if v is not None and v.const_value is None and is_float(v)]
+    return next((v for v in reversed(values) if _only_feeds_a_sum(v)), None) if len(values) == 2 else None
+
+
+def _only_feeds_a_sum(value: ir.Value) -> bool:
+    producer = value.producer()
+    return producer is not None and is_layer(producer) and len(value.uses()) == 1
+
+
+def _made(node: ir.Node, rules: PlatformRules) -> ir.Value:
+    """What a node makes, behind the activation functions that alone read it and are not operators of their own."""
+    value = node.outputs[0]
+    while len(readers := [use.node for use in value.uses()]) == 1 and not value.is_graph_output():
+        if readers[0].op_type not in ACTIVATION_OPERATORS - rules.operators:
+            break
+        value = readers[0].outputs[0]
+    return value
+
+
+def pass_through_source(value: ir.Value, quantized: Container[str]) -> str | None:
+    """The quantized value that this one is a rearrangement of."""
+    node = value.producer()
+    while node is not None and node.op_type in PASS_THROUGH and node.inputs[0] is not None:
+        if node.op_type == "Pad" and not _pads_with_zeros(node):
+            return None
+        if name_of(node.inputs[0]) in quantized:
+            return name_of(node.inputs[0])
+        node = node.inputs[0].producer()
+    return None
+
+
+def _pads_with_zeros(node: ir.Node) -> bool:
+    """Or with values of its input: both have a code on the input's grid."""
+    if node.attributes.get_string("mode", "constant") != "constant":
+        return True
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    if value is not None:
+        return value.const_value is not None and not array_of(value).any()
+    return node.attributes.get_float("value", 0.0) == 0
