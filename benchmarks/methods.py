@@ -33,6 +33,8 @@ NETWORKS = {
         f"model.path={SHARED / 'resnet20_cifar10.onnx'}",
         "data=cifar10",
         f"data.path={SHARED / 'cifar10_subset.npz'}",
+        "data.num=512",
+        "data.eval_num=1000",
     ],
     "mobilenet_v1": [
         f"model.path={SHARED / 'mobilenet_v1_025_224.onnx'}",
@@ -134,7 +136,8 @@ def _run(network: str, precision: str, row: str) -> Cell:
     """One job's figures, or the sentence with which it was refused."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "run"
-        options = [*NETWORKS[network], f"precision={precision}", "cluster=inline", *ROWS[row].split()]
+        common = ["cluster=inline", "cluster.threads=1", f"precision={precision}"]
+        options = [*NETWORKS[network], *common, *ROWS[row].split()]
         begin = time.perf_counter()
         try:
             with contextlib.redirect_stdout(io.StringIO()):
@@ -166,7 +169,7 @@ def _table(store: dict[str, Columns]) -> str:
     """A block for each network: rows are methods, columns precisions."""
     lines = [
         "python benchmarks/methods.py",
-        f"dipo {dipo.__version__}, CPU, cluster=inline, seed 0; {STEPS} steps a unit where a method trains.",
+        f"dipo {dipo.__version__}, CPU, one thread, seed 0; {STEPS} steps a unit where a method trains.",
         "Figures of the written model in ONNX Runtime on samples that calibration did not see: top-1 %, agreement with",
         "float %, SQNR dB; then seconds of calibration, ranges and steps.",
     ]

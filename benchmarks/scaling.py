@@ -57,6 +57,7 @@ from dipo.cluster.group import Group, TorchExchange
 from dipo.cluster.layout import even_shares, shards_of
 from dipo.cluster.work import AloneWork, Job, TimedResult, Work
 from dipo.cluster.worker import Worker
+from dipo.composition import reconstruction_of
 from dipo.config import Config, resolve_path
 from dipo.export.platforms import RULES
 from dipo.graph.units import Unit, find_units
@@ -254,14 +255,15 @@ class Subject:
     """A network whose times are measured."""
 
     def __init__(self, config: Config, effort: Effort) -> None:
-        self.config, self.effort = config, effort
+        learned = config.algo.for_step(reconstruction_of(config.algo.steps) or "brecq")
+        self.config, self.effort = replace(config, algo=learned), effort
         loaded = load_job(config)
         # The walk with half the samples has to have as many pieces.
         self.batches = cut(effort.samples, effort.samples // (2 * PARALLEL_PIECES))
         job = Job(loaded.plan, RULES[config.platform.name], loaded.data.calib, "cpu", 1, config.cluster.compile)
         self.new_worker: Callable[[], Worker] = lambda: Worker(job, loaded.model)
         self.worker = self.new_worker()
-        self.units = find_units(loaded.model, granularity=config.algo.unit)
+        self.units = find_units(loaded.model, granularity=str(learned.unit))
         self.solved = solved_units(self.units, loaded.plan)
         seen = self.worker.observe(self.batches).calibration()
         ranges = activation_ranges(loaded.plan, seen.statistics, cfg=config.calib)

@@ -9,21 +9,24 @@ floor are timed in turns, in one process; each figure is the median of the round
 
 from __future__ import annotations
 
+import functools
 import statistics
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from dipo.algo.calibrate import activation_ranges, observe, quantize_model
-from dipo.algo.captures import cut
+from dipo.algo.captures import Capture, cut
 from dipo.algo.exchange import NoExchange
 from dipo.algo.pair import Pair
 from dipo.algo.reconstruct import Phase, reconstruct
-from dipo.algo.sweep import Sweep
-from dipo.algo.trainer import Piece, UnitProblem
+from dipo.algo.sweep import Sweep, Training
+from dipo.algo.trainer import Piece
+from dipo.composition import reconstruction_of
 from dipo.graph.torch_module import GraphModule, channels_last
 from dipo.graph.units import find_units
 from dipo.launch import compose_config
@@ -33,16 +36,31 @@ from dipo.stages.load import load_job
 ROUNDS, STEPS, CPU = 7, 60, torch.device("cpu")
 
 
-def floor_step(module: GraphModule, problem: UnitProblem, batch_size: int) -> float:
-    """Seconds of one plain float forward and backward."""
-    weights = {name: problem.constants[name].clone().requires_grad_() for name, _, _ in problem.layers.values()}
-    inputs = {name: capture.rows(0, batch_size) for name, capture in problem.fp_inputs.items()}
-    targets = {name: capture.rows(0, batch_size) for name, capture in problem.targets.items()}
+def floor_step(
+    module: GraphModule,
+    weights: Sequence[str],
+    *,
+    inputs: Mapping[str, Capture],
+    targets: Mapping[str, Capture],
+    batch_size: int,
+) -> float:
+    """Seconds of one plain float forward and backward.
+
+    Args:
+        module: A unit.
+        weights: Names of what is differentiated for.
+        inputs: Of the float network.
+        targets: Likewise.
+        batch_size: Samples in a step.
+    """
+    leaves = {name: module.constant(name).clone().requires_grad_() for name in weights}
+    read = {name: capture.rows(0, batch_size) for name, capture in inputs.items()}
+    wanted = {name: capture.rows(0, batch_size) for name, capture in targets.items()}
 
     def step() -> None:
-        out = module(inputs, constants=weights)
-        loss = sum((out[name] - target).square().sum(1).mean() for name, target in targets.items())
-        torch.autograd.grad(loss, list(weights.values()))
+        out = module(read, constants=leaves)
+        loss = sum((out[name] - target).square().sum(1).mean() for name, target in wanted.items())
+        torch.autograd.grad(loss, list(leaves.values()))
 
     step()
     start = time.perf_counter()
@@ -54,6 +72,7 @@ def floor_step(module: GraphModule, problem: UnitProblem, batch_size: int) -> fl
 def main() -> None:
     """Prints and writes the table."""
     config = compose_config(sys.argv[1:])
+    algo = config.algo.for_step(reconstruction_of(config.algo.steps) or "brecq")
     threads = config.cluster.threads
     torch.set_num_threads(threads)
     loaded = load_job(config)
@@ -68,7 +87,7 @@ def main() -> None:
     observed = observe(loaded.model, plan=loaded.plan, batches=batches, inputs=inputs, device=CPU)
     ranges = activation_ranges(loaded.plan, observed.statistics, cfg=config.calib)
     quantized = quantize_model(loaded.model, plan=loaded.plan, ranges=ranges, cfg=config.calib)
-    units = find_units(loaded.model, granularity=config.algo.unit)
+    units = find_units(loaded.model, granularity=str(algo.unit))
     pair = Pair(
         loaded.model, plan=loaded.plan, units=units, quantized=quantized, batches=batches, owners=[0] * len(batches),
         exchange=NoExchange(), device=CPU,
@@ -76,20 +95,24 @@ def main() -> None:
     pair.read_samples(inputs, with_float=True)
     sweep = Sweep(pair)
     chosen = kernels.compiled("cpu", threads) if config.cluster.compile else kernels.eager()
-    pieces = [Piece(0, 0, batches[-1].stop, config.algo.batch_size)]
+    pieces = [Piece(0, 0, batches[-1].stop, algo.batch_size)]
     how = {"pieces": pieces, "owners": [0], "exchange": NoExchange(), "seed": 0, "kernels": chosen}
-    brief = replace(config.algo, iters=STEPS)
+    brief = replace(algo, iters=STEPS)
     lines = [f"{'unit':32} {'floor ms':>9} {'step ms':>9} {'ratio':>6}"]
     floors, steps = 0.0, 0.0
     for unit in (unit for unit in units):
         if unit.layers:
-            problem = sweep.problem(unit, pair.targets(unit))
+            problem = sweep.problem(unit, pair.targets(unit), cfg=brief)
             module = GraphModule(loaded.model, nodes=[pair.nodes[name] for name in unit.nodes], outputs=unit.outputs)
             reconstruct(problem, cfg=brief, phase=Phase(0, 3), **how)
-            floor_step(module, problem, config.algo.batch_size)
+            names = [name for name, _, _ in problem.layers.values()]
+            float_step = functools.partial(
+                floor_step, module, names, inputs=problem.fp_inputs, targets=problem.targets, batch_size=algo.batch_size
+            )
+            float_step()
             rounds = []
             for _ in range(ROUNDS):
-                floor = floor_step(module, problem, config.algo.batch_size)
+                floor = float_step()
                 start = time.perf_counter()
                 reconstruct(problem, cfg=brief, phase=Phase(0, STEPS), **how)
                 rounds.append((floor, (time.perf_counter() - start) / STEPS))
@@ -97,15 +120,7 @@ def main() -> None:
             floors, steps = floors + floor, steps + step
             lines.append(f"{unit.name:32} {floor:9.2f} {step:9.2f} {step / floor:6.2f}")
             print(lines[-1], flush=True)
-        sweep.solve(
-            unit,
-            cfg=replace(brief, iters=1),
-            pieces=pieces,
-            piece_owners=[0],
-            seed=0,
-            kernels=chosen,
-            progress=lambda _: None,
-        )
+        sweep.solve(unit, Training(replace(brief, iters=1), Phase(0, 1), False, pieces, [0], 0, chosen, lambda _: None))
     lines.append(f"{'sum':32} {floors:9.2f} {steps:9.2f} {steps / floors:6.2f}")
     head = (
         f"python benchmarks/step_cost.py {' '.join(sys.argv[1:])}\n"

@@ -163,8 +163,13 @@ def test_equalization_is_reported(run):
     _, report = run("+algo=equalize", "precision.weight_per_channel=false")
     assert [row["layers"] for row in report["equalized"]] == [["stem", "deep"], ["deep", "point"], ["point", "head"]]
     assert max(row["max_scale"] for row in report["equalized"]) > 2
-    _, plain = run("precision.weight_per_channel=false", name="plain")
-    assert report["error"]["deployed_vs_fp32"]["sqnr_db"] > plain["error"]["deployed_vs_fp32"]["sqnr_db"] + 3
+    assert report["parity"] < 1e-4, "the float function is what it was"
+
+
+def test_weights_with_a_scale_for_each_channel_are_not_equalized_unless_that_is_asked_for(run, capsys):
+    _, report = run("+algo=equalize")
+    assert report["equalized"] == []
+    assert "algo.equalize_per_channel=true equalizes them" in capsys.readouterr().out
 
 
 def test_the_analysis_names_each_layer_and_what_hurts_it(run, capsys):

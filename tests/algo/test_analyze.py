@@ -66,7 +66,7 @@ class Case:
         found, scale = self.quantized.layers[layer], self.quantized.activations[x_name].scale
         bias = found.bias
         if bias is not None:
-            bias = quantize_bias(bias, input_scale=scale, weight_scale=found.qparams.scale).values
+            bias = quantize_bias(bias, input_scale=scale, weight=found.qparams).values
         return torch.tensor(found.weight), None if bias is None else torch.tensor(bias)
 
     def rounded(self, name, value):

@@ -144,7 +144,6 @@ def test_defaults_train_neither_scales_nor_weigh_errors(make_case):
     case = make_case(num=16)
     problem = residual_problem(case, AlgoConfig())
     assert problem.weights is None
-    assert not problem.logits
     assert problem.q_inputs["r0"] is not problem.fp_inputs["r0"]
     result = sweep(case, AlgoConfig(iters=3)).results[1]
     for name, layer in result.layers.items():

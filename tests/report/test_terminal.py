@@ -5,7 +5,7 @@ from rich.console import Console
 
 from dipo.report import terminal as module
 from dipo.report.measures import OutputError
-from dipo.report.report import LayerRow, Report
+from dipo.report.report import LayerRow, Note, Report
 from dipo.report.terminal import WORST_LAYERS, Terminal
 
 
@@ -37,6 +37,9 @@ def report() -> Report:
         layers=[LayerRow(f"/features/{i}/[/b]/Conv", 0.99 - i / 100, 40.0 - i) for i in range(8)],
         units=[],
         not_reconstructed=[],
+        analysis=None,
+        equalized=[],
+        notes=[],
         files={"float": 2048 * 1024, "quantized.onnx": 512 * 1024, "ranges.json": 2048},
         seconds={"load": 1.25, "calibrate": 3.5},
         peak_rss_mb={"driver": 300.0},
@@ -122,3 +125,12 @@ def test_progress_in_a_terminal_is_a_bar_that_ends_full(width):
     text = shown(terminal)
     assert "8/8" in text
     assert "unit 1/2 /a/[/b]" in text
+
+
+def test_the_first_notes_are_told_and_the_others_counted():
+    terminal = Terminal(console())
+    terminal.show_notes([Note(f"/layer[{index}]", "its weight is all zero") for index in range(8)])
+    lines = shown(terminal).splitlines()
+    assert lines[0] == "note: /layer[0]: its weight is all zero"
+    assert len(lines) == 6
+    assert lines[-1] == "3 more notes are in report.json"
