@@ -1,3 +1,3 @@
 """dipo: distributed post-training quantization of ONNX models."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"

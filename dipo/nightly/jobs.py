@@ -200,8 +200,8 @@ def _refuse_own(config: JobConfig) -> None:
     """See to it that the job leaves to the night what is the night's."""
     if config.model.path is None:
         raise UserError("no model: give +model=<name> or model.path=<file.onnx>")
-    if config.data.path is None:
-        raise UserError("no data: give data.path=<file or folder of samples>")
+    if config.data.path is None and config.needs_samples:
+        raise UserError("no samples: give data.path=<file or folder of samples>")
     if config.run.dir is not None or config.run.resume is not None:
         raise UserError("run.dir, run.resume: the night chooses the folders of its jobs, leave them out")
     if config.cluster.address is not None:

@@ -1,0 +1,103 @@
+"""Networks with nothing to see in places: no weight, one channel, one value everywhere. Handled, named, never a NaN."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from networks import network, saved
+
+from dipo.launch import main
+
+ALGOS = {
+    "none": (),
+    "equalize": ("+algo=equalize", "precision.weight_per_channel=false"),
+    "bias_correction": ("+algo=bias_correction",),
+    "update_bn": ("+algo=update_bn",),
+    "sparse": ("+algo=sparse",),
+    "2:4": ("+algo=sparse", "algo.sparsity_pattern=2:4"),
+    "adaround": ("+algo=adaround",),
+    "scales": ("+algo=qdrop", "algo.train_scale=true"),
+    "straight through": ("+algo=qdrop", "algo.rounding=straight_through"),
+    "fisher": ("+algo=brecq", "algo.loss=fisher"),
+    "full": ("+algo=full", "algo.tune_iters=4"),
+    "analyze": ("+algo=analyze",),
+    "dfq": ("+algo=dfq", "data.path=null"),
+}
+METHODS = ("minmax", "percentile", "kl", "octav", "mse")
+
+
+@pytest.fixture
+def odd(tmp_path):
+    """A dead layer, one without some channels, convolutions with one channel, and a value that is zero everywhere."""
+    holes = np.random.default_rng(0).normal(size=(8, 3, 3, 3)).astype(np.float32)
+    holes[[1, 5]] = 0
+    model = network(
+        """(float[N,3,8,8] image) => (float[N,10] scores) {
+          [holes] a = Conv<pads=[1,1,1,1]>(image, w1, b1)
+          [norm] n = BatchNormalization(a, scale, shift, mean, var)
+          [relu1] b = Relu(n)
+          [dead] c = Conv<pads=[1,1,1,1]>(b, w2, b2)
+          [silent] d = Relu(c)
+          [narrow] e = Conv(b, w3)
+          [relu3] f = Relu(e)
+          [single] g = Conv<pads=[1,1,1,1]>(f, w4)
+          [sum] h = Add(d, g)
+          [after] i = Conv(h, w5)
+          [pool] j = GlobalAveragePool(i)
+          [flat] k = Flatten(j)
+          [head] scores = Gemm<transB=1>(k, w6, b6)
+        }""",
+        w1=holes,
+        b1=(8,),
+        scale=np.float32([1, 1, 0, 1, 1, 1, 1, 1]),
+        shift=(8,),
+        mean=np.zeros(8, np.float32),
+        var=np.float32([1, 0, 1, 1, 1, 0, 1, 1]),
+        w2=np.zeros((1, 8, 3, 3), np.float32),
+        b2=np.float32([-1]),
+        w3=(1, 8, 1, 1),
+        w4=(1, 1, 3, 3),
+        w5=(8, 1, 1, 1),
+        w6=(10, 8),
+        b6=(10,),
+    )
+    return saved(model, tmp_path, "odd.onnx")
+
+
+def run(tiny_job, odd, folder, *how):
+    """Runs the job; the numbers of what it wrote are all finite."""
+    assert main(tiny_job.arguments(f"model.path={odd}", f"run.dir={folder}", *how)) == 0
+    for tensor in onnx.load(folder / "quantized.onnx").graph.initializer:
+        array = onnx.numpy_helper.to_array(tensor)
+        assert np.isfinite(array.astype(np.float64)).all(), tensor.name
+    text = (folder / "report.json").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    return json.loads(text)
+
+
+@pytest.mark.parametrize("how", ALGOS.values(), ids=ALGOS)
+def test_every_algorithm_takes_them(tiny_job, odd, tmp_path, how):
+    report = run(tiny_job, odd, tmp_path / "run", "precision=w4a4", *how)
+    assert report["error"]["deployed_vs_simulated"]["cosine"] > 0.999
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("how", [(), ("precision.power_of_two=true",), ("platform=trt",)], ids=["ort", "powers", "trt"])
+def test_every_range_method_takes_them_and_the_report_names_them(tiny_job, odd, tmp_path, method, how):
+    report = run(tiny_job, odd, tmp_path / "run", f"calib={method}", f"calib.weights={_weights(method)}", *how)
+    notes = {note["name"]: note["what"] for note in report["notes"]}
+    assert notes["dead"] == "its weight is all zero"
+    assert notes["holes"] == "2 of its 8 channels have no weight but zero" or "3 of its 8" in notes["holes"]
+    assert notes["d"] == "it is 0 everywhere, on all samples"
+
+
+def _weights(method: str) -> str:
+    return method if method in {"minmax", "percentile", "mse"} else "mse"
+
+
+def test_samples_of_one_value_are_named(tiny_job, tmp_path, capsys):
+    np.savez(tmp_path / "grey.npz", calib_x=np.full((8, 3, 8, 8), 0.5, np.float32))
+    run(tiny_job, tiny_job.model, tmp_path / "run", f"data.path={tmp_path / 'grey.npz'}", "+algo=qdrop")
+    assert "note: image: it is 0.5 everywhere, on all samples" in capsys.readouterr().out
