@@ -26,7 +26,7 @@ import dipo
 from dipo.config import Config, to_plain
 from dipo.errors import JobError, UserError
 from dipo.manual import manual
-from dipo.presets import PRIMARY, find_presets, own_folders, packaged_folder, refuse_shadowing
+from dipo.presets import PRIMARY, defaults, find_presets, own_folders, packaged_folder, refuse_shadowing
 from dipo.section import all_options, choose, choose_option, from_plain
 
 if TYPE_CHECKING:
@@ -95,8 +95,11 @@ def compose_config(overrides: Sequence[str], own: Sequence[Path] = ()) -> Config
     stored = RunFolder.stored_config(resumed)
     from_plain(Config, stored)
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / f"{PRIMARY}.yaml").write_text(yaml.safe_dump(_without(stored)), encoding="utf-8")
-        words = [_translate(override, own, preset="+") for override in overrides]
+        # The run's options stand for the presets that it was begun with; others may be named on top of them.
+        groups = [entry if isinstance(entry, str) else dict.fromkeys(entry) for entry in defaults()]
+        primary = {"defaults": groups, **_without(stored)}
+        (Path(folder) / f"{PRIMARY}.yaml").write_text(yaml.safe_dump(primary), encoding="utf-8")
+        words = [_translate(override, own) for override in overrides]
         return from_plain(Config, _compose(words, [*own, packaged_folder().resolve()], primary=Path(folder)))
 
 
@@ -166,21 +169,15 @@ def _without(stored: dict[str, Any]) -> dict[str, Any]:
     return {**stored, "run": run}
 
 
-def _translate(override: str, own: Sequence[Path], *, preset: str = "") -> str:
-    """The override in Hydra's words, once it is known to name a preset or an option.
-
-    Args:
-        override: As typed.
-        own: The user's folders of presets.
-        preset: What Hydra wants before a group: nothing where the primary configuration has one, `+` where it has none.
-    """
+def _translate(override: str, own: Sequence[Path]) -> str:
+    """The override in Hydra's words, once it is known to name a preset or an option."""
     match = re.fullmatch(r"\+{0,2}([^=+~]+)(?:=(.*))?", override, re.DOTALL)
     if match is None:
         raise UserError(f"'{override}': give group=choice or option=value, see --help")
     key, value = match.groups()
     presets = find_presets(own)
     if key in presets:
-        return f"{preset}{key}={_choice(key, value or '', presets[key], own)}"
+        return f"{key}={_choice(key, value or '', presets[key], own)}"
     known = {option.key: option for option in all_options(Config)}
     if key not in known:
         raise UserError(f"unknown option '{key}': {choose_option(Config, key, groups=list(presets))}")

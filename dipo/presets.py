@@ -60,10 +60,17 @@ def refuse_shadowing(own: Sequence[Path], group: str, choice: str) -> None:
 
 def default_choices() -> dict[str, str | None]:
     """The groups in the order of the configuration, each with the choice that is taken where the user makes none."""
-    primary = yaml.safe_load((packaged_folder() / f"{PRIMARY}.yaml").read_text())
-    choices = {group: choice for entry in primary["defaults"] if entry != "_self_" for group, choice in entry.items()}
+    choices = {group: choice for entry in defaults() if isinstance(entry, dict) for group, choice in entry.items()}
     order = [*parts(Config), *choices]
     return dict(sorted(choices.items(), key=lambda item: order.index(item[0])))
+
+
+def defaults() -> list[str | dict[str, str | None]]:
+    """Hydra's list of the groups, those that others override before them, with `_self_` for the file's own options."""
+    found: list[str | dict[str, str | None]] = yaml.safe_load((packaged_folder() / f"{PRIMARY}.yaml").read_text())[
+        "defaults"
+    ]
+    return found
 
 
 def summary(preset: Path) -> str:

@@ -7,6 +7,7 @@ import pytest
 from dipo.composition import STEPS, check_order, reconstruction_of
 from dipo.config import AlgoConfig
 from dipo.errors import UserError
+from dipo.launch import main
 
 SENSIBLE = [
     [],
@@ -63,3 +64,8 @@ def _is_taken(order):
 def test_patterns_of_sparsity_are_checked(pattern, reason):
     with pytest.raises(UserError, match=reason):
         AlgoConfig(sparsity_pattern=pattern)
+
+
+def test_a_pattern_of_layers_to_spare_has_to_fit_one(tiny_job, tmp_path, capsys):
+    assert main(tiny_job.arguments(f"run.dir={tmp_path / 'run'}", "+algo=sparse", "algo.sparsity_skip=[lefft]")) == 2
+    assert "algo.sparsity_skip 'lefft': no layer is named like that, choose from left" in capsys.readouterr().err

@@ -200,3 +200,11 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_the_run_goes_on_elsewhere(
         subprocess.run(["umount", disk], check=True)
     assert main([f"run.resume={tmp_path / 'moved'}"]) == 0
     assert same_outcome(finished, tmp_path / "moved")
+
+
+@pytest.mark.parametrize("how", [("+algo=dfq",), ("+model=mobilenet",), ("experiment=lowbit",)], ids=" ".join)
+def test_presets_that_bring_others_along_are_compared_like_any_option(finished, capsys, how):
+    assert main([f"run.resume={finished}", *how]) == 2
+    error = capsys.readouterr().err
+    assert "that run was begun with" in error
+    assert error.count("\n") == 1

@@ -147,8 +147,8 @@ def make_plan(
     """
     overrides = overrides or {}
     layer_names = [node_name(node) for node in model.graph if is_layer(node)]
-    _check_patterns("overrides", overrides, layer_names, layer_names)
-    _check_patterns("skip", skip, [node_name(node) for node in model.graph], layer_names)
+    check_patterns("precision.overrides", overrides, layer_names, layer_names)
+    check_patterns("precision.skip", skip, [node_name(node) for node in model.graph], layer_names)
     grid = {
         "weight_per_channel": weight_per_channel,
         "weight_symmetric": weight_symmetric,
@@ -264,12 +264,17 @@ def _matches(node: ir.Node, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(node_name(node), pattern) for pattern in patterns)
 
 
-def _check_patterns(option: str, patterns: Iterable[str], names: Sequence[str], layers: Sequence[str]) -> None:
+def check_patterns(option: str, patterns: Iterable[str], names: Sequence[str], layers: Sequence[str]) -> None:
+    """Looks for patterns of names that fit none.
+
+    Raises:
+        UserError: There is one; the nearest name and some layers are named.
+    """
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             choices = list(dict.fromkeys([*get_close_matches(pattern, names, n=1), *layers]))
             shown = ", ".join([*choices[:8], *(["..."] if len(choices) > 8 else [])])
-            raise UserError(f"precision.{option} {pattern!r}: no layer is named like that, choose from {shown}")
+            raise UserError(f"{option} {pattern!r}: no layer is named like that, choose from {shown}")
 
 
 def _check_rules(rules: PlatformRules, wishes: Iterable[Mapping[str, Any]]) -> None:

@@ -26,7 +26,7 @@ from dipo.errors import UserError
 from dipo.export.platforms import RULES
 from dipo.export.runtime import run_model
 from dipo.graph.load import layers_of, load, name_of, node_name
-from dipo.graph.plan import Plan, make_plan
+from dipo.graph.plan import Plan, check_patterns, make_plan
 from dipo.graph.torch_module import GraphModule, channels_last
 
 log = logging.getLogger("dipo")
@@ -68,6 +68,7 @@ def load_job(config: Config) -> Loaded:
     data = _samples(config, model, path)
     has_samples = config.data.path is not None
     plan = _plan(config, model)
+    check_patterns("algo.sparsity_skip", config.algo.sparsity_skip, list(plan.layers), list(plan.layers))
     equalized = None
     if "equalize" in config.algo.steps and plan.layers:
         equalized = _equalize(config, model, plan, data.calib if has_samples else None)

@@ -120,7 +120,7 @@ def test_options_are_checked_by_job_before_anything_starts(jobs_file, option, wo
 
 def test_a_job_without_a_model_or_data_is_refused(jobs_file):
     assert "job 'a': no model" in refused(jobs_file(jobs=[{"name": "a", "options": ["algo=qdrop"]}]))
-    assert "job 'a': no data" in refused(jobs_file(jobs=[{"name": "a", "options": ["model.path=x.onnx"]}]))
+    assert "job 'a': no samples" in refused(jobs_file(jobs=[{"name": "a", "options": ["model.path=x.onnx"]}]))
 
 
 def test_a_gate_of_a_job_is_checked(jobs_file):
