@@ -202,7 +202,7 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_the_run_goes_on_elsewhere(
     assert same_outcome(finished, tmp_path / "moved")
 
 
-@pytest.mark.parametrize("how", [("+algo=dfq",), ("+model=mobilenet",), ("experiment=lowbit",)], ids=" ".join)
+@pytest.mark.parametrize("how", [("+algo=dfq",), ("+model=mobilenet",)], ids=" ".join)
 def test_presets_that_bring_others_along_are_compared_like_any_option(finished, capsys, how):
     assert main([f"run.resume={finished}", *how]) == 2
     error = capsys.readouterr().err
