@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -13,12 +13,13 @@ import torch
 from numpy.typing import NDArray
 
 from dipo.algo.captures import Batch, channel_sum, read_ahead
+from dipo.algo.weight_rows import rounded
 from dipo.config import CalibConfig
 from dipo.graph.load import array_of, layers_of, name_of, node_name
-from dipo.graph.plan import Plan, QuantizedLayer, QuantizedModel
+from dipo.graph.plan import Plan, QuantizedModel
 from dipo.graph.torch_module import GraphModule
 from dipo.quant.observers import Observer, Statistics
-from dipo.quant.ranges import Range, activation_range, qparams_of, weight_qparams
+from dipo.quant.ranges import Range, activation_range, qparams_of
 
 
 @dataclass(frozen=True)
@@ -134,16 +135,6 @@ def quantize_model(model: ir.Model, *, plan: Plan, ranges: Mapping[str, Range], 
     layers = {}
     for name, layer in plan.layers.items():
         weight = array_of(model.graph.initializers[layer.weight]).astype(np.float32)
-        qparams = weight_qparams(
-            weight,
-            layer.spec,
-            axis=layer.axis,
-            method=cfg.weights,
-            percentile=cfg.weight_percentile,
-            name=f"weight {layer.weight}",
-        )
-        scale, zero_point = qparams.along(weight.ndim)
-        codes = np.clip(np.rint(weight / scale) + zero_point, qparams.qmin, qparams.qmax).astype(np.int32)
         bias = None if layer.bias is None else array_of(model.graph.initializers[layer.bias]).astype(np.float32)
-        layers[name] = QuantizedLayer(codes=codes, qparams=qparams, bias=bias)
+        layers[name] = replace(rounded(weight, bias, layer=layer, calib=cfg), target=None)
     return QuantizedModel(layers=layers, activations=activations)

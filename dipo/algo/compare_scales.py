@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from dipo.algo.weight_rows import nearest_codes
 from dipo.config import CalibConfig
 from dipo.graph.load import array_of
 from dipo.graph.plan import Plan, QuantizedModel
@@ -63,5 +64,5 @@ def compare_scales(
 def _rounding_noise(weight: NDArray[np.float32], qparams: QParams) -> float:
     """Sum of (Q(w) - w)^2 with every weight at its nearest code."""
     scale, zero_point = qparams.along(weight.ndim)
-    codes = np.clip(np.rint(weight / scale) + zero_point, qparams.qmin, qparams.qmax)
+    codes = nearest_codes(weight, qparams)
     return float(np.square(((codes - zero_point) * scale).astype(np.float32) - weight, dtype=np.float64).sum())
