@@ -1,3 +1,3 @@
 """dipo: distributed post-training quantization of ONNX models."""
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"

@@ -16,7 +16,8 @@ ZOO = Path(__file__).parent / "zoo"
 WIDTHS = Between(2, 16)
 DATA_FREE = frozenset({"equalize", "bias_correction"})
 """Steps that need no samples."""
-NODE_SETTINGS = ("weight_bits", "act_bits", "weight_symmetric", "weight_per_channel", "weight_narrow")
+PLATFORMS = ("ort", "trt", "snpe", "qnn", "rv", "rk", "atlas", "ti", "imx", "magicmind", "stpu", "openvino")
+NODE_SETTINGS = ("weight_bits", "act_bits", "weight_symmetric", "weight_per_channel", "weight_narrow", "weight_block")
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,9 @@ class PrecisionConfig(Section):
     from 8 bits on, asymmetric below."""
     weight_narrow: bool | None = None
     """Weights without their smallest code (-127 .. 127); null: the platform decides, and where it takes both, with."""
+    weight_block: Annotated[int | None, Between(2)] = None
+    """So many weights in a row along the input axis share a scale, for each output channel; the last block may be
+    shorter, and a layer with no more inputs than that has a scale for each channel; null: all of a channel."""
     act_signed: bool | None = None
     """Activations with codes on both sides of zero (-128 .. 127); null: the platform decides."""
     act_symmetric: bool | None = None
@@ -205,7 +209,7 @@ class PrecisionConfig(Section):
     """Bits in the first and the last layer, where weight_bits or act_bits are below; null: as everywhere."""
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
     """For the nodes whose name matches a pattern (`/features/*`): weight_bits, act_bits, weight_symmetric,
-    weight_per_channel or weight_narrow."""
+    weight_per_channel, weight_narrow or weight_block (null: none)."""
     skip: list[str] = field(default_factory=list)
     """Node-name patterns of what stays float."""
 
@@ -224,15 +228,35 @@ class PrecisionConfig(Section):
             for name, value in values.items():
                 if name not in settings:
                     raise UserError(f"{key}: unknown setting '{name}': {choose(str(name), NODE_SETTINGS)}")
-                dataclasses.replace(settings[name], key=f"{key} {name}", optional=False).read(value)
+                optional = name == "weight_block"
+                dataclasses.replace(settings[name], key=f"{key} {name}", optional=optional).read(value)
 
 
 @dataclass(frozen=True)
 class PlatformConfig(Section):
     """The deploy target."""
 
-    name: Annotated[str, OneOf(("ort", "trt"))] = "ort"
+    name: Annotated[str, OneOf(PLATFORMS)] = "ort"
     """Whose rules are followed and whose files are written."""
+    version: str | None = None
+    """Version of the target's toolchain, such as 8.6.1, 10.13.0 or 11 (trt, whose versions from 11 on read no range
+    files); null: 10.0.0."""
+    schema: Annotated[str | None, OneOf(("0.6.1", "1.0.0", "2.0.0"))] = None
+    """Schema of the encodings file (snpe, qnn); null: 0.6.1 for snpe, 1.0.0 for qnn."""
+    winograd: bool = False
+    """Convolutions of 3x3 run as Winograd's (stpu)."""
+
+
+@dataclass(frozen=True)
+class ExportConfig(Section):
+    """The written files."""
+
+    format: Annotated[str, OneOf(("qdq", "qop"))] = "qdq"
+    """Form of quantized.onnx: QuantizeLinear and DequantizeLinear around float operators, or integer operators."""
+    weights: Annotated[str, OneOf(("kernels", "packed"))] = "kernels"
+    """Weights in the types that integer kernels read, or those below 8 bits packed, two 4-bit codes to a byte."""
+    also: Annotated[list[str], OneOf(PLATFORMS)] = field(default_factory=list)
+    """Other targets whose files are written from the same run, each into a folder of its name."""
 
 
 @dataclass(frozen=True)
@@ -315,6 +339,7 @@ class Config(Section):
     calib: CalibConfig = field(default_factory=CalibConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     platform: PlatformConfig = field(default_factory=PlatformConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     run: RunConfig = field(default_factory=RunConfig)
     seed: Annotated[int, Between(0, 2**32 - 1)] = 0

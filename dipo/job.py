@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import functools
 import logging
@@ -20,12 +21,10 @@ from dipo.cluster.address import is_private
 from dipo.cluster.logs import append_worker_log
 from dipo.cluster.pool import Pool, start_pool
 from dipo.cluster.work import Job
-from dipo.composition import reconstruction_of
 from dipo.config import Config, to_plain
 from dipo.errors import JobError, UserError
-from dipo.export.platforms import RULES, WRITERS
+from dipo.export.platforms import RULES, on_grids_of
 from dipo.graph.plan import QuantizedModel
-from dipo.graph.units import find_units
 from dipo.report.events import FILE as EVENTS
 from dipo.report.events import Events, config_hash
 from dipo.report.report import Report
@@ -35,12 +34,13 @@ from dipo.run import CONFIG, REPORT, DamagedFileError, RunFolder, explain_full_d
 from dipo.stages.checkpoint import STATISTICS, load_calibration, save_calibration, tell_of_damage
 from dipo.stages.clock import Clock
 from dipo.stages.context import Context
+from dipo.stages.dry_run import show_plan
 from dipo.stages.fingerprint import Stored, compare, fingerprint, same_options, write_fingerprint
-from dipo.stages.load import Loaded, check_parity, load_job, moments_of_model
-from dipo.stages.parallel import polish_iters
+from dipo.stages.load import Loaded, check_parity, form_of, load_job, moments_of_model
+from dipo.stages.network import Kept, save_network
+from dipo.stages.targets import Source, Target, others, precision_name, rehearse, target_of, write
 from dipo.stages.transform import transform
-from dipo.stages.verify import model_name, precision_name, verify, versions
-from dipo.stages.walk import solved_units
+from dipo.stages.verify import model_name, source_of, verify, versions
 
 log = logging.getLogger("dipo")
 
@@ -88,7 +88,7 @@ def run_job(config: Config) -> int:
             loaded = load_job(config)
             parity = check_parity(loaded, threads=config.cluster.threads)
         if config.dry_run:
-            _show_plan(config, loaded, terminal)
+            show_plan(config, loaded, terminal)
             return 0
         identity = fingerprint(config, loaded, device=device)
         stored = None if resumed is None else compare(resumed, identity, config)
@@ -137,6 +137,8 @@ def _run(begun: Prepared) -> None:
     terminal.show(report)
     if report.analysis is not None:
         terminal.show_analysis(report.analysis)
+    for row in report.targets:
+        terminal.show_target(row, str(folder.path / row.name))
     terminal.show_notes(report.notes)
     terminal.say(f"run folder: {folder.path}")
 
@@ -146,10 +148,16 @@ def _process(context: Context, *, parity: float) -> Report:
     calibration = _calibrate(context)
     with context.stage("ranges"):
         quantized = _quantize(context, calibration)
+    if context.config.algo.steps:
+        rehearse(source_of(context, quantized, calibration))
     done = transform(context, quantized=quantized, calibration=calibration)
+    # Learned scales may differ again where the target has one for several values.
+    rules = RULES[context.config.platform.name]
+    done = dataclasses.replace(done, quantized=on_grids_of(rules, context.loaded.model, done.quantized))
     with context.stage("export"):
-        files = _export(context, done.quantized)
-    return verify(context, done=done, calibration=calibration, files=files, parity=parity)
+        save_network(context.folder, Kept(done.quantized, context.loaded.least_outputs))
+        files, *its = _export(context, source_of(context, done.quantized, calibration)).items()
+    return verify(context, done=done, calibration=calibration, files=files[1], parity=parity, others=dict(its))
 
 
 def _quantize(context: Context, calibration: Calibration) -> QuantizedModel:
@@ -159,7 +167,8 @@ def _quantize(context: Context, calibration: Calibration) -> QuantizedModel:
         ranges = data_free_ranges(loaded.plan, moments_of_model(loaded.model, config.data), sigmas=config.calib.sigmas)
     else:
         ranges = activation_ranges(loaded.plan, calibration.statistics, cfg=config.calib)
-    return quantize_model(loaded.model, plan=loaded.plan, ranges=ranges, cfg=config.calib)
+    quantized = quantize_model(loaded.model, plan=loaded.plan, ranges=ranges, cfg=config.calib)
+    return on_grids_of(RULES[config.platform.name], loaded.model, quantized)
 
 
 def _context(begun: Prepared, pool: Pool, events: Events) -> Context:
@@ -218,10 +227,15 @@ def _calibrate(context: Context) -> Calibration:
     return calibration
 
 
-def _export(context: Context, quantized: QuantizedModel) -> list[Path]:
-    config = context.config
-    metadata = {"dipo_version": dipo.__version__, "dipo_algo": config.algo.name, "dipo_platform": config.platform.name}
-    return WRITERS[config.platform.name](context.loaded.model, quantized, context.folder.path, metadata=metadata)
+def _export(context: Context, source: Source) -> dict[Target, list[Path]]:
+    """The files of the job's own target, which is the first, and of the others, each in a folder of its name."""
+    config, folder = context.config, context.folder.path
+    found = {}
+    for name in [config.platform.name, *others(config)]:
+        target = target_of(name, source)
+        place = folder if name == config.platform.name else folder / name
+        found[target] = write(target, source, place, cfg=config.platform, form=form_of(config))
+    return found
 
 
 def _tell_of_begin(begun: Prepared, events: Events, *, resumes: bool) -> None:
@@ -254,29 +268,6 @@ def _tell_of_end(report: Report, events: Events) -> None:
         accuracy=plain["accuracy"],
         error=plain["error"],
     )
-
-
-def _show_plan(config: Config, loaded: Loaded, terminal: Terminal) -> None:
-    """What a dry run prints."""
-    plan, data = loaded.plan, loaded.data
-    terminal.say(f"{model_name(config)}: {loaded.path}")
-    terminal.say(f"calibration: {data.calib.describe()}")
-    terminal.say(f"evaluation: {data.eval.describe() if data.eval else 'none, the calibration samples are taken'}")
-    for name, layer in plan.layers.items():
-        symmetry = "symmetric" if layer.spec.symmetric else "asymmetric"
-        scales = "channel" if layer.spec.per_channel else "tensor"
-        terminal.say(f"layer {name}: {layer.spec.bits}-bit weights, {symmetry}, per {scales}")
-    for value, spec in plan.activations.items():
-        terminal.say(f"activation {value}: {spec.bits} bits")
-    steps = ", ".join(config.algo.steps) or "calibrate and export"
-    learned = reconstruction_of(config.algo.steps)
-    if learned is not None:
-        units = find_units(loaded.model, granularity=str(config.algo.for_step(learned).unit))
-        units = solved_units(units, plan)
-        steps += f" ({len(units)} units, {config.algo.iters} steps each"
-        polish = polish_iters(config.algo) if config.cluster.schedule == "parallel" else 0
-        steps += f", {polish} of them one unit after the other)" if polish else ")"
-    terminal.say(f"algorithm {config.algo.name}: {steps}; platform {config.platform.name}")
 
 
 def _device(config: Config) -> str:

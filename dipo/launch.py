@@ -56,10 +56,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     # OpenMP's threads spin for milliseconds before they sleep: where another process wants the core, everything stalls.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    return guarded(lambda: _run(sys.argv[1:] if argv is None else argv))
+
+
+def guarded(run: Callable[[], int]) -> int:
+    """What `run` returns, or the exit status of what went wrong in it, which the user is told in a sentence."""
     _TERMINATED.clear()
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        return _run(sys.argv[1:] if argv is None else argv)
+        return run()
     except UserError as error:
         _complain(str(error))
         return 2

@@ -38,7 +38,10 @@ FILES = {
     "workers/*.log": "What Ray's workers logged.",
     "statistics.safetensors": "What calibration saw.",
     "units/*.safetensors": "Finished units: integer weights, scales, biases. A run that was ended goes on behind them.",
-    "quantized.onnx": "The quantized model; beside it the platform's range files.",
+    "network.safetensors": "The quantized network, from which dipo.export makes other targets' files.",
+    "quantized.onnx": "The quantized model; beside it, but for ort and openvino, the platform's range files and "
+    "deploy.onnx, the float network that they belong to.",
+    "TARGET/": "The files for another target of export.also.",
     "report.json": "Accuracy, errors end to end and by layer, seconds, memory.",
 }
 STATUS = {
@@ -52,6 +55,8 @@ EXAMPLES = {
     "dipo +model=mobilenet +algo=brecq": "Quantize the model that comes with dipo, rounding learned block by block.",
     "dipo model.path=net.onnx data.path=samples/ +algo=qdrop precision=w4a4": "Your own model and samples, 4 bits.",
     "dipo model.path=net.onnx data.path=samples/ platform=trt cluster.workers=8": "For TensorRT, with eight workers.",
+    "dipo model.path=net.onnx data.path=samples/ +algo=qdrop export.also=[snpe,ti]": "Two more targets' files; "
+    "python -m dipo.export writes them later.",
     "dipo run.resume=outputs/2026-11-23/09-30-00-net-qdrop cluster.workers=2": "Go on with a run that was ended.",
     "dipo +model=mobilenet experiment=smoke cluster=inline": "Does everything run? Seconds, in this process.",
 }

@@ -61,7 +61,11 @@ def test_every_default_is_within_its_own_limits():
         ),
         (lambda: AlgoConfig(fp_input_prob=1.5), "algo.fp_input_prob 1.5: give a number from 0 to 0.99"),
         (lambda: AlgoConfig(iters=0), "algo.iters 0: give a number >= 1"),
-        (lambda: PlatformConfig(name="snpe"), "platform.name 'snpe': choose from ort, trt"),
+        (
+            lambda: PlatformConfig(name="snpa"),
+            "platform.name 'snpa': did you mean snpe, or one of ort, trt, qnn, rv, rk, atlas, ti, imx, magicmind, "
+            "stpu, openvino?",
+        ),
         (lambda: PrecisionConfig(placement="in"), "precision.placement 'in': choose from input, output"),
         (lambda: PrecisionConfig(weight_bits=1), "precision.weight_bits 1: give a number from 2 to 16"),
         (lambda: DataConfig(std=[0.0]), "data.std 0: give a number above 0"),
@@ -77,7 +81,8 @@ def test_every_default_is_within_its_own_limits():
         (
             lambda: PrecisionConfig(overrides={"/a": {"bits": 4}}),
             "precision.overrides '/a': unknown setting 'bits': "
-            "did you mean act_bits, or one of weight_bits, weight_symmetric, weight_per_channel, weight_narrow?",
+            "did you mean act_bits, or one of weight_bits, weight_symmetric, weight_per_channel, weight_narrow, "
+            "weight_block?",
         ),
         (
             lambda: PrecisionConfig(overrides={"/a": {"weight_bits": 40}}),

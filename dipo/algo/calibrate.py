@@ -27,7 +27,7 @@ class Calibration:
     """What calibration saw of the float network."""
 
     statistics: dict[str, Statistics]
-    """By name of the activation."""
+    """By name of the value: the activations, and those that other targets would quantize."""
     channel_means: dict[str, NDArray[np.float64]]
     """By name of a layer with a bias: means [C] of its output over samples and positions."""
 
@@ -46,7 +46,11 @@ class Observed:
     def merge(self, other: Observed) -> Observed:
         """What both saw."""
         return Observed(
-            {name: mine.merge(other.statistics[name]) for name, mine in self.statistics.items()},
+            {
+                name: mine.merge(other.statistics[name])
+                for name, mine in self.statistics.items()
+                if name in other.statistics
+            },
             {name: mine | other.channel_sums[name] for name, mine in self.channel_sums.items()},
             {name: mine + other.counts[name] for name, mine in self.counts.items()},
         )
@@ -74,17 +78,21 @@ def observe(
     Raises:
         UserError: An activation has NaN or infinite values.
     """
-    observers = {name: Observer(name) for name in plan.activations}
+    observers = {name: Observer(name) for name in (*plan.activations, *plan.observed)}
     biased = (node for node in layers_of(model) if node_name(node) in plan.layers and plan.layers[node_name(node)].bias)
     outputs = {name_of(node.outputs[0]): node_name(node) for node in biased}
     sums: dict[str, dict[int, NDArray[np.float64]]] = {name: {} for name in outputs.values()}
     counts = dict.fromkeys(outputs.values(), 0)
+    lost: set[str] = set()
+    """Values that another target would quantize and cannot: those with masks of -inf, say, have no range."""
     module = GraphModule(model).to(device).eval()
 
     def look(seen: tuple[Batch, str, torch.Tensor]) -> None:
         batch, name, value = seen
-        if name in observers:
+        if name in observers and (name in plan.activations or bool(torch.isfinite(value).all())):
             observers[name].update(value)
+        elif name in observers:
+            lost.add(name)
         if name in outputs:
             layer = outputs[name]
             sums[layer][batch.index] = channel_sum(value).cpu().numpy()
@@ -105,7 +113,8 @@ def observe(
             progress(done)
         for future in looking:
             future.result()
-    return Observed({name: observer.result() for name, observer in observers.items()}, sums, counts)
+    found = {name: observer.result() for name, observer in observers.items() if name not in lost}
+    return Observed(found, sums, counts)
 
 
 def _collect(

@@ -45,7 +45,7 @@ def compare_scales(
         own = quantized.layers[name]
         target = array_of(model.graph.initializers[layer.weight]) if own.target is None else own.target
         weight = target.astype(np.float32)
-        other_spec = replace(layer.spec, per_channel=not layer.spec.per_channel)
+        other_spec = replace(layer.spec, per_channel=not layer.spec.per_channel, block=None)
         other = weight_qparams(
             weight,
             other_spec,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from dipo.algo.captures import Batch, read_ahead
+from dipo.algo.integer import IntegerKernels, integer_kernels
 from dipo.graph.load import bias_of, layers_of, name_of, node_name, weight_of
 from dipo.graph.plan import Plan, QuantizedModel
 from dipo.graph.rules import PlatformRules
-from dipo.graph.torch_module import GraphModule, channels_last
+from dipo.graph.torch_module import GraphModule, Hook, channels_last
 from dipo.quant.bias import quantize_bias
 from dipo.quant.functional import TorchQParams, fake_quantize
 from dipo.quant.rounding import flat
@@ -71,6 +72,9 @@ def simulate(
 ) -> Simulated:
     """Runs the float and the quantized network over a worker's batches.
 
+    Where the target keeps biases in int32, nodes between codes compute what integer kernels compute, to the last code
+    (`dipo.algo.integer`). All other nodes compute in float with the numbers that the codes stand for.
+
     Args:
         model: The float network.
         plan: What is quantized.
@@ -89,12 +93,20 @@ def simulate(
         for outputs in (names, [*names, *(t for t in taps if t not in names)])
     )
     constants = simulated_constants(model, plan=plan, quantized=quantized, rules=rules, device=device)
-    qparams = {
-        name: TorchQParams.of(quantized.activations[name], num_dims=0, device=device) for name in plan.activations
-    }
-
-    def hook(name: str, value: torch.Tensor) -> torch.Tensor:
-        return fake_quantize(value, qparams[name]) if name in qparams else value
+    kernels = IntegerKernels()
+    if rules.int32_bias:
+        kernels = integer_kernels(
+            model,
+            module=short,
+            plan=plan,
+            quantized=quantized,
+            quantize_outputs=rules.quantize_outputs,
+            device=device,
+        )
+        constants |= kernels.constants
+    q_short, q_tapped = kernels.module(short), kernels.module(tapped)
+    hook = _quantizers(plan, quantized, kernels, device=device)
+    quantized_outputs = [name for name in names if rules.quantize_outputs and name in plan.activations]
 
     fp_parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
     q_parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
@@ -102,18 +114,35 @@ def simulate(
     done = 0
     with torch.inference_mode():
         for batch, values in read_ahead(batches, inputs):
-            module = tapped if batch.start < profile_samples else short
-            fp, q = module(values), module(values, hook=hook, constants=constants)
+            profiled = batch.start < profile_samples
+            fp = (tapped if profiled else short)(values)
+            q = (q_tapped if profiled else q_short)(values, hook=hook, constants=constants)
+            if profiled:
+                for value, layer in taps.items():
+                    made = q[value] * kernels.units[value] if value in kernels.units else q[value]
+                    error = LayerError.between(fp[value], made)
+                    layers[layer] = layers[layer] + error if layer in layers else error
+            q |= {name: hook(name, q[name]) for name in quantized_outputs}
             for name in names:
                 fp_parts[name].append(fp[name].cpu().numpy())
                 q_parts[name].append(q[name].cpu().numpy())
-            if module is tapped:
-                for value, layer in taps.items():
-                    error = LayerError.between(fp[value], q[value])
-                    layers[layer] = layers[layer] + error if layer in layers else error
             done += len(batch)
             progress(done)
     return Simulated(_join(fp_parts), _join(q_parts), layers)
+
+
+def _quantizers(plan: Plan, quantized: QuantizedModel, kernels: IntegerKernels, *, device: torch.device) -> Hook:
+    """What nodes read of a value: the numbers that its codes stand for."""
+    qparams = {
+        name: TorchQParams.of(quantized.activations[name], num_dims=0, device=device) for name in plan.activations
+    }
+
+    def hook(name: str, value: torch.Tensor) -> torch.Tensor:
+        if name in kernels.requantize:
+            return kernels.requantize[name](value)
+        return fake_quantize(value, qparams[name]) if name in qparams else value
+
+    return hook
 
 
 def simulated_constants(
@@ -132,9 +161,14 @@ def simulated_constants(
             continue
         values = layer.bias
         source = plan.input_of(node)
-        if rules.int32_bias and source is not None:
+        if rules.int32_bias and source is not None and layer.qparams.blocks is None:
             input_scale = quantized.activations[source].scale
-            values = quantize_bias(values, input_scale=input_scale, weight=layer.qparams).values
+            kept = quantize_bias(values, input_scale=input_scale, weight=layer.qparams)
+            values = kept.values
+            if not np.array_equal(kept.weight_scale, layer.qparams.scale):
+                raised, _ = replace(layer.qparams, scale=kept.weight_scale).along(layer.codes.ndim)
+                rounded = np.rint(layer.weight / raised) * raised
+                constants[name_of(weight)] = channels_last(torch.as_tensor(rounded, device=device))
         constants[name_of(bias)] = torch.as_tensor(values, device=device)
     return constants
 

@@ -28,7 +28,7 @@ SMALLEST_SCALE = np.finfo(np.float32).tiny
 def update_layer(pair: Pair, unit: Unit, norm: BatchNorm | None, *, calib: CalibConfig) -> dict[str, QuantizedLayer]:
     """Estimates the BatchNorm of the unit's layer again and moves on behind the unit.
 
-    With a scale for each channel the codes stay, and scales and biases change. Else, or where scales have to be powers
+    With scales for each channel the codes stay, and scales and biases change. Else, or where scales have to be powers
     of two, the rescaled weight is rounded anew; if its rounding was learned, the bias alone changes.
 
     Args:
@@ -82,7 +82,7 @@ def _refolded(
     target, plan = target_of(pair, name), pair.plan.layers[name]
     change = scale_change(norm, seen.var)
     qparams = old.qparams
-    own_scales = qparams.axis is not None and len(qparams.scale) == len(old.bias) and not qparams.power_of_two
+    own_scales = qparams.axis is not None and qparams.num_channels == len(old.bias) and not qparams.power_of_two
     learned = not np.array_equal(old.codes, nearest_codes(target, qparams))
     if learned and not own_scales:
         change = np.ones_like(change)
@@ -93,5 +93,5 @@ def _refolded(
     rescaled = WeightRows.of(pair.nodes[name], target.shape).scaled(target, change)
     if not own_scales:
         return rounded(rescaled, bias, layer=plan, calib=calib)
-    scale = np.maximum(qparams.scale * change, SMALLEST_SCALE).astype(np.float32)
+    scale = np.maximum(qparams.scaled(change), SMALLEST_SCALE).astype(np.float32)
     return QuantizedLayer(old.codes, replace(qparams, scale=scale), bias, rescaled)

@@ -46,14 +46,23 @@ class _Part:
     num_scales: int
     qparams: QParams
 
-    def channels(self, elements: torch.Tensor) -> torch.Tensor:
-        """The layer's elements as [scales, elements of a scale]."""
-        own = elements[self.start : self.stop].view(self.shape)
-        return own.reshape(1, -1) if self.qparams.axis is None else own.movedim(self.qparams.axis, 0).flatten(1)
+    def sums(self, elements: torch.Tensor) -> torch.Tensor:
+        """For each scale the sum of the layer's elements that it scales."""
+        own, blocks = elements[self.start : self.stop].view(self.shape), self.qparams.blocks
+        if self.qparams.axis is None:
+            return own.reshape(1, -1).sum(1)
+        if blocks is None:
+            return own.movedim(self.qparams.axis, 0).flatten(1).sum(1)
+        inner = torch.nn.functional.pad(own.movedim(blocks.axis, -1), (0, -blocks.length % blocks.size))
+        sums: torch.Tensor = inner.reshape(*inner.shape[:-1], -1, blocks.size).sum(-1)
+        return sums.movedim(-1, blocks.axis).reshape(-1)
 
     def spread(self, scales: torch.Tensor) -> torch.Tensor:
         """The layer's scales, shaped to broadcast against its weight."""
-        own = scales[self.first_scale : self.first_scale + self.num_scales]
+        own, blocks = scales[self.first_scale : self.first_scale + self.num_scales], self.qparams.blocks
+        if blocks is not None:
+            repeated = own.view(self.qparams.scale.shape).repeat_interleave(blocks.size, blocks.axis)
+            return repeated.narrow(blocks.axis, 0, blocks.length)
         shape = [1] * len(self.shape)
         if self.qparams.axis is not None:
             shape[self.qparams.axis] = -1
@@ -163,7 +172,7 @@ class Weights:
         scales = []
         if self.train_scale:
             products = torch.cat(list(found)) * self.soft.detach()
-            scales = [part.channels(products).sum(1) for part in self.parts.values()]
+            scales = [part.sums(products) for part in self.parts.values()]
         return [] if self.rounding == FIXED else found, scales
 
     @torch.no_grad()

@@ -34,7 +34,8 @@ from dipo.config import AlgoConfig, CalibConfig
 from dipo.data.samples import Dataset
 from dipo.graph.batch_norm import BatchNorm
 from dipo.graph.load import node_name
-from dipo.graph.plan import QuantizedLayer, QuantizedModel
+from dipo.graph.plan import Plan, QuantizedLayer, QuantizedModel
+from dipo.graph.rules import PlatformRules
 from dipo.graph.torch_module import GraphModule, channels_last
 from dipo.graph.units import Unit
 from dipo.quant import kernels
@@ -221,15 +222,22 @@ class Worker:
         self.sweep = self.shard = None
 
     def simulate(
-        self, batches: Sequence[Batch], *, quantized: QuantizedModel, dataset: Dataset, profile_samples: int
+        self,
+        batches: Sequence[Batch],
+        *,
+        quantized: QuantizedModel,
+        dataset: Dataset,
+        profile_samples: int,
+        plan: Plan | None = None,
+        rules: PlatformRules | None = None,
     ) -> Simulated:
-        """Both networks on these batches of a data set."""
+        """Both networks on these batches of a data set, by the job's plan and rules or by those of another target."""
         self.done = 0
         return simulate(
             self.model,
-            plan=self.job.plan,
+            plan=plan or self.job.plan,
             quantized=quantized,
-            rules=self.job.rules,
+            rules=rules or self.job.rules,
             batches=batches,
             inputs=lambda batch: self._inputs(dataset, batch),
             profile_samples=profile_samples,

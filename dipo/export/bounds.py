@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from dipo.export.storage import type_limits
 from dipo.quant.spec import QParams
 
 
@@ -37,10 +38,10 @@ class Bounds:
     @staticmethod
     def of_codes(qparams: QParams, dtype: ir.DataType) -> Bounds:
         """The limits of the codes that `dtype`, which stores them, does not have by itself."""
-        stored = np.iinfo(dtype.numpy())
+        smallest, largest = type_limits(dtype)
         return Bounds(
-            low=qparams.qmin if qparams.qmin > stored.min else None,
-            high=qparams.qmax if qparams.qmax < stored.max else None,
+            low=qparams.qmin if qparams.qmin > smallest else None,
+            high=qparams.qmax if qparams.qmax < largest else None,
         )
 
     def dequantized(self, qparams: QParams) -> Bounds:

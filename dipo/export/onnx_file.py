@@ -13,12 +13,13 @@ _INLINE_BYTES = 1 << 30
 """Above this the tensors go to a file of their own: protobuf ends at 2 GiB, the graph around the tensors included."""
 
 
-def save_model(model: ir.Model, path: Path) -> None:
+def save_model(model: ir.Model, path: Path, *, external: bool = False) -> None:
     """Check the model and write it to `path`; tensors too large for one file go to `<path>.data` beside it.
 
     Args:
         model: The model; tensors of it that lie in other files are read into it.
         path: Its final name, in a folder that exists.
+        external: The tensors go to `<path>.data` whatever their size.
 
     Raises:
         onnx.checker.ValidationError: The model is not valid ONNX; nothing was written.
@@ -26,7 +27,7 @@ def save_model(model: ir.Model, path: Path) -> None:
     data_name = f"{path.name}.data"
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         unfinished = Path(folder) / path.name
-        if _tensor_bytes(model) > _INLINE_BYTES:
+        if external or _tensor_bytes(model) > _INLINE_BYTES:
             ir.save(model, unfinished, external_data=data_name)
         else:
             ir.save(ir.external_data.load_to_model(model), unfinished)
@@ -34,6 +35,12 @@ def save_model(model: ir.Model, path: Path) -> None:
         if (Path(folder) / data_name).exists():
             (Path(folder) / data_name).replace(path.with_name(data_name))
         unfinished.replace(path)
+
+
+def has_external_data(model: ir.Model) -> bool:
+    """Whether tensors of the model lie in other files."""
+    initializers = (value for graph in model.graphs() for value in graph.initializers.values())
+    return any(isinstance(value.const_value, ir.ExternalTensor) for value in initializers)
 
 
 def raise_opset(model: ir.Model, opset: int) -> None:

@@ -6,7 +6,6 @@ runtime that knows the pattern replaces `DequantizeLinear -> operator -> Quantiz
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,24 +16,33 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from dipo.export.bounds import Bounds
-from dipo.export.onnx_file import raise_opset, save_model
+from dipo.export.onnx_file import has_external_data, raise_opset, save_model
+from dipo.export.storage import (
+    BLOCK_OPSET,
+    FOR_KERNELS,
+    Storage,
+    less_zero_point,
+    required_opset,
+    rescaled,
+    storage_type,
+    weight_types,
+)
 from dipo.graph.plan import QuantizedLayer, QuantizedModel
 from dipo.graph.rules import PlatformRules
 from dipo.quant.bias import QuantizedBias, quantize_bias
 from dipo.quant.spec import QParams
 
-_STORAGE = (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16)
-"""Narrowest first. ONNX's 4-bit types are not among them: ONNX Runtime 1.32 has no integer kernels for them, and
-refuses a model whose 4-bit activations meet 8-bit weights."""
-
-_OPSET = 13
-"""The first with a scale for each channel."""
-_OPSET_16_BITS = 21
-"""The first whose QuantizeLinear knows 16-bit types."""
+__all__ = ["insert_qdq", "storage_type", "write_qdq"]
 
 
 def write_qdq(
-    model: ir.Model, quantized: QuantizedModel, path: Path, *, rules: PlatformRules, metadata: Mapping[str, str]
+    model: ir.Model,
+    quantized: QuantizedModel,
+    path: Path,
+    *,
+    rules: PlatformRules,
+    metadata: Mapping[str, str],
+    storage: Storage = FOR_KERNELS,
 ) -> None:
     """Write the quantized model to `path`; nothing is found there before the file is complete and checked.
 
@@ -42,35 +50,46 @@ def write_qdq(
         model: The float graph that was planned and calibrated; it is left as it is.
         quantized: Integer weights and the activations' scales, by the names of that graph. A value that a pass-through
             operator made of a quantized one has its own entry, with the same scale and zero point.
-        path: The ONNX file. A model too large for one file keeps its tensors beside it, in `<path>.data`.
+        path: The ONNX file. A model that came with its tensors in other files, or is too large for one, keeps them
+            beside it, in `<path>.data`.
         rules: The deploy target's.
         metadata: Goes into the file's `metadata_props`.
+        storage: In which types codes are stored.
 
     Raises:
         onnx.checker.ValidationError: What came out is not valid ONNX.
     """
-    exported = insert_qdq(model, quantized, rules=rules)
+    exported = insert_qdq(model, quantized, rules=rules, storage=storage)
     exported.metadata_props.update(metadata)
-    save_model(exported, path)
+    save_model(exported, path, external=has_external_data(model))
 
 
-def insert_qdq(model: ir.Model, quantized: QuantizedModel, *, rules: PlatformRules) -> ir.Model:
+def insert_qdq(
+    model: ir.Model, quantized: QuantizedModel, *, rules: PlatformRules, storage: Storage = FOR_KERNELS
+) -> ir.Model:
     """A copy of `model` with integer weights, and QuantizeLinear and DequantizeLinear after each quantized value.
 
     Every node that reads a quantized value reads it dequantized; a graph output stays float unless the rules say
-    otherwise. The opset is raised to 13, or to 21 where something is stored in 16 bits.
+    otherwise. The opset is raised to 13, to 21 where something is stored in 4 or 16 bits or has a scale for each block
+    of a weight, to 25 where something is stored in 2.
 
     Args:
         model: The float graph; every node and value has a unique name.
         quantized: What to put into it.
         rules: The deploy target's.
+        storage: In which types codes are stored.
     """
     exported = model.clone()
-    raise_opset(exported, _required_opset(quantized))
-    writer = _Writer(exported.graph, rules, quantized.activations)
     nodes = {node.name: node for node in exported.graph}
+    types = {name: weight_types(nodes[name], quantized, rules, storage) for name in quantized.layers}
+    stored = [dtype for pair in types.values() for dtype in pair]
+    stored += [storage_type(qparams, storage.activations) for qparams in quantized.activations.values()]
+    blocks = any(layer.qparams.blocks is not None for layer in quantized.layers.values())
+    raise_opset(exported, max(required_opset(stored), BLOCK_OPSET if blocks else 0))
+    nodes = {node.name: node for node in exported.graph}
+    writer = _Writer(exported.graph, rules, quantized.activations, storage)
     for name, layer in quantized.layers.items():
-        writer.quantize_layer(nodes[name], layer)
+        writer.quantize_layer(nodes[name], layer, *types[name])
     values = _values_by_name(exported.graph)
     for name in quantized.activations:
         writer.quantize_activation(values[name])
@@ -78,80 +97,76 @@ def insert_qdq(model: ir.Model, quantized: QuantizedModel, *, rules: PlatformRul
     return exported
 
 
-def storage_type(qparams: QParams) -> ir.DataType:
-    """The narrowest ONNX type, of 8 or 16 bits, that holds every code; signed where a code is negative."""
-    for dtype in _STORAGE:
-        limits = np.iinfo(dtype.numpy())
-        if (qparams.qmin < 0) == (limits.min < 0) and limits.min <= qparams.qmin and qparams.qmax <= limits.max:
-            return dtype
-    raise AssertionError(f"no storage type holds the codes {qparams.qmin} to {qparams.qmax}")
-
-
-def _required_opset(quantized: QuantizedModel) -> int:
-    qparams = [*(layer.qparams for layer in quantized.layers.values()), *quantized.activations.values()]
-    return _OPSET_16_BITS if any(storage_type(each).bitwidth == 16 for each in qparams) else _OPSET
-
-
 def _values_by_name(graph: ir.Graph) -> dict[str, ir.Value]:
     values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
     return {value.name: value for value in values if value.name}
 
 
-def _rescaled(layer: QuantizedLayer, scale: NDArray[np.float32]) -> QuantizedLayer:
-    """The layer with its weight rounded to another scale, nowhere smaller than its own."""
-    if np.array_equal(scale, layer.qparams.scale):
-        return layer
-    qparams = dataclasses.replace(layer.qparams, scale=scale)
-    new_scale, zero_point = qparams.along(layer.codes.ndim)
-    codes = np.rint(layer.weight / new_scale).astype(np.int32) + zero_point
-    return dataclasses.replace(layer, codes=codes, qparams=qparams)
-
-
-def _less_zero_point(layer: QuantizedLayer) -> QuantizedLayer:
-    """The same weight with zero point 0, where its codes then fit int8: always below 8 bits."""
-    _, zero_point = layer.qparams.along(layer.codes.ndim)
-    codes = layer.codes - zero_point
-    int8 = np.iinfo(np.int8)
-    if not zero_point.any() or codes.min() < int8.min or codes.max() > int8.max:
-        return layer
-    zeros = np.zeros_like(layer.qparams.zero_point)
-    qparams = dataclasses.replace(layer.qparams, zero_point=zeros, qmin=int8.min, qmax=int8.max)
-    return dataclasses.replace(layer, codes=codes, qparams=qparams)
-
-
 class _Writer:
     """Puts quantization into one graph, under names that nothing else in it has."""
 
-    def __init__(self, graph: ir.Graph, rules: PlatformRules, activations: Mapping[str, QParams]) -> None:
+    def __init__(
+        self, graph: ir.Graph, rules: PlatformRules, activations: Mapping[str, QParams], storage: Storage
+    ) -> None:
         self._graph = graph
         self._rules = rules
         self._activations = activations
+        self._storage = storage
         self._first = graph[0]
         self._taken: set[str | None] = {*_values_by_name(graph), *(node.name for node in graph)}
+        self._zeros: dict[tuple[ir.DataType, tuple[int, ...]], ir.Value] = {}
 
-    def quantize_layer(self, node: ir.Node, layer: QuantizedLayer) -> None:
+    def quantize_layer(self, node: ir.Node, layer: QuantizedLayer, in_file: ir.DataType, dtype: ir.DataType) -> None:
         """Put integers in the place of the node's weight, and the quantized layer's bias in the place of the float one.
+
+        The weight lies in the file in one type, and DequantizeLinear reads it in another one or in the same.
 
         Called before any value is quantized: the node's input still has the name that it had in the float graph.
         """
         bias = self._int32_bias(node, layer)
         if bias is not None:
-            layer = _rescaled(layer, bias.weight_scale)
-            self._replace_by_codes(node, 2, bias.codes, bias.qparams, ir.DataType.INT32)
+            layer = rescaled(layer, bias.weight_scale)
+            self._replace_by_codes(node, 2, self._stored(node, 2, bias.codes, ir.DataType.INT32), bias.qparams)
         elif layer.bias is not None:
             float_bias = node.inputs[2]
             assert float_bias is not None
             float_bias.const_value = ir.tensor(layer.bias, name=float_bias.name)
-        if self._rules.int8_kernels:
-            layer = _less_zero_point(layer)
-        self._replace_by_codes(node, 1, layer.codes, layer.qparams, storage_type(layer.qparams))
+        for_kernels = self._rules.int8_kernels and layer.qparams.blocks is None and dtype.bitwidth == 8
+        read = less_zero_point(layer) if for_kernels else layer
+        if read is not layer:
+            dtype = ir.DataType.INT8
+        if in_file.bitwidth < dtype.bitwidth:
+            codes = self._widened(node, layer, read, in_file, dtype)
+        else:
+            codes = self._stored(node, 1, read.codes, dtype)
+        self._replace_by_codes(node, 1, codes, read.qparams)
+
+    def _widened(
+        self, node: ir.Node, layer: QuantizedLayer, read: QuantizedLayer, in_file: ir.DataType, dtype: ir.DataType
+    ) -> ir.Value:
+        """The codes of `read` in `dtype`, made from those of `layer` that the file keeps in a narrower type."""
+        stored = self._stored(node, 1, layer.codes, in_file)
+        name = node.inputs[1].name if node.inputs[1] is not None else None
+        assert name is not None
+        widened = self._insert("Cast", [stored], name, "widened", dtype=dtype, to=dtype.value)
+        if read is layer:
+            return widened
+        _, zero_point = layer.qparams.along(layer.codes.ndim)
+        shift = self._initializer(f"{name}_shift", zero_point, dtype)
+        return self._insert("Sub", [widened, shift], name, "shifted", dtype=dtype)
 
     def _int32_bias(self, node: ir.Node, layer: QuantizedLayer) -> QuantizedBias | None:
-        """The layer's bias in int32; None where there is none, or the target or a float input wants it float."""
+        """The layer's bias in int32.
+
+        None where there is none, where the target or a float input wants it float, and where the blocks of a channel
+        have no common step that the bias could have.
+        """
         data = node.inputs[0]
         assert data is not None and data.name is not None
         input_qparams = self._activations.get(data.name)
         if layer.bias is None or input_qparams is None or not self._rules.int32_bias:
+            return None
+        if layer.qparams.blocks is not None:
             return None
         return quantize_bias(layer.bias, input_scale=input_qparams.scale, weight=layer.qparams)
 
@@ -161,7 +176,7 @@ class _Writer:
         assert name is not None
         qparams = self._activations[name]
         assert qparams.axis is None
-        dtype = storage_type(qparams)
+        dtype = storage_type(qparams, self._storage.activations)
         becomes_output = value.is_graph_output() and self._rules.quantize_outputs
         scale = self._initializer(f"{name}_scale", qparams.scale, ir.DataType.FLOAT)
         zero_point = self._initializer(f"{name}_zero_point", qparams.zero_point, dtype)
@@ -173,7 +188,7 @@ class _Writer:
             bounds = Bounds.of_codes(qparams, dtype)
             source = self._clip(value, bounds.dequantized(qparams), name, ir.DataType.FLOAT)
             codes = self._insert("QuantizeLinear", [source, scale, zero_point], name, "quantized", dtype=dtype)
-        dequantized = self._dequantize([codes, scale, zero_point], name)
+        dequantized = self._dequantize([codes, scale, zero_point], name, qparams)
         for reader in readers:
             reader.node.replace_input_with(reader.idx, dequantized)
         if becomes_output:
@@ -201,21 +216,37 @@ class _Writer:
         producer = value.producer()
         return value.name in self._activations or (producer is not None and producer.op_type == "DequantizeLinear")
 
-    def _replace_by_codes(
-        self, node: ir.Node, index: int, codes: NDArray[np.int32], qparams: QParams, dtype: ir.DataType
-    ) -> None:
-        """Let the node read integers through DequantizeLinear in the place of the initializer that it reads now."""
+    def _stored(self, node: ir.Node, index: int, codes: NDArray[np.int32], dtype: ir.DataType) -> ir.Value:
+        """An initializer with the codes of the one that the node reads at this index."""
         value = node.inputs[index]
         assert value is not None and value.name is not None
-        stored = self._initializer(f"{value.name}_quantized", codes, dtype)
+        return self._initializer(f"{value.name}_quantized", codes, dtype)
+
+    def _replace_by_codes(self, node: ir.Node, index: int, codes: ir.Value, qparams: QParams) -> None:
+        """Let the node read integers through DequantizeLinear in the place of the initializer that it reads now."""
+        value = node.inputs[index]
+        assert value is not None and value.name is not None and codes.dtype is not None
         scale = self._initializer(f"{value.name}_scale", qparams.scale, ir.DataType.FLOAT)
         # Written where it is zero, too: without it ONNX Runtime leaves a Gemm in float.
-        zero_point = self._initializer(f"{value.name}_zero_point", qparams.zero_point, dtype)
-        dequantized = self._dequantize([stored, scale, zero_point], value.name, axis=qparams.axis)
+        zero_point = self._zero_point(value.name, qparams, codes.dtype)
+        dequantized = self._dequantize([codes, scale, zero_point], value.name, qparams)
         node.replace_input_with(index, dequantized)
 
-    def _dequantize(self, inputs: Sequence[ir.Value], name: str, *, axis: int | None = None) -> ir.Value:
-        return self._insert("DequantizeLinear", inputs, name, "dequantized", dtype=ir.DataType.FLOAT, axis=axis)
+    def _zero_point(self, name: str, qparams: QParams, dtype: ir.DataType) -> ir.Value:
+        """An initializer with the zero points; zeros for all channels are kept once for each number of them."""
+        if qparams.axis is None or qparams.zero_point.any():
+            return self._initializer(f"{name}_zero_point", qparams.zero_point, dtype)
+        shape = qparams.zero_point.shape
+        if (dtype, shape) not in self._zeros:
+            shared = f"zero_point_{dtype.name.lower()}_{'x'.join(map(str, shape))}"
+            self._zeros[dtype, shape] = self._initializer(shared, qparams.zero_point, dtype)
+        return self._zeros[dtype, shape]
+
+    def _dequantize(self, inputs: Sequence[ir.Value], name: str, qparams: QParams) -> ir.Value:
+        attributes = {} if qparams.axis is None else {"axis": qparams.axis}
+        if qparams.blocks is not None:
+            attributes = {"axis": qparams.blocks.axis, "block_size": qparams.blocks.size}
+        return self._insert("DequantizeLinear", inputs, name, "dequantized", dtype=ir.DataType.FLOAT, **attributes)
 
     def _clip(self, value: ir.Value, bounds: Bounds, name: str, dtype: ir.DataType) -> ir.Value:
         """`value` cut off at the bounds; itself where there are none."""
@@ -235,14 +266,13 @@ class _Writer:
         result: str,
         *,
         dtype: ir.DataType,
-        axis: int | None = None,
+        **attributes: int,
     ) -> ir.Value:
         """The output `<name>_<result>` of a new node `<name>_<op_type>`, put right after what makes its first input."""
         source = inputs[0]
         assert source is not None
         output = ir.Value(name=self._fresh(f"{name}_{result}"), type=ir.TensorType(dtype))
         output.shape = source.shape.copy() if source.shape is not None else None
-        attributes = {} if axis is None else {"axis": axis}
         node = ir.node(op_type, inputs, attributes, outputs=[output], name=self._fresh(f"{name}_{op_type}"))
         producer = source.producer()
         if producer is None:

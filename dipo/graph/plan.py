@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
@@ -12,11 +11,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from dipo.errors import UserError
-from dipo.graph.load import bias_of, is_layer, name_of, node_name, weight_axis, weight_of
+from dipo.graph.load import array_of, bias_of, is_layer, name_of, node_name, weight_axis, weight_of
 from dipo.graph.placement import PASS_THROUGH, is_float, pass_through_source, quantized_values
 from dipo.graph.rules import PlatformRules
-from dipo.quant.spec import QParams, QuantSpec
+from dipo.graph.signs import positive_values
+from dipo.graph.wishes import check_patterns, check_widths, check_wishes
+from dipo.quant.spec import QParams, QuantSpec, input_axis
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Plan:
     """By name of the value, in topological order."""
     shared: dict[str, str]
     """Values that pass-through operators made of a quantized one, and that one: they have its scale and zero point."""
+    observed: tuple[str, ...] = ()
+    """Other values whose statistics are taken too, as another target would quantize them."""
 
     def input_of(self, node: ir.Node) -> str | None:
         """The quantized value whose scale a layer's input has; None where the input is float."""
@@ -112,6 +114,7 @@ def make_plan(
     weight_per_channel: bool | None = None,
     weight_symmetric: bool | None = None,
     weight_narrow: bool | None = None,
+    weight_block: int | None = None,
     act_signed: bool | None = None,
     act_symmetric: bool | None = None,
     power_of_two: bool | None = None,
@@ -133,13 +136,15 @@ def make_plan(
         weight_per_channel: One scale for each output channel; None as the target has it.
         weight_symmetric: None as the target has it; where it takes both, symmetric at 8 bits and asymmetric below.
         weight_narrow: Weights without their smallest code; None as the target has it, with it where it takes both.
+        weight_block: So many weights along the input axis share a scale, for each output channel; None for all of a
+            channel.
         act_signed: None as the target has it.
         act_symmetric: None as the target has it.
         power_of_two: Scales that are powers of two; None as the target has it.
         placement: Where activations are quantized: `input` or `output`, see `quantized_values`.
         first_last_bits: Least width of the first and last layers and of what they read; None for no exception.
         overrides: Pattern of layers' names -> `weight_bits`, `act_bits`, `weight_per_channel`, `weight_symmetric`,
-            `weight_narrow`.
+            `weight_narrow`, `weight_block`.
         skip: Patterns of node names that stay float.
 
     Raises:
@@ -154,8 +159,9 @@ def make_plan(
         "weight_symmetric": weight_symmetric,
         "weight_narrow": weight_narrow,
         "power_of_two": power_of_two,
+        "weight_block": weight_block,
     }
-    _check_rules(rules, [{**grid, "act_signed": act_signed, "act_symmetric": act_symmetric}, *overrides.values()])
+    check_wishes(rules, [{**grid, "act_signed": act_signed, "act_symmetric": act_symmetric}, *overrides.values()])
     edge = edge_layers(model)
     nodes = [node for node in model.graph if node.op_type in rules.operators and not _matches(node, skip)]
     layers: dict[str, LayerPlan] = {}
@@ -175,15 +181,31 @@ def make_plan(
         bits=max(act_bits, 8),
         signed=_chosen(wish=act_signed, rule=rules.act_signed),
         symmetric=_chosen(wish=act_symmetric, rule=rules.act_symmetric),
-        power_of_two=_chosen(wish=power_of_two, rule=rules.power_of_two),
+        power_of_two=_powers(rules, wish=power_of_two),
     )
     activations, shared = _activations(model, quantized, input_bits, widest)
-    return Plan(layers=layers, activations=activations, shared=shared)
+    if rules.unsigned_where_positive and act_signed is None:
+        positive = positive_values(model)
+        activations = {
+            name: replace(spec, signed=False, symmetric=False) if name in positive else spec
+            for name, spec in activations.items()
+        }
+    plan = Plan(layers=layers, activations=activations, shared=shared)
+    check_widths(
+        rules,
+        weights={name: layer.spec.bits for name, layer in layers.items()},
+        activations={name: spec.bits for name, spec in activations.items()},
+    )
+    return plan
 
 
 def _chosen(*, wish: bool | None, rule: bool | None) -> bool:
     """What the user wishes, else what the target has, else no."""
     return bool(rule if wish is None else wish)
+
+
+def _powers(rules: PlatformRules, *, wish: bool | None) -> bool:
+    return _chosen(wish=wish, rule=rules.power_of_two or rules.prefers_power_of_two)
 
 
 def _activations(
@@ -221,20 +243,25 @@ def _layer_plan(node: ir.Node, rules: PlatformRules, wish: Mapping[str, Any]) ->
     symmetric = wish["weight_symmetric"]
     if symmetric is None:
         symmetric = rules.weight_symmetric if rules.weight_symmetric is not None else wish["weight_bits"] >= 8
-    per_channel = wish["weight_per_channel"]
+    per_channel, axis = wish["weight_per_channel"], weight_axis(node)
+    per_channel = rules.per_channel(node.op_type) if per_channel is None else per_channel
+    shape = array_of(weight).shape
+    num_inputs = shape[input_axis(axis)] if len(shape) > 1 else 1
+    block = rules.block(node.op_type, bits=wish["weight_bits"], wish=wish["weight_block"], length=num_inputs)
     spec = QuantSpec(
         bits=wish["weight_bits"],
         signed=symmetric,
         symmetric=symmetric,
-        per_channel=rules.weight_per_channel if per_channel is None else per_channel,
+        per_channel=per_channel,
         narrow=_chosen(wish=wish["weight_narrow"], rule=rules.weight_narrow),
-        power_of_two=_chosen(wish=wish["power_of_two"], rule=rules.power_of_two),
+        power_of_two=_powers(rules, wish=wish["power_of_two"]),
+        block=block if per_channel else None,
     )
     return LayerPlan(
         node=node_name(node),
         weight=name_of(weight),
         bias=None if bias is None else name_of(bias),
-        axis=weight_axis(node),
+        axis=axis,
         spec=spec,
     )
 
@@ -262,38 +289,3 @@ def edge_layers(model: ir.Model) -> set[str]:
 
 def _matches(node: ir.Node, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(node_name(node), pattern) for pattern in patterns)
-
-
-def check_patterns(option: str, patterns: Iterable[str], names: Sequence[str], layers: Sequence[str]) -> None:
-    """Looks for patterns of names that fit none.
-
-    Raises:
-        UserError: There is one; the nearest name and some layers are named.
-    """
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            choices = list(dict.fromkeys([*get_close_matches(pattern, names, n=1), *layers]))
-            shown = ", ".join([*choices[:8], *(["..."] if len(choices) > 8 else [])])
-            raise UserError(f"{option} {pattern!r}: no layer is named like that, choose from {shown}")
-
-
-def _check_rules(rules: PlatformRules, wishes: Iterable[Mapping[str, Any]]) -> None:
-    """Refuses what the target cannot do."""
-    any_act = rules.any_act_grid
-    only: dict[str, tuple[bool | None, str, str]] = {
-        "weight_per_channel": (
-            None if rules.weight_per_channel else False,
-            "one scale for a weight",
-            "a scale for each channel",
-        ),
-        "weight_symmetric": (rules.weight_symmetric, "asymmetric weights", "symmetric weights"),
-        "weight_narrow": (rules.weight_narrow, "weights with all their codes", "narrow weights"),
-        "act_signed": (None if any_act else rules.act_signed, "unsigned activations", "signed activations"),
-        "act_symmetric": (None if any_act else rules.act_symmetric, "asymmetric activations", "symmetric activations"),
-        "power_of_two": (rules.power_of_two, "any scales", "scales that are powers of two"),
-    }
-    for wish in wishes:
-        for option, (taken, if_false, if_true) in only.items():
-            if taken is not None and wish.get(option) not in (None, taken):
-                what = if_true if taken else if_false
-                raise UserError(f"precision.{option}: platform {rules.name} takes only {what}, leave it out")

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+ALL_WIDTHS = tuple(range(2, 17))
+
 
 @dataclass(frozen=True)
 class PlatformRules:
@@ -38,3 +40,58 @@ class PlatformRules:
     """Widths below 8 bits run on the kernels for 8: a Clip on the codes, between QuantizeLinear and DequantizeLinear,
     keeps activations inside their limits, and weights are stored less their zero point. Otherwise the Clip is on the
     numbers before QuantizeLinear, and weights are stored as they are."""
+    weight_widths: tuple[int, ...] = ALL_WIDTHS
+    """Bits that weights may have."""
+    act_widths: tuple[int, ...] = ALL_WIDTHS
+    """Bits that activations may have."""
+    prefers_power_of_two: bool = False
+    """Scales are powers of two where nobody asks for others; `power_of_two` is then None."""
+    unsigned_where_positive: bool = False
+    """What is nowhere negative has codes from 0 up and zero point 0; the rest is as `act_signed` has it."""
+    unify_concats: bool = False
+    """What a Concat joins is quantized as what it makes."""
+    channel_operators: frozenset[str] | None = None
+    """Layers that may have a scale for each channel; None for all."""
+    weight_blocks: frozenset[str] = frozenset()
+    """Layers whose channels may have a scale for each block of inputs."""
+    block_bits: int = 16
+    """Widest weights that may have blocks."""
+    whole_blocks: bool = False
+    """All blocks of a weight are of the same size."""
+    weight_types: frozenset[int] = frozenset({8, 16})
+    """Bits of the types in which the target reads weights from DequantizeLinear."""
+    narrow_operators: frozenset[str] | None = None
+    """Layers whose weights it reads in types below 8 bits, where it has some; None for all."""
+
+    def only(self, option: str) -> bool | None:
+        """The one value of an option of `precision` that the target takes; None where it takes both.
+
+        Args:
+            option: weight_per_channel, weight_symmetric, weight_narrow, act_signed, act_symmetric or power_of_two.
+        """
+        acts = None if self.any_act_grid else (self.act_signed, self.act_symmetric)
+        return {
+            "weight_per_channel": None if self.weight_per_channel else False,
+            "weight_symmetric": self.weight_symmetric,
+            "weight_narrow": self.weight_narrow,
+            "act_signed": acts and acts[0],
+            "act_symmetric": acts and acts[1],
+            "power_of_two": self.power_of_two,
+        }[option]
+
+    def per_channel(self, op_type: str) -> bool:
+        """Whether layers of this operator have a scale for each channel where nobody asks for another."""
+        return self.weight_per_channel and (self.channel_operators is None or op_type in self.channel_operators)
+
+    def block(self, op_type: str, *, bits: int, wish: int | None, length: int) -> int | None:
+        """How many inputs of a layer share a scale; None where those of a channel all do.
+
+        Args:
+            op_type: The layer's.
+            bits: Its weight's width.
+            wish: How many should.
+            length: The weight's inputs for each output channel.
+        """
+        if wish is None or op_type not in self.weight_blocks or bits > self.block_bits or length <= wish:
+            return None
+        return None if self.whole_blocks and length % wish else wish

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from dipo.quant.grid_search import search_grids
 from dipo.quant.mse import expected_error, mse_range
 from dipo.quant.observers import NUM_BINS, Statistics
 from dipo.quant.octav import octav_range
-from dipo.quant.spec import QParams, QuantSpec, Range, qparams_between, qparams_of
+from dipo.quant.spec import Blocks, QParams, QuantSpec, Range, input_axis, qparams_between, qparams_of
 
 __all__ = [
     "RANGE_METHODS",
@@ -126,6 +127,8 @@ def weight_qparams(
 ) -> QParams:
     """Scales and zero points for a weight: per channel along `axis` where the spec says so, else one for all.
 
+    Where the spec has blocks, each run of so many weights along the input axis has its own.
+
     Args:
         weight: Any shape, not empty.
         spec: The grid.
@@ -143,12 +146,36 @@ def weight_qparams(
         raise UserError(f"weight range method '{method}': choose from {', '.join(WEIGHT_METHODS)}")
     if not np.isfinite(weight).all():
         raise UserError(f"{name} has NaN or infinite values: the float model is broken, export it again")
+    if spec.block is not None:
+        return _block_qparams(
+            weight, spec, axis % weight.ndim, lambda rows: WEIGHT_METHODS[method](rows, spec, norm, percentile)
+        )
     if spec.per_channel:
         rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
         found = WEIGHT_METHODS[method](np.ascontiguousarray(rows), spec, norm, percentile)
         return replace(found, axis=axis % weight.ndim)
     found = WEIGHT_METHODS[method](weight.reshape(1, -1), spec, norm, percentile)
     return replace(found, scale=found.scale.reshape(()), zero_point=found.zero_point.reshape(()))
+
+
+def _block_qparams(
+    weight: NDArray[np.float32], spec: QuantSpec, axis: int, find: Callable[[NDArray[np.float32]], QParams]
+) -> QParams:
+    """A grid for each block, from a function that finds one for each row of weights."""
+    assert spec.block is not None
+    along = input_axis(axis)
+    blocks = Blocks(spec.block, along, weight.shape[along])
+    moved = np.moveaxis(weight, along, -1)
+    whole = blocks.length // blocks.size * blocks.size
+    parts = [(moved[..., :whole], blocks.size), (moved[..., whole:], blocks.length - whole)]
+    found = [find(np.ascontiguousarray(part).reshape(-1, size)) for part, size in parts if part.size]
+
+    def joined(arrays: Iterable[NDArray[Any]]) -> NDArray[Any]:
+        inner = np.concatenate([array.reshape(*moved.shape[:-1], -1) for array in arrays], axis=-1)
+        return np.ascontiguousarray(np.moveaxis(inner, -1, along))
+
+    scale, zero_point = joined(grid.scale for grid in found), joined(grid.zero_point for grid in found)
+    return replace(found[0], scale=scale, zero_point=zero_point, axis=axis, blocks=blocks)
 
 
 def _minmax_rows(rows: NDArray[np.float32], spec: QuantSpec, _norm: float, _percentile: float) -> QParams:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,6 +27,8 @@ class QuantSpec:
     """The smallest code is left out: -127 .. 127, or 1 .. 255. A symmetric grid then reaches as far on both sides."""
     power_of_two: bool = False
     """The scale is 2^k: rescaling is a shift."""
+    block: int | None = None
+    """So many weights in a row along the input axis share a scale, for each output channel; None: all of a channel."""
 
     def __post_init__(self) -> None:
         """Refuse widths that no target has."""
@@ -61,11 +64,28 @@ class Range:
     max: float
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """How an axis of a weight is cut into runs that share a scale; the last may be shorter."""
+
+    size: int
+    """Weights of a run."""
+    axis: int
+    length: int
+    """Of the axis."""
+
+    def spread(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Numbers of runs, each repeated for all its weights."""
+        repeated: NDArray[Any] = np.repeat(array, self.size, self.axis)
+        return repeated.take(np.arange(self.length), self.axis)
+
+
 @dataclass(frozen=True, eq=False)
 class QParams:
     """Scale and zero point: `code = clip(round_half_even(x / scale) + zero_point, qmin, qmax)`.
 
-    `scale` is float32 and `zero_point` int32, both of shape [] (per tensor) or [C] along `axis` (per channel).
+    `scale` is float32 and `zero_point` int32, both of shape [] (per tensor) or [C] along `axis` (per channel). With
+    `blocks` they have the shape of the weight, but for one number for each block along the blocks' axis.
     """
 
     scale: NDArray[np.float32]
@@ -75,14 +95,40 @@ class QParams:
     axis: int | None = None
     power_of_two: bool = False
     """The scale is 2^k and has to stay so: training leaves it alone."""
+    blocks: Blocks | None = None
 
     def along(self, num_dims: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Scale and zero point, shaped to broadcast against a tensor of `num_dims` dimensions."""
         if self.axis is None:
             return self.scale, self.zero_point
+        if self.blocks is not None:
+            return self.blocks.spread(self.scale), self.blocks.spread(self.zero_point)
         shape = [1] * num_dims
         shape[self.axis] = -1
         return self.scale.reshape(shape), self.zero_point.reshape(shape)
+
+    @property
+    def num_channels(self) -> int:
+        """Channels that have scales of their own; 1 where the tensor has one scale."""
+        return (
+            int(self.scale.shape[self.axis]) if self.blocks is not None and self.axis is not None else self.scale.size
+        )
+
+    def scaled(self, factors: NDArray[Any]) -> NDArray[np.float64]:
+        """The scales, those of each channel multiplied by its factor."""
+        if self.axis is None or self.blocks is None:
+            return np.asarray(self.scale * factors)
+        shape = [1] * self.scale.ndim
+        shape[self.axis] = -1
+        return np.asarray(self.scale * factors.reshape(shape))
+
+
+def input_axis(axis: int) -> int:
+    """The axis of a layer's weight that counts inputs, beside the one that counts output channels.
+
+    Conv and Gemm with transB have [outputs, inputs, ..], ConvTranspose, Gemm and MatMul [.., inputs, outputs, ..].
+    """
+    return 1 if axis == 0 else axis - 1
 
 
 def qparams_of(range_: Range, spec: QuantSpec) -> QParams:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dipo.report.analysis import AnalysisReport
@@ -57,6 +57,26 @@ class Note:
 
 
 @dataclass(frozen=True)
+class TargetRow:
+    """The files for another target, and how its network differs from the run's."""
+
+    name: str
+    differences: list[str]
+    """Of its scheme from the one that the run quantized for, in words."""
+    weights: dict[str, float]
+    """By name of a layer whose weight was rounded once more: its SQNR in dB against the weight before."""
+    activations: dict[str, int]
+    """Number of values by what became of their ranges: `kept` as they are, `range` kept on another grid, `statistics`:
+    from what calibration saw."""
+    error: OutputError | None
+    """Of the simulation of this target against the float network; null without samples."""
+    notes: list[str]
+    """What the user should know of the files."""
+    files: dict[str, int]
+    """Bytes of each file."""
+
+
+@dataclass(frozen=True)
 class Report:
     """All that `report.json` holds."""
 
@@ -93,6 +113,8 @@ class Report:
     workers: dict[str, Any]
     """Number, kind, device, threads, and pieces of a step."""
     versions: dict[str, str]
+    targets: list[TargetRow] = field(default_factory=list)
+    """The other targets whose files were written."""
 
     def to_plain(self) -> dict[str, Any]:
         """As nested dictionaries and lists."""

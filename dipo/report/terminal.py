@@ -16,7 +16,7 @@ from rich.text import Text
 
 from dipo.report.analysis import AnalysisReport, AnalysisRow
 from dipo.report.measures import OutputError
-from dipo.report.report import Note, Report
+from dipo.report.report import Note, Report, TargetRow
 from dipo.run import REPORT
 
 PLAIN_SECONDS = 10.0
@@ -69,6 +69,18 @@ class Terminal:
         self.console.print(Group(Text(""), _sensitive(analysis, wide=self.console.width >= WIDE)))
         for option in analysis.options():
             self.say(f"try '{option}'")
+
+    def show_target(self, row: TargetRow, folder: str) -> None:
+        """A line on another target's files, and one on each difference."""
+        parts = [f"{folder}: {', '.join(row.files)}"]
+        if row.error is not None:
+            parts.append(f"simulation against FP32: {row.error.agreement:.2f} % / {row.error.sqnr_db:.2f} dB")
+        if row.weights:
+            worst = min(row.weights, key=row.weights.__getitem__)
+            parts.append(f"{len(row.weights)} weights rounded again, worst {worst} {row.weights[worst]:.1f} dB")
+        self.say(f"{row.name}: {'; '.join(parts)}")
+        for text in [*row.differences, *row.notes]:
+            self.say(f"  {text}")
 
     def show_notes(self, notes: Sequence[Note]) -> None:
         """What is odd about the network, and what was left undone: the first of it, the rest is in the report."""

@@ -41,7 +41,7 @@ def load_calibration(folder: RunFolder) -> Calibration:
         DamagedFileError: It is missing or damaged.
     """
     arrays, _ = folder.read_arrays(STATISTICS)
-    parts = _by_name(arrays)
+    parts = by_name(arrays)
     means = {name: own.pop(MEANS) for name, own in parts.items() if MEANS in own}
     return Calibration({name: Statistics.from_arrays(own) for name, own in parts.items() if own}, means)
 
@@ -82,7 +82,7 @@ class UnitFiles:
         if not self.folder.has(self.name(unit)):
             return None
         arrays, about = self.folder.read_arrays(self.name(unit))
-        parts = _by_name(arrays)
+        parts = by_name(arrays)
         layers = {name: own for name, own in parts.items() if "codes" in own}
         if about.get("name") != unit.name or any(name not in quantized.layers for name in layers):
             raise DamagedFileError(self.name(unit))
@@ -99,7 +99,7 @@ class UnitFiles:
         return TimedResult(result, about["seconds"])
 
 
-def _by_name(arrays: Mapping[str, NDArray[Any]]) -> dict[str, dict[str, NDArray[Any]]]:
+def by_name(arrays: Mapping[str, NDArray[Any]]) -> dict[str, dict[str, NDArray[Any]]]:
     """Arrays stored as `name/part`; names may have slashes of their own."""
     parts: dict[str, dict[str, NDArray[Any]]] = {}
     for key, array in arrays.items():
@@ -113,7 +113,7 @@ def _arrays(result: UnitResult) -> dict[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {}
     for name, layer in result.layers.items():
         arrays |= {
-            f"{name}/codes": layer.codes.astype(_narrowest(layer.qparams)),
+            f"{name}/codes": layer.codes.astype(narrowest(layer.qparams)),
             f"{name}/scale": layer.qparams.scale,
             f"{name}/zero_point": layer.qparams.zero_point,
         }
@@ -128,7 +128,8 @@ def _arrays(result: UnitResult) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def _narrowest(qparams: QParams) -> type[np.integer[Any]]:
+def narrowest(qparams: QParams) -> type[np.integer[Any]]:
+    """The narrowest type that codes are kept in."""
     if qparams.qmin >= 0 and qparams.qmax <= 255:
         return np.uint8
     return np.int8 if qparams.qmax <= 127 else np.int32

@@ -17,10 +17,12 @@ from dipo.run import FINGERPRINT, DamagedFileError, RunFolder
 from dipo.section import show
 from dipo.stages.load import Loaded
 
-SECTIONS = ("algo", "calib", "precision", "platform")
+SECTIONS = ("algo", "calib", "precision")
 """All options of these decide results."""
 SINGLE = {
     "data": ("batch_size", "mean", "std", "scale", "size", "layout"),
+    "platform": ("name",),
+    "export": (),
     "cluster": ("schedule", "threads", "compile"),
 }
 """Of these sections, those that do. Not their paths, whose contents count, and not the workers."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +21,18 @@ from dipo.algo.equalize import Equalized, equalize
 from dipo.algo.links import Refusal
 from dipo.algo.moments import input_moments, moments_of
 from dipo.algo.normal import Moments
-from dipo.config import Config, DataConfig, resolve_path
+from dipo.config import Config, DataConfig, PrecisionConfig, resolve_path
 from dipo.data.dataset import Dataset, Datasets, InputSpec, open_datasets
 from dipo.data.noise import make_noise
 from dipo.errors import UserError
-from dipo.export.platforms import RULES
+from dipo.export.forms import Form
+from dipo.export.platforms import RULES, check_options
 from dipo.export.runtime import run_model
 from dipo.graph.load import layers_of, load, name_of, node_name
-from dipo.graph.plan import Plan, check_patterns, make_plan
+from dipo.graph.plan import Plan, make_plan
 from dipo.graph.torch_module import GraphModule, channels_last
+from dipo.graph.wishes import check_patterns, fitting
+from dipo.section import options
 
 log = logging.getLogger("dipo")
 
@@ -53,6 +58,8 @@ class Loaded:
     """What equalization did."""
     has_samples: bool = True
     """Whether `data` holds the user's samples, not noise."""
+    least_outputs: dict[str, NDArray[np.float32]] | None = None
+    """What equalization saw of the samples: by name of the layer, the least number [C] of its output."""
 
 
 def load_job(config: Config) -> Loaded:
@@ -67,55 +74,82 @@ def load_job(config: Config) -> Loaded:
     model = load(path)
     data = _samples(config, model, path)
     has_samples = config.data.path is not None
-    plan = _plan(config, model)
+    check_options([config.platform.name, *config.export.also], cfg=config.platform, form=form_of(config))
+    plan = plan_for(config.platform.name, config, model)
     check_patterns("algo.sparsity_skip", config.algo.sparsity_skip, list(plan.layers), list(plan.layers))
-    equalized = None
+    equalized, least = None, None
     if "equalize" in config.algo.steps and plan.layers:
-        equalized = _equalize(config, model, plan, data.calib if has_samples else None)
+        if has_samples and config.algo.absorb_bias and not _leaves_channels(config, plan):
+            least = _least_outputs(model, data.calib)
+        equalized = equalized_model(config, model, plan, least)
         model = equalized.model
-        plan = _plan(config, model)
+        plan = plan_for(config.platform.name, config, model)
     if not plan.layers:
         raise UserError(
             f"model.path={path}: no layer is left to quantize (Conv, ConvTranspose, Gemm or MatMul with constant "
             "weights, and not in precision.skip)"
         )
-    return Loaded(path, model, data, plan, equalized, has_samples)
+    plan = dataclasses.replace(plan, observed=_observed(config, model, plan))
+    return Loaded(path, model, data, plan, equalized, has_samples, least)
 
 
-def _plan(config: Config, model: ir.Model) -> Plan:
+def plan_for(target: str, config: Config, model: ir.Model, *, fit: bool = False) -> Plan:
+    """What a target quantizes by the options of `precision`.
+
+    Args:
+        target: Its name.
+        config: The job.
+        model: The float network.
+        fit: The options were meant for another target: what this one cannot do is left to it.
+
+    Raises:
+        UserError: The target cannot do what the options say, or they match nothing.
+    """
     precision = config.precision
-    return make_plan(
-        model,
-        rules=RULES[config.platform.name],
-        weight_bits=precision.weight_bits,
-        act_bits=precision.act_bits,
-        weight_per_channel=precision.weight_per_channel,
-        weight_symmetric=precision.weight_symmetric,
-        weight_narrow=precision.weight_narrow,
-        act_signed=precision.act_signed,
-        act_symmetric=precision.act_symmetric,
-        power_of_two=precision.power_of_two,
-        placement=precision.placement,
-        first_last_bits=precision.first_last_bits,
-        overrides=precision.overrides,
-        skip=precision.skip,
-    )
+    wishes = {option.name: getattr(precision, option.name) for option in options(PrecisionConfig)}
+    rules = RULES[target]
+    return make_plan(model, rules=rules, **(fitting(rules, wishes) if fit else wishes))
 
 
-def _equalize(config: Config, model: ir.Model, plan: Plan, samples: Dataset | None) -> Equalized:
-    """Balances the channels of layers with one scale for a weight."""
+def form_of(config: Config) -> Form:
+    """How `quantized.onnx` is to be written."""
+    return Form(config.export.format, packed=config.export.weights == "packed")
+
+
+def _observed(config: Config, model: ir.Model, plan: Plan) -> tuple[str, ...]:
+    """Values that the target leaves float and another would quantize: its files can then be written from this run."""
+    likes = {(r.operators, r.fuse_residual_add, r.quantize_outputs): name for name, r in RULES.items()}
+    found = {value: None for name in likes.values() for value in plan_for(name, config, model, fit=True).activations}
+    return tuple(value for value in found if value not in plan.activations)
+
+
+def equalized_model(
+    config: Config, model: ir.Model, plan: Plan, least_outputs: Mapping[str, NDArray[np.float32]] | None
+) -> Equalized:
+    """Balances the channels of layers with one scale for a weight.
+
+    Args:
+        config: The job.
+        model: The float network.
+        plan: What is quantized in it.
+        least_outputs: By name of the layer, the least number [C] that its output had on samples.
+    """
     algo = config.algo
-    if all(layer.spec.per_channel for layer in plan.layers.values()) and not algo.equalize_per_channel:
+    if _leaves_channels(config, plan):
         reason = "left out, all weights have a scale for each channel (algo.equalize_per_channel=true equalizes them)"
         return Equalized(model, [], [], [Refusal(next(iter(plan.layers)), reason)], 0, 0.0)
-    seen = _least_outputs(model, samples) if samples is not None and algo.absorb_bias else None
     try:
         reaches = channel_reaches(model, moments_of_model(model, config.data))
     except UserError as error:
         # Without them only the weights' ranges are balanced, as DFQ does.
         log.info("equalization looks at weights alone: %s", error)
         reaches = None
-    return equalize(model, absorb_bias=algo.absorb_bias, seen_min=seen, reaches=reaches)
+    return equalize(model, absorb_bias=algo.absorb_bias, seen_min=least_outputs, reaches=reaches)
+
+
+def _leaves_channels(config: Config, plan: Plan) -> bool:
+    """Whether equalization has nothing to do."""
+    return all(layer.spec.per_channel for layer in plan.layers.values()) and not config.algo.equalize_per_channel
 
 
 def _samples(config: Config, model: ir.Model, path: Path) -> Datasets:

@@ -20,14 +20,15 @@ from dipo.algo.simulate import LayerError, Simulated
 from dipo.config import Config
 from dipo.data.dataset import Dataset
 from dipo.errors import UserError
-from dipo.export.platforms import RULES
+from dipo.export.platforms import RULES, remarks
 from dipo.export.runtime import run_model
 from dipo.graph.load import layers_of, node_name
 from dipo.graph.plan import QuantizedModel
 from dipo.report.measures import accuracy, cosine, output_error, sqnr_db
-from dipo.report.report import EqualizedRow, LayerRow, Note, Report
+from dipo.report.report import EqualizedRow, LayerRow, Note, Report, TargetRow
 from dipo.stages.context import Context
 from dipo.stages.load import Loaded
+from dipo.stages.targets import Source, Target, precision_name
 from dipo.stages.transform import Transformed
 
 PROFILE_SAMPLES = 64
@@ -36,9 +37,23 @@ PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "numpy", "ray")
 
 
 def verify(
-    context: Context, *, done: Transformed, calibration: Calibration, files: Sequence[Path], parity: float
+    context: Context,
+    *,
+    done: Transformed,
+    calibration: Calibration,
+    files: Sequence[Path],
+    parity: float,
+    others: Mapping[Target, Sequence[Path]],
 ) -> Report:
     """Compares the float, the simulated and the deployed network on the evaluation samples, or on those of calibration.
+
+    Args:
+        context: The job.
+        done: The network as the algorithm left it.
+        calibration: What calibration saw.
+        files: Those for the job's own target.
+        parity: Of torch and ONNX Runtime on the float network.
+        others: The network on other targets' grids, and their files.
 
     Raises:
         UserError: The labels do not fit the network's outputs.
@@ -47,6 +62,8 @@ def verify(
     dataset = loaded.data.eval or loaded.data.calib
     with context.stage("verify"):
         simulated = _simulate(context, dataset, done.quantized)
+        source = source_of(context, done.quantized, calibration)
+        targets = [_target_row(context, dataset, source, target, list(its)) for target, its in others.items()]
         deployed, labels = _deploy(config, dataset, next(file for file in files if file.suffix == ".onnx"))
         peaks = context.pool.ask("peak_rss_mb")
     _check_labels(labels, simulated.fp_outputs)
@@ -79,7 +96,7 @@ def verify(
         ],
         analysis=done.analysis,
         equalized=_equalized(loaded),
-        notes=_notes(loaded, calibration),
+        notes=[*_notes(loaded, calibration), *_target_notes(config)],
         files={"float": loaded.path.stat().st_size, **{file.name: file.stat().st_size for file in files}},
         seconds=context.clock.seconds,
         peak_rss_mb=_peaks(config, peaks),
@@ -92,7 +109,20 @@ def verify(
             "grad_shards": context.pieces,
         },
         versions=versions(),
+        targets=targets,
     )
+
+
+def source_of(context: Context, quantized: QuantizedModel, calibration: Calibration) -> Source:
+    """The network for targets' files."""
+    loaded = context.loaded
+    return Source(context.config, loaded.model, loaded.plan, quantized, calibration.statistics)
+
+
+def _target_row(context: Context, dataset: Dataset, source: Source, target: Target, files: list[Path]) -> TargetRow:
+    found = _simulate(context, dataset, target.quantized, target)
+    error = output_error(found.fp_outputs, found.q_outputs)
+    return target.row(source, files, cfg=context.config.platform, error=error)
 
 
 def model_name(config: Config) -> str:
@@ -100,14 +130,17 @@ def model_name(config: Config) -> str:
     return config.model.name or Path(config.model.path or "model").stem
 
 
-def precision_name(config: Config) -> str:
-    """Such as w4a8."""
-    return f"w{config.precision.weight_bits}a{config.precision.act_bits}"
-
-
-def _simulate(context: Context, dataset: Dataset, quantized: QuantizedModel) -> Simulated:
+def _simulate(context: Context, dataset: Dataset, quantized: QuantizedModel, target: Target | None = None) -> Simulated:
+    """Of the job's own target, or of another, whose layers are not compared."""
+    more: dict[str, Any] = {} if target is None else {"plan": target.plan, "rules": RULES[target.name]}
     parts: list[Simulated] = context.over_samples(
-        "simulate", "verify", len(dataset), quantized=quantized, dataset=dataset, profile_samples=PROFILE_SAMPLES
+        "simulate",
+        "verify" if target is None else f"verify {target.name}",
+        len(dataset),
+        quantized=quantized,
+        dataset=dataset,
+        profile_samples=PROFILE_SAMPLES if target is None else 0,
+        **more,
     )
     layers: dict[str, LayerError] = {}
     for part in parts:
@@ -160,6 +193,10 @@ def _notes(loaded: Loaded, calibration: Calibration) -> list[Note]:
     found = [Note(odd.name, odd.what) for odd in oddities(loaded.model, loaded.plan, calibration.statistics)]
     refused = [] if loaded.equalized is None else loaded.equalized.refusals
     return found + [Note(refusal.where, f"equalization: {refusal.reason}") for refusal in refused]
+
+
+def _target_notes(config: Config) -> list[Note]:
+    return [Note(config.platform.name, text) for text in remarks(config.platform.name, cfg=config.platform)]
 
 
 def _equalized(loaded: Loaded) -> list[EqualizedRow]:

@@ -1,5 +1,7 @@
 """Levels and scales of weights against a transcription of their formulas in float64."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,14 @@ import torch
 from dipo.algo.weights import FIXED, LayerWeight, Weights
 from dipo.graph.plan import QuantizedLayer
 from dipo.quant import kernels
-from dipo.quant.spec import QParams
+from dipo.quant.spec import Blocks, QParams
 
-SHAPES = {"conv": ((6, 4, 3, 3), 0), "transposed": ((4, 3, 2, 2), 1), "gemm": ((4, 7), 1), "whole": ((5, 4), None)}
+SHAPES = {
+    "conv": ((6, 4, 3, 3), 0), "transposed": ((4, 3, 2, 2), 1), "gemm": ((4, 7), 1), "whole": ((5, 4), None),
+    "blocks": ((3, 7, 2, 2), 0), "rows": ((7, 3), 1),
+}  # fmt: skip
+BLOCKS = {"blocks": Blocks(3, 1, 7), "rows": Blocks(3, 0, 7)}
+SCALES = {"conv": 6, "transposed": 3, "gemm": 7, "whole": 1, "blocks": 3 * 3 * 2 * 2, "rows": 3 * 3}
 SCHEDULE = torch.tensor([0.05, 20.0, 0.0, 10.0, 1000.0, 1.0])
 
 
@@ -18,9 +25,13 @@ def layers(*, power_of_two=(), pruned=False):
     made = {}
     for name, (shape, axis) in SHAPES.items():
         weight = rng.standard_normal(shape).astype(np.float32)
+        blocks = BLOCKS.get(name)
         count = () if axis is None else (shape[axis],)
+        if blocks is not None:
+            count = (*shape[: blocks.axis], 3, *shape[blocks.axis + 1 :])
         scale = (rng.random(count) * 0.2 + 0.2).astype(np.float32)
-        qparams = QParams(scale, rng.integers(5, 10, count).astype(np.int32), 0, 15, axis, name in power_of_two)
+        zeros = rng.integers(5, 10, count).astype(np.int32)
+        qparams = QParams(scale, zeros, 0, 15, axis, name in power_of_two, blocks)
         along, zero = qparams.along(len(shape))
         target = None
         if pruned:
@@ -79,7 +90,11 @@ def test_gradients_of_rounding_and_scale_are_those_of_the_formula(rounding):
         torch.testing.assert_close(
             found_v[start : start + slope.numel()], v.grad.view(-1).float(), atol=1e-5, rtol=1e-4
         )
-        torch.testing.assert_close(found_scale, t.grad.view(-1).float(), atol=1e-4, rtol=1e-4)
+        wanted = t.grad.numpy()
+        if qparams.blocks is not None:  # of each weight; a scale has those of its block
+            starts = range(0, qparams.blocks.length, qparams.blocks.size)
+            wanted = np.add.reduceat(wanted, list(starts), axis=qparams.blocks.axis)
+        np.testing.assert_allclose(found_scale.numpy(), wanted.reshape(-1), atol=1e-4, rtol=1e-4)
         start += slope.numel()
 
 
@@ -94,7 +109,8 @@ def test_scales_move_all_weights_of_their_channel_and_no_code(rounding):
     for name, solved in weights.solved().items():
         old = weights.layers[name].layer.qparams
         own = logs[start : start + old.scale.size]
-        factor = np.exp(own.numpy()).reshape(old.along(before[name].ndim)[0].shape)
+        factor = np.exp(own.numpy()).reshape(old.scale.shape)
+        factor = dataclasses.replace(old, scale=factor).along(before[name].ndim)[0]
         np.testing.assert_allclose(weights.leaves[name].detach().numpy(), before[name].numpy() * factor, rtol=1e-5)
         np.testing.assert_allclose(
             solved.qparams.scale, old.scale * np.exp(own.numpy()).reshape(old.scale.shape), rtol=1e-6
@@ -109,7 +125,7 @@ def test_fixed_codes_are_the_weights_and_stay():
         np.testing.assert_allclose(leaf.detach(), weights.layers[name].layer.weight, rtol=1e-6)
     first, scales = weights.gradients(slopes(weights))
     assert first == []
-    assert [len(own) for own in scales] == [6, 3, 7, 1]
+    assert [len(own) for own in scales] == list(SCALES.values())
     weights.step(torch.zeros(0), SCHEDULE)
     for name, solved in weights.solved().items():
         assert np.array_equal(solved.codes, weights.layers[name].layer.codes)
@@ -141,7 +157,9 @@ def test_a_target_is_rounded_in_place_of_the_float_weight():
 
 def test_powers_of_two_are_left_alone():
     weights = weights_of("sigmoid", power_of_two=("transposed",))
-    assert weights.free_scales.tolist() == [*[1.0] * 6, *[0.0] * 3, *[1.0] * 7, 1.0]
+    assert weights.free_scales.tolist() == [
+        float(name != "transposed") for name, count in SCALES.items() for _ in range(count)
+    ]
     solved = weights.solved()["transposed"]
     assert solved.qparams is weights.layers["transposed"].layer.qparams
 

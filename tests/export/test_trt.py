@@ -22,7 +22,7 @@ def case() -> Case:
 
 def test_writes_the_model_and_both_range_files(tmp_path, case):
     files = WRITERS["trt"](case.model, case.quantized, tmp_path, metadata={"key": "value"})
-    assert [path.name for path in files] == ["quantized.onnx", "trt_clip_val.json", "calibration.cache"]
+    assert [path.name for path in files] == ["quantized.onnx", "deploy.onnx", "trt_clip_val.json", "calibration.cache"]
     assert sorted(tmp_path.iterdir()) == sorted(files)
 
 
@@ -95,3 +95,24 @@ def test_file_computes_what_the_definition_says(tmp_path, run, bits):
     feeds = {"x": 1.5 * case.feeds["x"]}
     expected = case.simulate(int32_bias=False, feeds=feeds)["y"]
     np.testing.assert_allclose(run(path, feeds, keep_float_bias=True)["y"], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("version", "header"),
+    [("8.6.1", "TRT-8601"), ("10.13.0", "TRT-101300"), ("10", "TRT-100000"), ("10.0.0.6", "TRT-100000")],
+)
+def test_cache_names_the_version(tmp_path, case, version, header):
+    files = trt.write(case.model, case.quantized, tmp_path, metadata={}, version=version)
+    assert [path.name for path in files] == ["quantized.onnx", "deploy.onnx", "trt_clip_val.json", "calibration.cache"]
+    assert files[-1].read_text().splitlines()[0] == f"{header}-EntropyCalibration2"
+
+
+def test_versions_from_11_on_read_no_ranges(tmp_path, case):
+    files = trt.write(case.model, case.quantized, tmp_path, metadata={}, version="11.0.0")
+    assert files == list(tmp_path.iterdir()) == [tmp_path / "quantized.onnx"]
+
+
+def test_versions_that_are_none(tmp_path, case):
+    with pytest.raises(UserError, match=r"platform\.version 'new': give TensorRT's version"):
+        trt.write(case.model, case.quantized, tmp_path, metadata={}, version="new")
+    assert not list(tmp_path.iterdir())

@@ -2,29 +2,113 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Protocol
 
 import onnx_ir as ir
 
-from dipo.export.platforms import ort, trt
+from dipo.config import PlatformConfig
+from dipo.errors import UserError
+from dipo.export.forms import QDQ, Form
+from dipo.export.platforms import atlas, imx, magicmind, openvino, ort, qnn, rk, rv, snpe, stpu, ti, trt
+from dipo.export.ranges import unify_concats
 from dipo.graph.plan import QuantizedModel
 from dipo.graph.rules import PlatformRules
 
+Writer = Callable[..., list[Path]]
+"""`write(model, quantized, folder, *, metadata, form)` writes everything that one target reads into `folder`, and
+returns the files, `quantized.onnx` first. `model` is the float graph; `metadata` goes into the ONNX files."""
 
-class Writer(Protocol):
-    """Writes everything that one target reads into `folder`, and returns the files."""
+_PLATFORMS = (atlas, imx, magicmind, openvino, ort, qnn, rk, rv, snpe, stpu, ti, trt)
 
-    def __call__(
-        self, model: ir.Model, quantized: QuantizedModel, folder: Path, *, metadata: Mapping[str, str]
-    ) -> list[Path]:
-        """`model` is the float graph; `metadata` goes into the ONNX file."""
-        ...
-
-
-RULES: dict[str, PlatformRules] = {"ort": ort.RULES, "trt": trt.RULES}
+RULES: dict[str, PlatformRules] = {platform.RULES.name: platform.RULES for platform in _PLATFORMS}
 """What each target quantizes."""
 
-WRITERS: dict[str, Writer] = {"ort": ort.write, "trt": trt.write}
+WRITERS: dict[str, Writer] = {platform.RULES.name: platform.write for platform in _PLATFORMS}
 """How each target is exported."""
+
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "snpe": ("schema",),
+    "qnn": ("schema",),
+    "stpu": ("winograd",),
+    "trt": ("version",),
+}
+"""The options of `platform` that a target's writer takes."""
+
+
+def write_target(
+    name: str,
+    model: ir.Model,
+    quantized: QuantizedModel,
+    folder: Path,
+    *,
+    metadata: Mapping[str, str],
+    cfg: PlatformConfig,
+    form: Form = QDQ,
+) -> list[Path]:
+    """Writes a target's files into a folder, which is made where it is missing.
+
+    Args:
+        name: The target.
+        model: The float graph.
+        quantized: Its integer weights and activation scales, on the target's grids.
+        folder: Where the files go.
+        metadata: Goes into the ONNX files.
+        cfg: The options that the writer takes, where they are set.
+        form: How `quantized.onnx` is written.
+
+    Returns:
+        The files, tensors that lie beside an ONNX file included; `quantized.onnx` is the first.
+
+    Raises:
+        UserError: A tensor that the target looks for has no range, or one that it does not take; nothing is written.
+    """
+    options = {option: getattr(cfg, option) for option in OPTIONS.get(name, ())}
+    folder.mkdir(parents=True, exist_ok=True)
+    given = {option: value for option, value in options.items() if value is not None}
+    files = WRITERS[name](model, quantized, folder, metadata=metadata, form=form, **given)
+    beside = [file.with_name(f"{file.name}.data") for file in files]
+    return [*files, *(file for file in beside if file.exists())]
+
+
+def on_grids_of(rules: PlatformRules, model: ir.Model, quantized: QuantizedModel) -> QuantizedModel:
+    """The network with the grids that a target forces on values that meet in one operator."""
+    if not rules.unify_concats:
+        return quantized
+    return QuantizedModel(quantized.layers, unify_concats(model, quantized.activations))
+
+
+def check_options(names: Iterable[str], *, cfg: PlatformConfig, form: Form) -> None:
+    """Looks for options that mean nothing to the targets.
+
+    Args:
+        names: The targets; the form of the files is that of the first.
+        cfg: The options.
+        form: How `quantized.onnx` is written.
+
+    Raises:
+        UserError: There is one, or TensorRT's version is none.
+    """
+    names = list(names)
+    taken = {option for name in names for option in OPTIONS.get(name, ())}
+    for option in dict.fromkeys(option for options in OPTIONS.values() for option in options):
+        if getattr(cfg, option) not in (None, False) and option not in taken:
+            readers = " or ".join(name for name, options in OPTIONS.items() if option in options)
+            raise UserError(f"platform.{option}: only {readers} has it, not {', '.join(names)}, leave it out")
+    if cfg.version is not None:
+        trt.cache_header(cfg.version)
+    if form != form.for_rules(RULES[names[0]]):
+        raise UserError(
+            f"export.format={form.format}: platform {names[0]} keeps biases float, which integer operators do not "
+            "take, set export.format=qdq"
+        )
+
+
+def remarks(name: str, *, cfg: PlatformConfig) -> list[str]:
+    """What the user should know of a target's files."""
+    if name == "trt" and cfg.version is not None and trt.cache_header(cfg.version) is None:
+        return [
+            f"TensorRT {cfg.version} no longer reads range files (calibration.cache, dynamic ranges): none are "
+            "written, its scales are those in quantized.onnx"
+        ]
+    return []

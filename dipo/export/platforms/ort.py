@@ -8,6 +8,8 @@ network may be, has no integer kernel; a Gemm or MatMul has.
 
 `int8_kernels`: its convolutions take a zero point for each channel of the weight, but then a depthwise one is slower
 than in float; a Clip on codes fuses with nothing and costs little, a Clip on floats keeps the Conv before it in float.
+
+`weight_blocks`: it computes these layers in float, after its DequantizeLinear for blocks.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from dipo.export.qdq import write_qdq
+from dipo.export.forms import QDQ, Form, write_quantized
 from dipo.graph.plan import QuantizedModel
 from dipo.graph.rules import PlatformRules
 
@@ -49,10 +51,13 @@ RULES = PlatformRules(
     fuse_residual_add=False,
     int8_kernels=True,
     any_act_grid=True,
+    weight_blocks=frozenset({"Conv", "Gemm", "MatMul"}),
 )
 
 
-def write(model: ir.Model, quantized: QuantizedModel, folder: Path, *, metadata: Mapping[str, str]) -> list[Path]:
+def write(
+    model: ir.Model, quantized: QuantizedModel, folder: Path, *, metadata: Mapping[str, str], form: Form = QDQ
+) -> list[Path]:
     """Write `quantized.onnx`, which is all that ONNX Runtime reads.
 
     Args:
@@ -60,10 +65,11 @@ def write(model: ir.Model, quantized: QuantizedModel, folder: Path, *, metadata:
         quantized: Its integer weights and activation scales.
         folder: Where the file goes; exists.
         metadata: Goes into the file.
+        form: How `quantized.onnx` is written.
 
     Returns:
         The files written.
     """
     path = folder / "quantized.onnx"
-    write_qdq(model, quantized, path, rules=RULES, metadata=metadata)
+    write_quantized(model, quantized, path, rules=RULES, metadata=metadata, form=form)
     return [path]

@@ -1,8 +1,17 @@
-"""TensorRT: QDQ with symmetric int8 for every version, and the range files that versions up to 10 can read instead."""
+"""TensorRT: QDQ with symmetric int8 for every version, and the range files that versions up to 10 can read instead.
+
+TensorRT 10 and later read the weights of matrix products in int4 too, with a scale for each channel or block; it
+computes these products in float. Other layers' weights of up to 4 bits lie in int8.
+
+Version 11 has neither calibrators nor `set_dynamic_range` any more: it reads `quantized.onnx` alone. Up to 10, the
+ranges go with `deploy.onnx`, the float network with the weights that the codes stand for.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,10 +19,14 @@ import numpy as np
 import onnx_ir as ir
 
 from dipo.errors import UserError
-from dipo.export.qdq import storage_type, write_qdq
+from dipo.export.float_file import write_models
+from dipo.export.forms import QDQ, Form, write_quantized
+from dipo.export.qdq import storage_type
 from dipo.graph.plan import QuantizedModel
 from dipo.graph.rules import PlatformRules
 from dipo.quant.spec import QParams
+
+_PRODUCTS = frozenset({"Gemm", "MatMul"})
 
 RULES = PlatformRules(
     name="trt",
@@ -24,35 +37,82 @@ RULES = PlatformRules(
     act_signed=True,
     int32_bias=False,
     fuse_residual_add=True,
+    weight_widths=tuple(range(2, 9)),
+    act_widths=tuple(range(2, 9)),
+    weight_types=frozenset({4, 8}),
+    narrow_operators=_PRODUCTS,
+    weight_blocks=_PRODUCTS,
+    block_bits=4,
+    whole_blocks=True,
 )
 
-_CACHE_HEADER = "TRT-100000-EntropyCalibration2"
-"""Version 10.0.0, the last major version that reads calibration caches, and the algorithm that its reader must name."""
+_LAST_WITH_RANGES = 10
+"""The last major version that reads calibration caches and dynamic ranges."""
+_FIRST_WITH_INT4 = 10
+"""The first major version that reads int4 weights and blocks."""
 
 
-def write(model: ir.Model, quantized: QuantizedModel, folder: Path, *, metadata: Mapping[str, str]) -> list[Path]:
-    """Write `quantized.onnx` and the range files.
+def write(
+    model: ir.Model,
+    quantized: QuantizedModel,
+    folder: Path,
+    *,
+    metadata: Mapping[str, str],
+    form: Form = QDQ,
+    version: str = "10.0.0",
+) -> list[Path]:
+    """Write `quantized.onnx`, and for versions up to 10 `deploy.onnx` and the range files.
 
     Args:
         model: The float graph.
         quantized: Its integer weights and activation scales.
         folder: Where the files go; exists.
-        metadata: Goes into the ONNX file.
+        metadata: Goes into the ONNX files.
+        form: How `quantized.onnx` is written.
+        version: TensorRT's, such as 8.6.1, 10.13.0 or 11: a calibration cache names it in its first line.
 
     Returns:
         The files written.
 
     Raises:
-        UserError: Something is not symmetric int8, or a quantized activation has no usable scale; nothing is written.
+        UserError: Something is not symmetric int8, a quantized activation has no usable scale, or the version is none
+            or does not take blocks; nothing is written.
     """
+    header = cache_header(version)
     _check_int8({**quantized.activations, **{name: layer.qparams for name, layer in quantized.layers.items()}})
     _check_scales(quantized)
-    path = folder / "quantized.onnx"
-    write_qdq(model, quantized, path, rules=RULES, metadata=metadata)
-    return [path, *write_ranges(quantized, folder)]
+    rules = RULES
+    if int(version.partition(".")[0]) < _FIRST_WITH_INT4:
+        _check_no_blocks(quantized, version)
+        rules = dataclasses.replace(RULES, weight_types=frozenset({8}))
+    if header is None:
+        path = folder / "quantized.onnx"
+        write_quantized(model, quantized, path, rules=rules, metadata=metadata, form=form)
+        return [path]
+    paths = write_models(model, quantized, folder, rules=rules, metadata=metadata, form=form)
+    return [*paths, *write_ranges(quantized, folder, header=header)]
 
 
-def write_ranges(quantized: QuantizedModel, folder: Path) -> list[Path]:
+def cache_header(version: str) -> str | None:
+    """First line of a calibration cache: the version and the algorithm that its reader must name; None from 11 on.
+
+    TensorRT writes version 8.6.1 as 8601, and from 10 on 10.13.0 as 101300.
+
+    Raises:
+        UserError: That is no version.
+    """
+    if not re.fullmatch(r"\d+(\.\d+){0,3}", version):
+        raise UserError(f"platform.version {version!r}: give TensorRT's version, such as 10.13.0")
+    major, minor, patch = ([int(part) for part in version.split(".")] + [0, 0])[:3]
+    if major > _LAST_WITH_RANGES:
+        return None
+    number = major * (10000 if major >= _LAST_WITH_RANGES else 1000) + minor * 100 + patch
+    return f"TRT-{number}-EntropyCalibration2"
+
+
+def write_ranges(
+    quantized: QuantizedModel, folder: Path, *, header: str = "TRT-100000-EntropyCalibration2"
+) -> list[Path]:
     """Write the activations' ranges for the float model, as TensorRT up to version 10 takes them.
 
     `trt_clip_val.json` is `{"blob_range": {tensor: amax}}`, for a script that calls `set_dynamic_range(-amax, amax)`.
@@ -68,7 +128,7 @@ def write_ranges(quantized: QuantizedModel, folder: Path) -> list[Path]:
     _write_text(ranges, json.dumps({"blob_range": amax}, indent=2) + "\n")
     lines = [f"{name}: {np.array(value / 127, '>f4').tobytes().hex()}" for name, value in amax.items()]
     cache = folder / "calibration.cache"
-    _write_text(cache, "\n".join([_CACHE_HEADER, *lines]) + "\n")
+    _write_text(cache, "\n".join([header, *lines]) + "\n")
     return [ranges, cache]
 
 
@@ -96,6 +156,15 @@ def _check_int8(qparams: Mapping[str, QParams]) -> None:
             raise UserError(
                 f"platform=trt: {name!r} has codes {each.qmin} to {each.qmax} that are not symmetric int8, all that "
                 "TensorRT takes: set precision.weight_bits and precision.act_bits to 8 or less, symmetric"
+            )
+
+
+def _check_no_blocks(quantized: QuantizedModel, version: str) -> None:
+    for name, layer in quantized.layers.items():
+        if layer.qparams.blocks is not None:
+            raise UserError(
+                f"platform.version {version}: layer {name!r} has a scale for each block, which TensorRT takes from "
+                f"version {_FIRST_WITH_INT4} on, leave out precision.weight_block"
             )
 
 

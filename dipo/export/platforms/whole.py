@@ -1,0 +1,47 @@
+"""What the targets have in common that run a whole network on integers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from dipo.export.ranges import check_coverage, check_widths, float_values, spread
+from dipo.graph.load import layers_of, name_of, node_name, weight_of
+from dipo.graph.plan import QuantizedModel
+from dipo.quant.spec import QParams
+
+OPERATORS = frozenset(
+    {
+        "Abs", "Add", "AveragePool", "BatchNormalization", "Concat", "Conv", "ConvTranspose", "Div", "Elu", "Erf",
+        "Exp", "Floor", "Gather", "Gelu", "Gemm", "GlobalAveragePool", "HardSigmoid", "HardSwish",
+        "InstanceNormalization", "LayerNormalization", "LeakyRelu", "Log", "LogSoftmax", "MatMul", "Max", "Min",
+        "Mul", "Neg", "PRelu", "Pow", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceSum", "Resize", "Sigmoid",
+        "Softmax", "Softplus", "Sqrt", "Sub", "Sum", "Tanh", "Upsample",
+    }
+)  # fmt: skip
+"""All that compute with floats. Relu and Clip are not among them: they are part of the kernel before them. Nor is what
+only moves values, which has the range of its input."""
+
+
+def ranges_of_all(
+    platform: str, model: ir.Model, quantized: QuantizedModel, *, weights: Sequence[int], activations: Sequence[int]
+) -> dict[str, QParams]:
+    """The grids of all values that hold floats, by name, in topological order.
+
+    Args:
+        platform: Name for messages.
+        model: The float graph.
+        quantized: Its layers and activations.
+        weights: Widths that the target takes.
+        activations: The same of activations.
+
+    Raises:
+        UserError: A value or a weight has no range, or a width that the target does not take.
+    """
+    check_widths(platform, quantized, weights=weights, activations=activations)
+    known, values = spread(model, quantized.activations), float_values(model)
+    weights_of_all = [(node_name(node), name_of(weight)) for node in layers_of(model) if (weight := weight_of(node))]
+    quantized_weights = {weight for node, weight in weights_of_all if node in quantized.layers}
+    check_coverage(platform, [*values, *(weight for _, weight in weights_of_all)], {*known, *quantized_weights})
+    return {name: known[name] for name in values}

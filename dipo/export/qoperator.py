@@ -1,0 +1,282 @@
+"""Writes a quantized model as QOperator ONNX: integer operators in the place of float ones between DequantizeLinear.
+
+The file computes what the QDQ file does. The integer operators are ONNX's own (QLinearConv, QLinearMatMul) and those of
+ONNX Runtime's domain `com.microsoft`. What has no such kernel, is wider than 8 bits or has a scale for each block of a
+weight reads its inputs through DequantizeLinear and is quantized behind.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from dipo.errors import UserError
+from dipo.export.onnx_file import has_external_data, save_model
+from dipo.export.qdq import insert_qdq
+from dipo.export.storage import FOR_KERNELS, Storage
+from dipo.graph.plan import QuantizedModel
+from dipo.graph.rules import PlatformRules
+
+_MICROSOFT = "com.microsoft"
+_MOVING = frozenset({"Flatten", "Identity", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
+"""Operators that give codes of their input for codes of their input: they neither compute nor put in a number."""
+
+
+def write_qoperator(
+    model: ir.Model,
+    quantized: QuantizedModel,
+    path: Path,
+    *,
+    rules: PlatformRules,
+    metadata: Mapping[str, str],
+    storage: Storage = FOR_KERNELS,
+) -> None:
+    """Write the quantized model to `path`; nothing is found there before the file is complete and checked.
+
+    Args:
+        model: The float graph that was planned and calibrated; it is left as it is.
+        quantized: Integer weights and the activations' scales, as `write_qdq` takes them.
+        path: The ONNX file; tensors may lie beside it, as those of `write_qdq`.
+        rules: The deploy target's.
+        metadata: Goes into the file's `metadata_props`.
+        storage: In which types codes are stored.
+
+    Raises:
+        UserError: The target's biases are float, which integer operators do not take.
+        onnx.checker.ValidationError: What came out is not valid ONNX.
+    """
+    exported = insert_qoperators(model, quantized, rules=rules, storage=storage)
+    exported.metadata_props.update(metadata)
+    save_model(exported, path, external=has_external_data(model))
+
+
+def insert_qoperators(
+    model: ir.Model, quantized: QuantizedModel, *, rules: PlatformRules, storage: Storage = FOR_KERNELS
+) -> ir.Model:
+    """A copy of `model` whose quantized operators compute with integers.
+
+    Args:
+        model: The float graph; every node and value has a unique name.
+        quantized: What to put into it.
+        rules: The deploy target's.
+        storage: In which types codes are stored.
+
+    Raises:
+        UserError: The target's biases are float.
+    """
+    if not rules.int32_bias:
+        raise UserError(
+            f"export.format=qop: platform {rules.name} keeps biases float, which integer operators do not take: "
+            "set export.format=qdq"
+        )
+    rules = dataclasses.replace(rules, int8_kernels=True)
+    exported = insert_qdq(model, _with_sources_of_moves(model, quantized), rules=rules, storage=storage)
+    for node in list(exported.graph):
+        find = _move if node.op_type in _MOVING else _KERNELS.get(node.op_type)
+        kernel = find(node) if find is not None and node.domain == "" else None
+        if kernel is not None:
+            _replace(exported.graph, node, kernel)
+    RemoveUnusedNodesPass()(exported)
+    if any(node.domain == _MICROSOFT for node in exported.graph):
+        exported.opset_imports[_MICROSOFT] = 1
+    return exported
+
+
+def _with_sources_of_moves(model: ir.Model, quantized: QuantizedModel) -> QuantizedModel:
+    """What an operator only moved, and is quantized behind it, is quantized before it: the codes are the same.
+
+    Rounding is monotone, so it changes places with a MaxPool as it does with a Reshape.
+    """
+    activations = dict(quantized.activations)
+    for node in reversed(list(model.graph)):
+        source = node.inputs[0] if node.op_type in _MOVING and node.domain == "" else None
+        qparams = activations.get(node.outputs[0].name or "")
+        if source is None or source.name is None or qparams is None or source.const_value is not None:
+            continue
+        if source.name not in activations and len(source.uses()) == 1 and not source.is_graph_output():
+            activations[source.name] = qparams
+    return dataclasses.replace(quantized, activations=activations)
+
+
+@dataclass(frozen=True)
+class _Codes:
+    """8-bit codes with their scale and zero point, as integer operators list them."""
+
+    codes: ir.Value
+    scale: ir.Value
+    zero_point: ir.Value
+
+    def __iter__(self) -> Iterator[ir.Value]:
+        return iter((self.codes, self.scale, self.zero_point))
+
+    @property
+    def grid(self) -> tuple[ir.Value, ir.Value]:
+        """Scale and zero point."""
+        return self.scale, self.zero_point
+
+    def on_grid_of(self, other: _Codes) -> bool:
+        """Whether the same code stands for the same number in both."""
+        if self.codes.dtype != other.codes.dtype:
+            return False
+        pairs = zip(self.grid, other.grid, strict=True)
+        return all(np.array_equal(_array(mine), _array(its)) for mine, its in pairs)
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """An integer operator that takes a float one's place."""
+
+    op_type: str
+    inputs: Sequence[ir.Value | None]
+    domain: str = _MICROSOFT
+    attributes: Mapping[str, ir.Attr] = field(default_factory=dict)
+    gives_float: bool = False
+    """It takes the place of the operator alone, not of the QuantizeLinear behind it too."""
+
+
+def _read(value: ir.Value | None) -> _Codes | None:
+    """The codes that a node reads through DequantizeLinear; None where blocks of them have scales of their own."""
+    node = value.producer() if value is not None else None
+    if node is None or node.op_type != "DequantizeLinear" or "block_size" in node.attributes:
+        return None
+    codes, scale, zero_point = node.inputs
+    assert codes is not None and scale is not None and zero_point is not None
+    return _Codes(codes, scale, zero_point) if codes.dtype in {ir.DataType.INT8, ir.DataType.UINT8} else None
+
+
+def _read_all(node: ir.Node) -> list[_Codes] | None:
+    found = [_read(value) for value in node.inputs]
+    return None if any(codes is None for codes in found) else [codes for codes in found if codes is not None]
+
+
+def _made(node: ir.Node) -> _Codes | None:
+    """The codes that a QuantizeLinear makes of the node's one output, for which nothing else has a use."""
+    output = node.outputs[0]
+    uses = output.uses()
+    quantizer = next(iter(uses)).node if len(uses) == 1 else None
+    if quantizer is None or quantizer.op_type != "QuantizeLinear" or output.is_graph_output() or len(node.outputs) > 1:
+        return None
+    _, scale, zero_point = quantizer.inputs
+    codes = quantizer.outputs[0]
+    assert scale is not None and zero_point is not None
+    return _Codes(codes, scale, zero_point) if codes.dtype in {ir.DataType.INT8, ir.DataType.UINT8} else None
+
+
+def _bias(node: ir.Node) -> tuple[bool, ir.Value | None]:
+    """Whether the node's bias suits an integer kernel, and its int32 codes; None where it has no bias."""
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    if value is None:
+        return True, None
+    producer = value.producer()
+    codes = producer.inputs[0] if producer is not None and producer.op_type == "DequantizeLinear" else None
+    return codes is not None and codes.dtype == ir.DataType.INT32, codes
+
+
+def _conv(node: ir.Node) -> _Kernel | None:
+    data, weight, made, (fits, bias) = _read(node.inputs[0]), _read(node.inputs[1]), _made(node), _bias(node)
+    if data is None or weight is None or made is None or not fits:
+        return None
+    return _Kernel("QLinearConv", [*data, *weight, *made.grid, bias], "", node.attributes)
+
+
+def _gemm(node: ir.Node) -> _Kernel | None:
+    """ONNX Runtime's QGemm gives float numbers where it is given no grid for its output."""
+    data, weight, (fits, bias) = _read(node.inputs[0]), _read(node.inputs[1]), _bias(node)
+    factors = {node.attributes.get_float(name, 1.0) for name in ("alpha", "beta")}
+    if data is None or weight is None or not fits or factors != {1.0}:
+        return None
+    made = _made(node)
+    grid: tuple[ir.Value, ...] = made.grid if made is not None else ()
+    transposed = {name: node.attributes[name] for name in ("transA", "transB") if name in node.attributes}
+    return _Kernel("QGemm", [*data, *weight, bias, *grid], attributes=transposed, gives_float=made is None)
+
+
+def _matmul(node: ir.Node) -> _Kernel | None:
+    read = _read_all(node)
+    if read is None or (_array(read[1].scale).ndim and len(read[1].codes.shape or ()) != 2):
+        return None
+    made = _made(node)
+    if made is not None:
+        return _Kernel("QLinearMatMul", [*read[0], *read[1], *made.grid], "")
+    (a, a_scale, a_zero_point), (b, b_scale, b_zero_point) = read
+    inputs = [a, b, a_scale, b_scale, a_zero_point, b_zero_point]
+    return _Kernel("MatMulIntegerToFloat", inputs, gives_float=True)
+
+
+def _concat(node: ir.Node) -> _Kernel | None:
+    read, made = _read_all(node), _made(node)
+    if read is None or made is None:
+        return None
+    flat = [value for codes in read for value in codes]
+    return _Kernel("QLinearConcat", [*made.grid, *flat], attributes=node.attributes)
+
+
+def _move(node: ir.Node) -> _Kernel | None:
+    """An operator that takes integers as it is, where what it gives has the scale of what it reads."""
+    read, made = _read(node.inputs[0]), _made(node)
+    if read is None or made is None or not read.on_grid_of(made):
+        return None
+    return _Kernel(node.op_type, [read.codes, *node.inputs[1:]], "", node.attributes)
+
+
+def _simple(op_type: str) -> Callable[[ir.Node], _Kernel | None]:
+    """An operator of one or two inputs with the float operator's attributes."""
+
+    def find(node: ir.Node) -> _Kernel | None:
+        read, made = _read_all(node), _made(node)
+        if read is None or made is None:
+            return None
+        flat = [value for codes in read for value in codes]
+        return _Kernel(op_type, [*flat, *made.grid], attributes=node.attributes)
+
+    return find
+
+
+def _average_pool(node: ir.Node) -> _Kernel | None:
+    if any(size != 1 for size in node.attributes.get_ints("dilations", ())):
+        return None
+    kernel = _simple("QLinearAveragePool")(node)
+    if kernel is None:
+        return None
+    known = {name: attribute for name, attribute in kernel.attributes.items() if name != "dilations"}
+    return dataclasses.replace(kernel, attributes=known)
+
+
+_KERNELS: dict[str, Callable[[ir.Node], _Kernel | None]] = {
+    "Add": _simple("QLinearAdd"),
+    "AveragePool": _average_pool,
+    "Concat": _concat,
+    "Conv": _conv,
+    "Gemm": _gemm,
+    "GlobalAveragePool": _simple("QLinearGlobalAveragePool"),
+    "LeakyRelu": _simple("QLinearLeakyRelu"),
+    "MatMul": _matmul,
+    "Mul": _simple("QLinearMul"),
+    "Sigmoid": _simple("QLinearSigmoid"),
+}
+"""By float operator: the integer operator that this node can be, or None."""
+
+
+def _replace(graph: ir.Graph, node: ir.Node, kernel: _Kernel) -> None:
+    """Put the integer operator where the node is, in the place of the QuantizeLinear behind it too."""
+    old = node.outputs[0] if kernel.gives_float else next(iter(node.outputs[0].uses())).node.outputs[0]
+    new = ir.Value(name=old.name, type=old.type, shape=old.shape)
+    replacement = ir.node(kernel.op_type, kernel.inputs, domain=kernel.domain, outputs=[new], name=node.name)
+    replacement.attributes.update(kernel.attributes)
+    graph.insert_before(node, replacement)
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    producer = old.producer()
+    assert producer is not None
+    graph.remove([node] if producer is node else [producer, node], safe=True)
+
+
+def _array(value: ir.Value) -> NDArray[np.generic]:
+    assert value.const_value is not None
+    return value.const_value.numpy()

@@ -1,0 +1,239 @@
+"""The ranges of a quantized model's tensors, in the words of the files that carry them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from dipo.errors import UserError
+from dipo.graph.load import name_of, node_name
+from dipo.graph.placement import PASS_THROUGH, is_float
+from dipo.graph.plan import QuantizedLayer, QuantizedModel
+from dipo.quant.spec import QParams
+
+Numbers = NDArray[np.float64]
+
+CLIPS = frozenset({"Relu", "Clip"})
+"""Activation functions that are part of the kernel before them, which then writes their range."""
+
+_KEEPS = PASS_THROUGH | CLIPS | {"Split", "DepthToSpace", "SpaceToDepth", "GlobalMaxPool", "Dropout"}
+"""Operators whose outputs hold values of their first input alone (or of its range, cut off)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Encoding:
+    """A tensor's grid: `x = (code - zero_point) * scale`, and the forms in which files carry it.
+
+    All that is of shape [] belongs to the whole tensor, of shape [C] to its channels.
+    """
+
+    qparams: QParams
+
+    @property
+    def scale(self) -> Numbers:
+        """The step, the same number as float64."""
+        return self.qparams.scale.astype(np.float64)
+
+    @property
+    def zero_point(self) -> NDArray[np.int64]:
+        """The code of 0, as ONNX counts."""
+        return self.qparams.zero_point.astype(np.int64)
+
+    @property
+    def axis(self) -> int | None:
+        """That of the channels."""
+        return self.qparams.axis
+
+    @property
+    def bits(self) -> int:
+        """Width of the codes; a grid without its smallest code is as wide as one with it."""
+        return int(self.qparams.qmax - self.qparams.qmin).bit_length()
+
+    @property
+    def signed(self) -> bool:
+        """Whether codes are two's complement."""
+        return self.qparams.qmin < 0
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether 0 has the code in the middle."""
+        return bool(np.all(self.zero_point == (self.qparams.qmin + self.qparams.qmax + 1) // 2))
+
+    @property
+    def min(self) -> Numbers:
+        """What the smallest code stands for."""
+        return np.asarray((self.qparams.qmin - self.zero_point) * self.scale)
+
+    @property
+    def max(self) -> Numbers:
+        """What the largest code stands for."""
+        return np.asarray((self.qparams.qmax - self.zero_point) * self.scale)
+
+    @property
+    def amax(self) -> Numbers:
+        """End of the symmetric range: 127 steps at 8 bits."""
+        return np.asarray(self.scale * ((1 << (self.bits - 1)) - 1))
+
+    def offset(self, bits: int) -> NDArray[np.int64]:
+        """The number to add to codes that count from 0 up, before they are scaled; never positive.
+
+        Args:
+            bits: Width of these codes, at least that of the grid.
+        """
+        lowest = -(1 << (bits - 1)) if self.signed else 0
+        return lowest - self.zero_point
+
+
+@dataclass(frozen=True, eq=False)
+class LayerRanges:
+    """A quantized layer's tensors."""
+
+    node: ir.Node
+    weight_name: str
+    weight: Encoding
+    bias_name: str | None
+    bias: NDArray[np.float32] | None
+    bias_scale: Numbers | None
+    """Step of an int32 bias: input step x weight step; None without a bias, a quantized input or one such step."""
+
+
+def float_values(model: ir.Model) -> list[str]:
+    """Names of the inputs and intermediate values that hold floats and that somebody reads, in topological order."""
+    values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
+    return [
+        value.name
+        for value in values
+        if value.name and value.const_value is None and is_float(value) and (value.uses() or value.is_graph_output())
+    ]
+
+
+def spread(model: ir.Model, activations: Mapping[str, QParams]) -> dict[str, QParams]:
+    """The activations, and the values around them that have the same grid on the device, by name.
+
+    What only a Relu or Clip reads is never written by a kernel that includes it, and has the range behind it; what an
+    operator merely moves has one range before and behind it. A value with a grid of its own keeps it; one that could
+    take several takes the widest. Activations without a finite positive scale are left out.
+    """
+    known = {name: each for name, each in activations.items() if np.isfinite(each.scale) and each.scale > 0}
+    values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs if value.name)]
+    count = -1
+    while count != len(known):
+        count = len(known)
+        for value in reversed(values):
+            behind = [known[name] for name in _made_from(value) if name in known]
+            if behind and name_of(value) not in known:
+                known[name_of(value)] = max(behind, key=lambda qparams: float(qparams.scale))
+        for value in values:
+            source = _moved_from(value)
+            if source in known and name_of(value) not in known:
+                known[name_of(value)] = known[source]
+    return known
+
+
+def unify_concats(model: ir.Model, known: Mapping[str, QParams]) -> dict[str, QParams]:
+    """`known` with the grid of a Concat's output on its inputs too, and before what only cuts off or moves."""
+    unified = dict(known)
+    for node in reversed(list(model.graph)):
+        output = unified.get(name_of(node.outputs[0]))
+        if output is None or not (node.op_type == "Concat" or node.op_type in _KEEPS):
+            continue
+        for value in node.inputs if node.op_type == "Concat" else node.inputs[:1]:
+            alone = node.op_type == "Concat" or (value is not None and len(value.uses()) == 1)
+            if value is not None and name_of(value) in unified and alone:
+                unified[name_of(value)] = output
+    return unified
+
+
+def layer_ranges(model: ir.Model, quantized: QuantizedModel, known: Mapping[str, QParams]) -> Iterator[LayerRanges]:
+    """The quantized layers, in topological order; `known` has the inputs' grids."""
+    for node in model.graph:
+        layer = quantized.layers.get(node_name(node))
+        if layer is None:
+            continue
+        data, weight = node.inputs[0], node.inputs[1]
+        assert data is not None and weight is not None
+        input_qparams = known.get(name_of(data))
+        has_bias = layer.bias is not None and len(node.inputs) > 2 and node.inputs[2] is not None
+        int32 = has_bias and layer.qparams.blocks is None
+        grid = Encoding(layer.qparams)
+        yield LayerRanges(
+            node=node,
+            weight_name=name_of(weight),
+            weight=grid,
+            bias_name=name_of(node.inputs[2]) if has_bias and node.inputs[2] is not None else None,
+            bias=layer.bias,
+            bias_scale=Encoding(input_qparams).scale * grid.scale if int32 and input_qparams is not None else None,
+        )
+
+
+def coverage(required: Iterable[str], known: Container[str]) -> list[str]:
+    """Those of the required tensors that have no range, each once."""
+    return [name for name in dict.fromkeys(required) if name not in known]
+
+
+def check_coverage(platform: str, required: Iterable[str], known: Container[str]) -> None:
+    """Stops where the target would look for a range in vain.
+
+    Raises:
+        UserError: It names every tensor that lacks one.
+    """
+    missing = coverage(required, known)
+    if missing:
+        raise UserError(
+            f"platform={platform}: no range for tensors {', '.join(missing)}, and the target needs one for each: take "
+            "their layers out of precision.skip, or end the model before the operators that have no range"
+        )
+
+
+def check_widths(
+    platform: str, quantized: QuantizedModel, *, weights: Iterable[int], activations: Iterable[int]
+) -> None:
+    """Stops at widths that the target's file cannot say.
+
+    Raises:
+        UserError: It names the first tensor of another width.
+    """
+    grids = {
+        "weight": (list(weights), {name: layer.qparams for name, layer in quantized.layers.items()}),
+        "act": (list(activations), quantized.activations),
+    }
+    for kind, (widths, qparams) in grids.items():
+        for name, each in qparams.items():
+            if (bits := Encoding(each).bits) not in widths:
+                choices = " or ".join(map(str, widths))
+                raise UserError(
+                    f"platform={platform}: {name!r} has {bits} bits and the target takes {choices}, set "
+                    f"precision.{kind}_bits (and precision.overrides) to that"
+                )
+
+
+def per_tensor(layer: QuantizedLayer) -> QuantizedLayer:
+    """The layer with one scale for its whole symmetric weight, rounded anew where channels had smaller ones."""
+    if layer.qparams.axis is None:
+        return layer
+    scale = layer.qparams.scale.max()
+    qparams = dataclasses.replace(
+        layer.qparams, scale=np.asarray(scale), zero_point=np.asarray(layer.qparams.zero_point[0]), axis=None
+    )
+    codes = np.rint(layer.weight / scale).astype(np.int32) + qparams.zero_point
+    return dataclasses.replace(layer, codes=codes, qparams=qparams)
+
+
+def _made_from(value: ir.Value) -> Iterator[str]:
+    """Names of what is made of the value without leaving its range."""
+    for node, index in value.uses():
+        if index == 0 and node.op_type in _KEEPS and node.domain == "":
+            yield from (name_of(output) for output in node.outputs if output.name)
+
+
+def _moved_from(value: ir.Value) -> str | None:
+    """Name of the value in whose range this one lies because of how it is made."""
+    node = value.producer()
+    if node is None or node.op_type not in _KEEPS - {"Pad"} or node.domain != "" or node.inputs[0] is None:
+        return None
+    return name_of(node.inputs[0])

@@ -1,0 +1,194 @@
+"""A quantized network on the grids of another target: the same numbers where these allow it, else rounded once more."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from dipo.config import CalibConfig
+from dipo.errors import UserError
+from dipo.graph.load import array_of
+from dipo.graph.plan import LayerPlan, Plan, QuantizedLayer, QuantizedModel
+from dipo.graph.signs import positive_values
+from dipo.quant.ranges import Range, weight_qparams
+from dipo.quant.spec import QParams, QuantSpec, qparams_of
+
+
+@dataclass(frozen=True)
+class Requantized:
+    """The network on the other target's grids, and what became of it."""
+
+    quantized: QuantizedModel
+    weights: dict[str, float]
+    """By name of a layer whose weight was rounded once more: its SQNR in dB against the weight before."""
+    activations: dict[str, str]
+    """By name of the value: `kept` (each number of the grid), `range` (the range, on another grid), or `statistics` (a
+    range of its own: it was not quantized before)."""
+
+
+def requantize(
+    model: ir.Model,
+    quantized: QuantizedModel,
+    *,
+    plan: Plan,
+    ranges: Mapping[str, Range],
+    cfg: CalibConfig,
+    target: str,
+) -> Requantized:
+    """Brings a network on the grids of another target.
+
+    A weight is what the codes stand for; its zeros stay zeros. An activation keeps its range.
+
+    Args:
+        model: The float graph.
+        quantized: The network as the run left it.
+        plan: What the other target quantizes, and how.
+        ranges: Of values that are not quantized in `quantized`, those that are known.
+        cfg: How the ranges of weights are chosen that are rounded once more.
+        target: The other target's name, for messages.
+
+    Raises:
+        UserError: Values have no range; all are named.
+    """
+    missing = [name for name in plan.activations if name not in quantized.activations and name not in ranges]
+    if missing:
+        raise UserError(
+            f"platform={target}: no range for tensors {', '.join(missing)}, and the target needs one for each: "
+            "calibrate in a new run for this platform, or leave it out"
+        )
+    layers = {
+        name: _layer(model, quantized.layers.get(name), layer_plan, cfg) for name, layer_plan in plan.layers.items()
+    }
+    positive = positive_values(model)
+    activations: dict[str, QParams] = {}
+    how: dict[str, str] = {}
+    for name, spec in plan.activations.items():
+        if name in quantized.activations:
+            activations[name], how[name] = _activation(name, quantized.activations[name], spec, positive)
+        else:
+            activations[name], how[name] = qparams_of(ranges[name], spec), "statistics"
+    found = QuantizedModel({name: layer for name, (layer, _) in layers.items()}, activations)
+    losses = {name: sqnr for name, (_, sqnr) in layers.items() if sqnr is not None}
+    return Requantized(found.having([], plan), losses, how)
+
+
+def _layer(
+    model: ir.Model, own: QuantizedLayer | None, plan: LayerPlan, cfg: CalibConfig
+) -> tuple[QuantizedLayer, float | None]:
+    """The layer on the planned grid; the SQNR of its weight where that was rounded."""
+    if own is not None and (same := _same_weight(own, plan.spec)) is not None:
+        return same, None
+    weight = array_of(model.graph.initializers[plan.weight]).astype(np.float32) if own is None else own.weight
+    bias = own.bias if own is not None else None
+    if own is None and plan.bias is not None:
+        bias = array_of(model.graph.initializers[plan.bias]).astype(np.float32)
+    qparams = weight_qparams(
+        weight, plan.spec, axis=plan.axis, method=cfg.weights, percentile=cfg.weight_percentile,
+        name=f"weight {plan.weight}",
+    )  # fmt: skip
+    scale, zero_point = qparams.along(weight.ndim)
+    codes = np.clip(np.rint(weight / scale) + zero_point, qparams.qmin, qparams.qmax).astype(np.int32)
+    layer = QuantizedLayer(codes, qparams, bias)
+    return layer, _sqnr_db(weight, layer.weight)
+
+
+def _same_weight(layer: QuantizedLayer, spec: QuantSpec) -> QuantizedLayer | None:
+    """The same numbers on another grid, by shifting their codes; None where it has not all of them."""
+    own = layer.qparams
+    if (own.axis is not None and not spec.per_channel) or not _has_scale(own, spec):
+        return None
+    if own.blocks is not None and own.blocks.size != spec.block:
+        return None
+    _, zero_point = own.along(layer.codes.ndim)
+    for zero in _zeros(own, spec):
+        codes = layer.codes - zero_point + dataclasses.replace(own, zero_point=zero).along(layer.codes.ndim)[1]
+        if codes.min() >= spec.qmin and codes.max() <= spec.qmax:
+            return dataclasses.replace(layer, codes=codes, qparams=_on(own, spec, zero))
+    return None
+
+
+def _activation(name: str, own: QParams, spec: QuantSpec, positive: Set[str]) -> tuple[QParams, str]:
+    """The value's grid, and what became of its own: `kept` or `range`."""
+    # Half of a symmetric grid would lie idle where nothing is negative and the other target need not be symmetric.
+    idle = name in positive and not spec.symmetric and bool(np.all(own.zero_point > own.qmin))
+    if _has_scale(own, spec) and not idle:
+        for zero in _zeros(own, spec):
+            shift = zero - own.zero_point
+            if np.all(own.qmin + shift == spec.qmin) and np.all(own.qmax + shift == spec.qmax):
+                return _on(own, spec, zero), "kept"
+    high = float((own.qmax - own.zero_point) * own.scale.astype(np.float64))
+    low = float((own.qmin - own.zero_point) * own.scale.astype(np.float64))
+    if np.all(own.zero_point == (own.qmin + own.qmax + 1) // 2):
+        low = -high  # a symmetric range is as wide on both sides, whatever the smallest code stands for
+    return qparams_of(Range(0.0 if name in positive else low, high), spec), "range"
+
+
+def _has_scale(own: QParams, spec: QuantSpec) -> bool:
+    """Whether the other grid may have the same scales."""
+    return not spec.power_of_two or bool(np.all(np.frexp(own.scale)[0] == 0.5))
+
+
+def _zeros(own: QParams, spec: QuantSpec) -> list[NDArray[np.int32]]:
+    """Zero points to try on the other grid."""
+    middle = np.full_like(own.zero_point, spec.middle)
+    if spec.symmetric:
+        return [middle]
+    first = own.zero_point + (spec.qmin - own.qmin)
+    return [first, middle] if np.any(own.zero_point != (own.qmin + own.qmax + 1) // 2) else [middle, first]
+
+
+def _on(own: QParams, spec: QuantSpec, zero: NDArray[np.int32]) -> QParams:
+    return QParams(own.scale, zero.astype(np.int32), spec.qmin, spec.qmax, own.axis, spec.power_of_two, own.blocks)
+
+
+def _sqnr_db(before: NDArray[np.float32], after: NDArray[np.float32]) -> float | None:
+    """Signal over noise; None where nothing was lost."""
+    signal, noise = (float(np.sum(array.astype(np.float64) ** 2)) for array in (before, after - before))
+    return 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None
+
+
+_WORDS: dict[str, dict[object, str]] = {
+    "per_channel": {True: "a scale for each channel", False: "one scale for all"},
+    "symmetric": {True: "symmetric", False: "asymmetric"},
+    "power_of_two": {True: "scales that are powers of two", False: "any scales"},
+    "narrow": {True: "without the smallest code", False: "with all codes"},
+    "signed": {True: "signed", False: "unsigned"},
+}
+
+
+def differences(own: Plan, other: Plan) -> list[str]:
+    """How another target's scheme differs from the one that a network was quantized for, in words."""
+    pairs = {
+        "weights": [
+            (layer.spec, other.layers[name].spec) for name, layer in own.layers.items() if name in other.layers
+        ],
+        "activations": [
+            (spec, other.activations[name]) for name, spec in own.activations.items() if name in other.activations
+        ],
+    }
+    found = []
+    for kind, specs in pairs.items():
+        changes: dict[str, int] = {}
+        for mine, its in specs:
+            for text in _changes(mine, its, is_weight=kind == "weights"):
+                changes[text] = changes.get(text, 0) + 1
+        found += [f"{count} of {len(specs)} {kind}: {text}" for text, count in changes.items()]
+    more = len(other.activations.keys() - own.activations.keys())
+    return [*found, *([f"{more} more values are quantized"] if more else [])]
+
+
+def _changes(mine: QuantSpec, its: QuantSpec, *, is_weight: bool) -> list[str]:
+    # The sign of a weight's codes follows from its symmetry.
+    fields = [name for name in _WORDS if not (is_weight and name == "signed")]
+    changed = [name for name in fields if getattr(mine, name) != getattr(its, name)]
+    words = [f"{_WORDS[name][getattr(its, name)]}, not {_WORDS[name][getattr(mine, name)]}" for name in changed]
+    if mine.block != its.block and its.per_channel:
+        here, there = ("all of a channel" if block is None else f"{block} inputs" for block in (mine.block, its.block))
+        words.append(f"a scale for {there}, not for {here}")
+    return ([f"{its.bits} bits, not {mine.bits}"] if mine.bits != its.bits else []) + words

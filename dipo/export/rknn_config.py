@@ -1,0 +1,177 @@
+"""Puts the ranges of `rk_quantized_param.yaml` into the `.quantization.cfg` of RKNN toolkit 2.
+
+The toolkit's network is another one than it was given: inputs and outputs are cast to integers (`x_int8`), a mean or a
+Gemm becomes convolutions, reshapes come and go. So a tensor that the file does not name takes its range from the tensor
+that holds the same numbers, which is found in the two networks, the toolkit's and `deploy.onnx`. Runs without torch and
+onnx_ir, beside the toolkit:
+
+    python -m dipo.export.rknn_config net.quantization.cfg rk_quantized_param.yaml
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import yaml
+
+from dipo.errors import UserError
+from dipo.export.text_files import write_text
+
+Ranges = Mapping[str, Mapping[str, Any]]
+
+ENTRIES = "quantize_parameters"
+"""The section of both files that has the ranges."""
+CONFIG = ".quantization.cfg"
+LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+SAME = frozenset(
+    {
+        "DepthToSpace", "Flatten", "Identity", "Reshape", "SpaceToDepth", "Squeeze", "Transpose", "Unsqueeze",
+        "exDataConvert",
+    }
+)  # fmt: skip
+"""Operators that make exactly the numbers that they read; the last is the toolkit's cast."""
+PART = frozenset({"Expand", "Gather", "MaxPool", "Slice", "Split", "Tile"})
+"""Operators that make some of the numbers that they read."""
+LIMITS = frozenset({"Clip", "Max", "Min", "Relu"})
+"""Operators that are part of the kernel before them; their constants need not reach beyond their output either."""
+
+
+def merged(config: Mapping[str, Any], ours: Ranges, sources: Mapping[str, str]) -> dict[str, Any]:
+    """The toolkit's configuration with our ranges; the rest of it stays as it is.
+
+    Args:
+        config: What the first step of the hybrid quantization wrote.
+        ours: `quantize_parameters` of `rk_quantized_param.yaml`.
+        sources: From `sources_of`.
+    """
+    made: dict[str, Any] = copy.deepcopy(dict(config))
+    for name, source in sources.items():
+        made[ENTRIES][name] |= {end: [float(number) for number in ours[source][end]] for end in ("min", "max")}
+    return made
+
+
+def sources_of(
+    names: Collection[str], ours: Ranges, *, toolkit: onnx.ModelProto, network: onnx.ModelProto
+) -> dict[str, str]:
+    """Whose range each of the toolkit's tensors takes: its name in our file, by the toolkit's name.
+
+    Args:
+        names: What the toolkit's configuration has ranges of.
+        ours: What our file has ranges of.
+        toolkit: The toolkit's network, which its first step writes (`.model`).
+        network: The network that it was given.
+    """
+    found = {name: name for name in names if name in ours}
+    for node, given in matched_layers(toolkit, network):
+        for name, source in ((node.input[0], given.input[0]), (node.output[0], given.output[0])):
+            if source in ours:
+                found.setdefault(name, source)
+    known = -1
+    while known != len(found):
+        known = len(found)
+        for node in toolkit.graph.node:
+            _spread(found, node, names)
+    return {name: found[name] for name in names if name in found}
+
+
+def matched_layers(
+    toolkit: onnx.ModelProto, network: onnx.ModelProto
+) -> Iterator[tuple[onnx.NodeProto, onnx.NodeProto]]:
+    """The toolkit's layers with those that they were; it puts `#2` behind the name of one that it replaced."""
+    layers = {node.name: node for node in network.graph.node if node.op_type in LAYERS}
+    for node in toolkit.graph.node:
+        given = layers.get(node.name) or layers.get(node.name.rpartition("#")[0])
+        if given is not None and node.op_type in LAYERS:
+            yield node, given
+
+
+def _spread(found: dict[str, str], node: onnx.NodeProto, names: Collection[str]) -> None:
+    """Hand a range on to the tensors before and behind a node."""
+    if not node.input:
+        return
+    first, made = node.input[0], node.output[0]
+    if node.op_type in SAME | PART and first in found:
+        for name in node.output:
+            found.setdefault(name, found[first])
+    if node.op_type in SAME and made in found:
+        found.setdefault(first, found[made])
+    if node.op_type in LIMITS and made in found:
+        for name in node.input:
+            if name in names:
+                found.setdefault(name, found[made])
+
+
+def read_ranges(file: Path) -> dict[str, Any]:
+    """A file of the toolkit's form, as it is.
+
+    Raises:
+        UserError: It cannot be read, or has no `quantize_parameters`.
+    """
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{file}: there is no such file, give one that is there") from error
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
+        raise UserError(f"{file}: it cannot be read ({type(error).__name__}), have it written again") from error
+    if not isinstance(content, dict) or not isinstance(content.get(ENTRIES), dict):
+        raise UserError(f"{file}: no {ENTRIES} are in it, give the file of ranges")
+    return content
+
+
+def read_network(file: Path) -> onnx.ModelProto:
+    """A network without its large tensors.
+
+    Raises:
+        UserError: It is missing, or no ONNX.
+    """
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        return onnx.load(file, load_external_data=False)
+    except (OSError, DecodeError) as error:
+        raise UserError(f"{file}: no network can be read there, leave it beside the file of ranges") from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Edits the toolkit's file in its place; returns the exit status."""
+    words = sys.argv[1:] if argv is None else argv
+    if len(words) != 2 or {"-h", "--help"} & {*words}:
+        sys.stdout.write(
+            "usage: python -m dipo.export.rknn_config NET.quantization.cfg rk_quantized_param.yaml\n"
+            "NET.model lies beside the first, deploy.onnx beside the second; the first is written again.\n"
+        )
+        return 0 if {"-h", "--help"} & {*words} else 2
+    try:
+        sys.stdout.write(_edit(Path(words[0]), Path(words[1])))
+    except UserError as error:
+        sys.stderr.write(f"dipo.export.rknn_config: {error}\n")
+        return 2
+    return 0
+
+
+def _edit(file: Path, ranges: Path) -> str:
+    if not file.name.endswith(CONFIG):
+        raise UserError(f"{file}: no name of the toolkit's, give the {CONFIG} that its first step wrote")
+    config, ours = read_ranges(file), read_ranges(ranges)[ENTRIES]
+    toolkit = read_network(file.with_name(f"{file.name.removesuffix(CONFIG)}.model"))
+    network = read_network(ranges.with_name("deploy.onnx"))
+    sources = sources_of(config[ENTRIES], ours, toolkit=toolkit, network=network)
+    write_text(file, yaml.safe_dump(merged(config, ours, sources), sort_keys=False))
+    left = own_values(config[ENTRIES], sources, toolkit)
+    said = f"{file}: {len(sources)} of {len(config[ENTRIES])} tensors have the ranges of {ranges}\n"
+    return said + (f"as the toolkit calibrated them: {', '.join(left)}\n" if left else "")
+
+
+def own_values(names: Collection[str], sources: Mapping[str, str], toolkit: onnx.ModelProto) -> list[str]:
+    """Values that the toolkit keeps its own range for, constants left aside."""
+    constants = {tensor.name for tensor in toolkit.graph.initializer}
+    return [name for name in names if name not in sources and name not in constants]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""In which ONNX types codes are stored, and which codes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Set
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from dipo.graph.plan import QuantizedLayer, QuantizedModel
+from dipo.graph.rules import PlatformRules
+from dipo.quant.spec import QParams
+
+_SIGNED_UNSIGNED = {2: ("INT2", "UINT2"), 4: ("INT4", "UINT4"), 8: ("INT8", "UINT8"), 16: ("INT16", "UINT16")}
+_OPSETS = {2: 25, 4: 21, 8: 13, 16: 21}
+BLOCK_OPSET = 21
+"""The first whose DequantizeLinear has a scale for each block."""
+"""By width: the first default operator set whose DequantizeLinear reads it, with a scale for each channel."""
+
+KERNEL_WIDTHS = frozenset({8, 16})
+"""Bits of the types that integer kernels compute with."""
+PACKED_WIDTHS = frozenset(
+    bits
+    for bits in _SIGNED_UNSIGNED
+    if bits in KERNEL_WIDTHS
+    or (_OPSETS[bits] <= onnx.defs.onnx_opset_version() and _SIGNED_UNSIGNED[bits][0] in ir.DataType.__members__)
+)
+"""Bits of all types that the installed onnx can write; below 8, several codes share a byte."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How a file keeps codes."""
+
+    weights: Set[int] = KERNEL_WIDTHS
+    """Bits of the types in which the consumer reads weights."""
+    activations: Set[int] = KERNEL_WIDTHS
+    """Bits of the types in which it computes activations."""
+    packed: bool = False
+    """Weights that fit a type narrower than the consumer reads lie in the file in that type. A Cast, and a Sub where
+    there is a zero point, widens them; a runtime that folds constants does so once, while it loads the file."""
+
+    def types(
+        self, layer: QuantizedLayer, *, narrow: bool = True, wide: bool = False
+    ) -> tuple[ir.DataType, ir.DataType]:
+        """In which types the file keeps a layer's weight and DequantizeLinear reads it.
+
+        No integer kernel reads blocks, so 4 bits need not be 8. Without a bias, ONNX Runtime takes blocks of 8 bits
+        and of 2 for channels, and fails or computes something else; it leaves 4 and 16 alone.
+
+        Args:
+            layer: The layer.
+            narrow: The consumer reads such a layer's weights in types below 8 bits, too, if it has any.
+            wide: DequantizeLinear reads 16 bits whatever the file keeps.
+        """
+        blocks = layer.qparams.blocks is not None
+        packed = PACKED_WIDTHS if self.packed else frozenset[int]()
+        if blocks and not wide:
+            dtype = storage_type(layer.qparams, {4, 16} if layer.bias is None else {4, 8, 16} | packed)
+            return dtype, dtype
+        widths = self.weights if narrow else self.weights & KERNEL_WIDTHS
+        in_file = storage_type(layer.qparams, widths | packed | ({4} if blocks else set()))
+        read = storage_type(layer.qparams, {16} if wide else widths)
+        return min(in_file, read, key=lambda dtype: dtype.bitwidth), read
+
+
+FOR_KERNELS = Storage()
+"""What integer kernels take, as they take it."""
+
+
+def storage_type(qparams: QParams, widths: Set[int] = KERNEL_WIDTHS) -> ir.DataType:
+    """The narrowest ONNX type of these widths that holds every code; signed where a code is negative."""
+    for bits in sorted(widths):
+        for name in _SIGNED_UNSIGNED[bits]:
+            dtype = ir.DataType[name]
+            low, high = type_limits(dtype)
+            if (qparams.qmin < 0) == (low < 0) and low <= qparams.qmin and qparams.qmax <= high:
+                return dtype
+    raise AssertionError(f"no storage type of {sorted(widths)} bits holds the codes {qparams.qmin} to {qparams.qmax}")
+
+
+def type_limits(dtype: ir.DataType) -> tuple[int, int]:
+    """The smallest and the largest number of an integer type."""
+    lowest = -(1 << (dtype.bitwidth - 1)) if dtype.is_signed() else 0
+    return lowest, lowest + (1 << dtype.bitwidth) - 1
+
+
+def required_opset(types: Iterable[ir.DataType]) -> int:
+    """The first default operator set whose QuantizeLinear and DequantizeLinear take all of these types."""
+    return max((_OPSETS[dtype.bitwidth] for dtype in types), default=_OPSETS[8])
+
+
+def weight_types(
+    node: ir.Node, quantized: QuantizedModel, rules: PlatformRules, storage: Storage
+) -> tuple[ir.DataType, ir.DataType]:
+    """In which types the file keeps a layer's weight and DequantizeLinear reads it.
+
+    A matrix product of activations above 8 bits and a weight that DequantizeLinear reads from 8 bits or less is to ONNX
+    Runtime one with float activations, and its kernel for these rounds them to 8 bits: 16 bits have no such kernel.
+    """
+    assert node.name is not None
+    data = node.inputs[0]
+    read = quantized.activations.get(data.name) if data is not None and data.name is not None else None
+    wide = read is not None and storage_type(read, storage.activations).bitwidth > 8
+    narrow = rules.narrow_operators is None or node.op_type in rules.narrow_operators
+    return storage.types(quantized.layers[node.name], narrow=narrow, wide=wide and node.op_type in {"Gemm", "MatMul"})
+
+
+def rescaled(layer: QuantizedLayer, scale: NDArray[np.float32]) -> QuantizedLayer:
+    """The layer with its weight rounded to another scale, nowhere smaller than its own."""
+    if np.array_equal(scale, layer.qparams.scale):
+        return layer
+    qparams = dataclasses.replace(layer.qparams, scale=scale)
+    new_scale, zero_point = qparams.along(layer.codes.ndim)
+    codes = np.rint(layer.weight / new_scale).astype(np.int32) + zero_point
+    return dataclasses.replace(layer, codes=codes, qparams=qparams)
+
+
+def less_zero_point(layer: QuantizedLayer) -> QuantizedLayer:
+    """The same weight with zero point 0, where its codes then fit int8: always below 8 bits."""
+    _, zero_point = layer.qparams.along(layer.codes.ndim)
+    codes = layer.codes - zero_point
+    int8 = np.iinfo(np.int8)
+    if not zero_point.any() or codes.min() < int8.min or codes.max() > int8.max:
+        return layer
+    zeros = np.zeros_like(layer.qparams.zero_point)
+    qparams = dataclasses.replace(layer.qparams, zero_point=zeros, qmin=int8.min, qmax=int8.max)
+    return dataclasses.replace(layer, codes=codes, qparams=qparams)

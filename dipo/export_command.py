@@ -1,0 +1,224 @@
+"""Files for other targets from a finished run: without samples, workers or a GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from dipo.config import Config, ExportConfig, PlatformConfig, resolve_path
+from dipo.errors import UserError
+from dipo.export.forms import QDQ
+from dipo.export.platforms import OPTIONS, RULES, check_options
+from dipo.launch import guarded
+from dipo.run import FINGERPRINT, DamagedFileError, RunFolder
+from dipo.section import OneOf, Option, choose, from_plain, options, show
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from dipo.stages.targets import Source
+
+USAGE = """
+python -m dipo.export run=FOLDER platform=TARGET [OPTION=VALUE ...]
+
+Writes the files of a target, or of several ([snpe,rk]), from what a finished run left in its folder, each into a \
+folder of its name there. Weights and ranges are those of the run; where the target's grids differ they are rounded \
+once more, and FOLDER/TARGET/export.json says how much that lost. It needs the model file of the run, and no samples.
+
+Options: {options}; model.path, where the model file has moved.
+"""
+REPORT = "export.json"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks for."""
+
+    run: Path
+    targets: list[str]
+    platform: dict[str, Any]
+    """Options of `platform`."""
+    export: dict[str, Any]
+    """Options of `export`; others are those of the run."""
+    model_path: str | None
+
+    def platform_config(self, run: PlatformConfig) -> PlatformConfig:
+        """The options for the targets' writers: what is not given is as in the run."""
+        taken = {option for name in self.targets for option in OPTIONS.get(name, ())}
+        return from_plain(PlatformConfig, {option: getattr(run, option) for option in taken} | self.platform)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv`, by default the process's own, and return the exit status, as `dipo.launch` does."""
+    return guarded(lambda: _main(sys.argv[1:] if argv is None else argv))
+
+
+def _main(argv: Sequence[str]) -> int:
+    if {"-h", "--help"} & set(argv):
+        sys.stdout.write(f"{_usage(shutil.get_terminal_size().columns)}\n")
+        return 0
+    return export(parse(argv))
+
+
+def parse(words: Sequence[str]) -> Request:
+    """What the words of a command line ask for.
+
+    Raises:
+        UserError: One of them is wrong, or one is missing.
+    """
+    known, given = _options(), dict[str, object]()
+    for word in words:
+        key, equals, text = word.partition("=")
+        key = key.lstrip("+")
+        if key not in {*known, "run", "model.path"}:
+            raise UserError(f"unknown option {key!r}: {choose(key, ['run', *known, 'model.path'])}")
+        if not equals or not text:
+            raise UserError(f"{key} has no value: give {known[key].wanted() if key in known else 'a path'}")
+        given[key] = known[key].read(_value(known[key], text)) if key in known else text
+    for key, wanted in (("run", "the folder of a finished run"), ("platform", known["platform"].wanted())):
+        if not given.get(key):
+            raise UserError(f"{key} is missing: give {key}={wanted}, see --help")
+    targets = given["platform"]
+    assert isinstance(targets, list)
+    platform, export_ = (
+        {key.partition(".")[2]: value for key, value in given.items() if key.startswith(f"{section}.")}
+        for section in ("platform", "export")
+    )
+    path = given.get("model.path")
+    return Request(
+        run=Path(str(given["run"])).expanduser(),
+        targets=list(dict.fromkeys(targets)),
+        platform=platform,
+        export=export_,
+        model_path=None if path is None else str(path),
+    )
+
+
+def export(request: Request) -> int:
+    """Writes what is asked for.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        UserError: The run is not finished or damaged, its model is not there, or a target refuses the network.
+    """
+    from dipo.report.terminal import Terminal
+    from dipo.stages.load import form_of
+    from dipo.stages.targets import target_of, write
+
+    stored = from_plain(Config, RunFolder.stored_config(request.run))
+    asked = dataclasses.replace(stored, export=dataclasses.replace(stored.export, **request.export))
+    cfg, form = request.platform_config(stored.platform), form_of(asked)
+    check_options(request.targets, cfg=cfg, form=form if "format" in request.export else QDQ)
+    folder = RunFolder(request.run, resume=True)
+    try:
+        source = _source(folder, request, stored)
+        terminal = Terminal()
+        for name in request.targets:
+            place = folder.path / name
+            target = target_of(name, source)
+            former = _former_files(folder, name)
+            files = write(target, source, place, cfg=cfg, form=form.for_rules(RULES[name]))
+            for file in former - {file.name for file in files}:
+                (place / file).unlink(missing_ok=True)
+            row = target.row(source, files, cfg=cfg, error=None)
+            folder.write_json(f"{name}/{REPORT}", dataclasses.asdict(row))
+            terminal.show_target(row, str(place))
+    finally:
+        folder.close()
+    return 0
+
+
+def _former_files(folder: RunFolder, target: str) -> set[str]:
+    """Names of what an earlier export of the target wrote; with other options some may not be written again."""
+    try:
+        return {Path(file).name for file in folder.read_json(f"{target}/{REPORT}")["files"]}
+    except (DamagedFileError, KeyError):
+        return set()
+
+
+def _source(folder: RunFolder, request: Request, config: Config) -> Source:
+    """The network of the run."""
+    from dipo.stages.checkpoint import STATISTICS, load_calibration
+    from dipo.stages.load import equalized_model, plan_for
+    from dipo.stages.network import load_network
+    from dipo.stages.targets import Source
+
+    if not folder.finished:
+        raise UserError(f"run={folder.path}: the run is not finished, go on with it: run.resume={folder.path}")
+    try:
+        kept = load_network(folder)
+        statistics = load_calibration(folder).statistics if folder.has(STATISTICS) else {}
+        model = _model(folder, request, config)
+    except DamagedFileError as error:
+        raise UserError(
+            f"run={folder.path}: its {error} is missing or damaged, do the run again with dipo {_version()}"
+        ) from error
+    plan = plan_for(config.platform.name, config, model)
+    if "equalize" in config.algo.steps:
+        model = equalized_model(config, model, plan, kept.least_outputs).model
+        plan = plan_for(config.platform.name, config, model)
+    return Source(config, model, plan, kept.quantized, statistics)
+
+
+def _model(folder: RunFolder, request: Request, config: Config) -> ir.Model:
+    """The float network, once its file is known to be the run's.
+
+    Raises:
+        UserError: It is not there, or another.
+        DamagedFileError: The run does not say which one it was.
+    """
+    from dipo.data.samples import digest_files
+    from dipo.graph.load import load, model_files
+
+    path = resolve_path(request.model_path or config.model.path or "")
+    if not path.is_file():
+        raise UserError(f"model.path={path}: no such file, say where the run's model is now with model.path=")
+    model = load(path)
+    if digest_files(model_files(path)) != folder.read_json(FINGERPRINT).get("model"):
+        raise UserError(f"model.path={path}: not the model of the run (its content differs), give that one")
+    return model
+
+
+def _options() -> dict[str, Option]:
+    """By what the user types."""
+    names = next(option for option in options(PlatformConfig) if option.name == "name")
+    targets = dataclasses.replace(names, key="platform", is_list=True)
+    own = [option for option in options(PlatformConfig) if option.name != "name"]
+    own += [option for option in options(ExportConfig) if option.name != "also"]
+    return {"platform": targets, **{option.key: option for option in own}}
+
+
+def _value(option: Option, text: str) -> object:
+    """The value that a text stands for; 10.10 is a version, not a number."""
+    if option.type is str and not option.is_list:
+        return None if text == "null" else text.strip("'\"")
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{option.key}={text}: cannot be read, check its brackets and quotes") from error
+
+
+def _usage(width: int) -> str:
+    texts = [
+        f"{option.key}={option.limit if isinstance(option.limit, OneOf) else show(option.default)}"
+        for option in _options().values()
+        if option.key != "platform"
+    ]
+    paragraphs = USAGE.strip().format(options=", ".join(texts)).split("\n\n")
+    return "\n\n".join(textwrap.fill(text, min(max(width, 40), 120)) for text in paragraphs)
+
+
+def _version() -> str:
+    import dipo
+
+    return dipo.__version__

@@ -1,0 +1,37 @@
+"""What a dry run prints: what would be quantized, and how."""
+
+from __future__ import annotations
+
+from dipo.composition import reconstruction_of
+from dipo.config import Config
+from dipo.graph.units import find_units
+from dipo.report.terminal import Terminal
+from dipo.stages.load import Loaded
+from dipo.stages.parallel import polish_iters
+from dipo.stages.verify import model_name
+from dipo.stages.walk import solved_units
+
+
+def show_plan(config: Config, loaded: Loaded, terminal: Terminal) -> None:
+    """Prints the plan of a job: its layers, activations and steps."""
+    plan, data = loaded.plan, loaded.data
+    terminal.say(f"{model_name(config)}: {loaded.path}")
+    terminal.say(f"calibration: {data.calib.describe()}")
+    terminal.say(f"evaluation: {data.eval.describe() if data.eval else 'none, the calibration samples are taken'}")
+    for name, layer in plan.layers.items():
+        symmetry = "symmetric" if layer.spec.symmetric else "asymmetric"
+        scales = "channel" if layer.spec.per_channel else "tensor"
+        if layer.spec.block is not None:
+            scales = f"block of {layer.spec.block}"
+        terminal.say(f"layer {name}: {layer.spec.bits}-bit weights, {symmetry}, per {scales}")
+    for value, spec in plan.activations.items():
+        terminal.say(f"activation {value}: {spec.bits} bits")
+    steps = ", ".join(config.algo.steps) or "calibrate and export"
+    learned = reconstruction_of(config.algo.steps)
+    if learned is not None:
+        units = find_units(loaded.model, granularity=str(config.algo.for_step(learned).unit))
+        units = solved_units(units, plan)
+        steps += f" ({len(units)} units, {config.algo.iters} steps each"
+        polish = polish_iters(config.algo) if config.cluster.schedule == "parallel" else 0
+        steps += f", {polish} of them one unit after the other)" if polish else ")"
+    terminal.say(f"algorithm {config.algo.name}: {steps}; platform {config.platform.name}")

@@ -1,0 +1,85 @@
+"""The network as a run left it, kept so that other targets' files can be written later, without samples."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dipo.graph.plan import QuantizedLayer, QuantizedModel
+from dipo.quant.spec import Blocks, QParams
+from dipo.run import DamagedFileError, RunFolder
+from dipo.stages.checkpoint import by_name, narrowest
+
+NETWORK = "network.safetensors"
+LEAST = "least_output"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What the file holds."""
+
+    quantized: QuantizedModel
+    least_outputs: dict[str, NDArray[np.float32]] | None
+    """What equalization saw of the samples: by name of the layer, the least number [C] of its output."""
+
+
+def save_network(folder: RunFolder, kept: Kept) -> None:
+    """Writes the network."""
+    quantized = kept.quantized
+    arrays: dict[str, NDArray[Any]] = {f"{name}/{LEAST}": least for name, least in (kept.least_outputs or {}).items()}
+    for name, layer in quantized.layers.items():
+        arrays |= {
+            f"{name}/codes": layer.codes.astype(narrowest(layer.qparams)),
+            f"{name}/scale": layer.qparams.scale,
+            f"{name}/zero_point": layer.qparams.zero_point,
+        }
+        if layer.bias is not None:
+            arrays[f"{name}/bias"] = layer.bias
+    for name, qparams in quantized.activations.items():
+        arrays |= {f"{name}/act_scale": qparams.scale, f"{name}/act_zero_point": qparams.zero_point}
+    about = {
+        "layers": {name: _grid(layer.qparams) for name, layer in quantized.layers.items()},
+        "activations": {name: _grid(qparams) for name, qparams in quantized.activations.items()},
+        "least_outputs": kept.least_outputs is not None,
+    }
+    folder.write_arrays(NETWORK, arrays, about)
+
+
+def load_network(folder: RunFolder) -> Kept:
+    """Reads the network.
+
+    Raises:
+        DamagedFileError: It is missing or damaged.
+    """
+    arrays, about = folder.read_arrays(NETWORK)
+    if about.keys() < {"layers", "activations", "least_outputs"}:
+        raise DamagedFileError(NETWORK)
+    parts = by_name(arrays)
+    layers = {name: _layer(parts[name], grid) for name, grid in about["layers"].items()}
+    activations = {
+        name: QParams(parts[name]["act_scale"], parts[name]["act_zero_point"], **grid)
+        for name, grid in about["activations"].items()
+    }
+    least = {name: own[LEAST] for name, own in parts.items() if LEAST in own}
+    return Kept(QuantizedModel(layers, activations), least if about["least_outputs"] else None)
+
+
+def _grid(qparams: QParams) -> dict[str, Any]:
+    return {
+        "qmin": qparams.qmin,
+        "qmax": qparams.qmax,
+        "axis": qparams.axis,
+        "power_of_two": qparams.power_of_two,
+        **({"blocks": dataclasses.asdict(qparams.blocks)} if qparams.blocks is not None else {}),
+    }
+
+
+def _layer(parts: Mapping[str, NDArray[Any]], grid: Mapping[str, Any]) -> QuantizedLayer:
+    blocks = Blocks(**grid["blocks"]) if "blocks" in grid else None
+    qparams = QParams(parts["scale"], parts["zero_point"], **{**grid, "blocks": blocks})
+    return QuantizedLayer(parts["codes"].astype(np.int32), qparams, parts.get("bias"))

@@ -1,0 +1,152 @@
+"""Files of the target that a job is for, and of others, from one network."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+import dipo
+from dipo.algo.analytic import data_free_ranges
+from dipo.algo.calibrate import activation_ranges
+from dipo.config import Config, PlatformConfig, to_plain
+from dipo.export.forms import Form
+from dipo.export.platforms import RULES, on_grids_of, remarks, write_target
+from dipo.export.requantize import differences, requantize
+from dipo.graph.plan import Plan, QuantizedModel
+from dipo.quant.observers import Statistics
+from dipo.quant.ranges import Range
+from dipo.report.events import config_hash
+from dipo.report.measures import OutputError
+from dipo.report.report import TargetRow
+from dipo.stages.load import form_of, moments_of_model, plan_for
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network that a run quantized, whose files may be written for any target."""
+
+    config: Config
+    """The run's."""
+    model: ir.Model
+    """The float network; equalized, where the run did so."""
+    plan: Plan
+    """Of the run's own target."""
+    quantized: QuantizedModel
+    statistics: Mapping[str, Statistics]
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """The network on a target's grids."""
+
+    name: str
+    plan: Plan
+    quantized: QuantizedModel
+    weights: dict[str, float]
+    """By name of a layer whose weight was rounded once more: its SQNR in dB."""
+    activations: dict[str, str]
+    """By name of the value: what became of its range."""
+
+    def row(self, source: Source, files: list[Path], *, cfg: PlatformConfig, error: OutputError | None) -> TargetRow:
+        """The report's lines on it."""
+        return TargetRow(
+            name=self.name,
+            differences=differences(source.plan, self.plan),
+            weights=self.weights,
+            activations=dict(Counter(self.activations.values())),
+            error=error,
+            notes=remarks(self.name, cfg=cfg),
+            files={file.name: file.stat().st_size for file in files},
+        )
+
+
+def target_of(name: str, source: Source) -> Target:
+    """Brings the network on the grids of a target.
+
+    Raises:
+        UserError: Values that the target quantizes have no range.
+    """
+    rules = RULES[name]
+    if name == source.config.platform.name:
+        return Target(name, source.plan, source.quantized, {}, dict.fromkeys(source.plan.activations, "kept"))
+    plan = plan_for(name, source.config, source.model, fit=True)
+    found = requantize(
+        source.model,
+        source.quantized,
+        plan=plan,
+        ranges=_ranges(source, plan),
+        cfg=source.config.calib,
+        target=name,
+    )
+    quantized = on_grids_of(rules, source.model, found.quantized)
+    return Target(name, plan, quantized, found.weights, found.activations)
+
+
+def write(target: Target, source: Source, folder: Path, *, cfg: PlatformConfig, form: Form) -> list[Path]:
+    """Writes the target's files.
+
+    Raises:
+        UserError: A tensor that the target looks for has no range, or one that it does not take; nothing is written.
+    """
+    return write_target(
+        target.name,
+        source.model,
+        target.quantized,
+        folder,
+        metadata=metadata(source.config, target.name),
+        cfg=cfg,
+        form=form.for_rules(RULES[target.name]),
+    )
+
+
+def metadata(config: Config, target: str) -> dict[str, str]:
+    """What an ONNX file says of its origin; the same for the same network, wherever and by whomever it was made."""
+    plain = to_plain(config)
+    decisive = {name: plain[name] for name in ("algo", "calib", "precision", "platform", "seed")}
+    return {
+        "dipo_version": dipo.__version__,
+        "dipo_algo": config.algo.name,
+        "dipo_platform": target,
+        "dipo_scheme": precision_name(config),
+        "dipo_config": config_hash(decisive),
+    }
+
+
+def precision_name(config: Config) -> str:
+    """Such as w4a8."""
+    return f"w{config.precision.weight_bits}a{config.precision.act_bits}"
+
+
+def rehearse(source: Source) -> None:
+    """Writes all targets' files into a folder that goes away again: what a target refuses shows before the long work.
+
+    Raises:
+        UserError: A target refuses the network.
+    """
+    config = source.config
+    for name in dict.fromkeys([config.platform.name, *config.export.also]):
+        with tempfile.TemporaryDirectory() as folder:
+            write(target_of(name, source), source, Path(folder), cfg=config.platform, form=form_of(config))
+
+
+def others(config: Config) -> list[str]:
+    """The targets of `export.also`, each once, without the run's own."""
+    return [name for name in dict.fromkeys(config.export.also) if name != config.platform.name]
+
+
+def _ranges(source: Source, plan: Plan) -> dict[str, Range]:
+    """Of values that the run's own target leaves float and that something is known of."""
+    config = source.config
+    new = {name: spec for name, spec in plan.activations.items() if name not in source.quantized.activations}
+    if config.calib.method == "batchnorm":
+        part = dataclasses.replace(plan, activations=new)
+        moments = moments_of_model(source.model, config.data) if new else {}
+        return data_free_ranges(part, moments, sigmas=config.calib.sigmas)
+    seen = {name: spec for name, spec in new.items() if name in source.statistics and source.statistics[name].count}
+    return activation_ranges(dataclasses.replace(plan, activations=seen), source.statistics, cfg=config.calib)

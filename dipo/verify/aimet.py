@@ -1,0 +1,109 @@
+"""AIMET, which reads and writes the encodings of Qualcomm's converters: the encodings go into its simulator.
+
+A tensor that a converter does not find an encoding for is calibrated again without a word, so the simulator is asked
+twice: whether each encoding of the file is in force, and whether a quantizer is left that has none.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from dipo.verify.encodings import Encoded, read_encodings
+from dipo.verify.grids import Network
+from dipo.verify.sessions import outputs_of
+from dipo.verify.verdict import Fate, Probe, State, Verdict, asking, require
+
+GET = "it wants an environment of its own, see docs/verify.md"
+_MOVES = frozenset(
+    {
+        "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape", "Slice",
+        "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
+    }
+)  # fmt: skip
+"""Operators whose output AIMET computes on the grid of their input."""
+BIAS_BITS = 32
+"""Width from which on AIMET does not simulate."""
+
+
+def check(file: Path, probe: Probe) -> Verdict:
+    """Load an encodings file into a simulator of `deploy.onnx`, compare its grids with the file's, and run it.
+
+    Raises:
+        Unavailable: AIMET is not installed.
+        Refused: It does not take the file.
+    """
+    quantsim = require("aimet_onnx.quantsim", get=GET)
+    for name in ("Quant", "Utils", "ConnectedGraph"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    wanted = read_encodings(file)
+    network = Network.read(file.with_name("deploy.onnx"))
+    with asking():
+        model = onnx.load(file.with_name("deploy.onnx"))
+        sim = quantsim.QuantizationSimModel(
+            model, param_type="int8", activation_type="int8", providers=["CPUExecutionProvider"]
+        )
+        # Missing quantizers stay on, so that they can be seen.
+        quantsim.load_encodings_to_sim(sim, str(file), strict=False, disable_missing_quantizers=False)
+    uncalibrated = list(_left(wanted, sim.qc_quantize_op_dict))
+    tensors = [*_fates(wanted, sim.qc_quantize_op_dict, network), *uncalibrated]
+    error = None
+    if not uncalibrated:
+        with asking():
+            made = outputs_of(sim.session, probe.inputs, rows=network.batch())
+        # The simulator gives the outputs names of its own.
+        names = [output.name for output in network.model.graph.output]
+        error = probe.error_of(dict(zip(names, made.values(), strict=True)))
+    biases = sum(grid.bits >= BIAS_BITS for grid in wanted.values())
+    notes = [f"{len(uncalibrated)} quantizers are left without an encoding"]
+    notes += [f"{biases} biases of 32 bits are held and added in float"] if biases else []
+    return Verdict(f"AIMET {version('aimet-onnx')}", file, tensors, error, notes=notes)
+
+
+def _fates(wanted: Mapping[str, Encoded], quantizers: Mapping[str, Any], network: Network) -> Iterator[Fate]:
+    producers = network.producers()
+    for name, grid in wanted.items():
+        held = _held(quantizers, name)
+        if held is None:
+            source = _source(name, producers, quantizers)
+            if source is None or source not in wanted:
+                yield Fate(name, State.IGNORED, "no quantizer of the simulator took it")
+            elif not wanted[source].same(grid):
+                yield Fate(name, State.RECOMPUTED, f"simulated on the grid of {source!r}, which it is moved from")
+            else:
+                yield Fate(name, State.ACCEPTED, f"simulated with {source!r}, which it is moved from")
+        elif held.same(grid):
+            yield Fate(name, State.ACCEPTED)
+        else:
+            steps = f"in steps of {held.scale.max():.4g} in place of {grid.scale.max():.4g}"
+            yield Fate(name, State.RECOMPUTED, f"tied to another tensor, {steps}")
+
+
+def _left(wanted: Mapping[str, Encoded], quantizers: Mapping[str, Any]) -> Iterator[Fate]:
+    """Quantizers that wait for a calibration: the file has nothing for them."""
+    for name, quantizer in quantizers.items():
+        if name not in wanted and quantizer.enabled and not quantizer.is_initialized():
+            yield Fate(name, State.RECOMPUTED, "not in the file, it would be calibrated again")
+
+
+def _held(quantizers: Mapping[str, Any], name: str) -> Encoded | None:
+    """The grid that the simulator has for a tensor; None where it has none, or leaves it in float."""
+    quantizer = quantizers.get(name)
+    encodings = quantizer.get_encodings() if quantizer is not None else None
+    if quantizer is None or not encodings or not (quantizer.enabled or encodings[0].bw >= BIAS_BITS):
+        return None
+    return Encoded.of(encodings[0].bw, [each.delta for each in encodings], [each.offset for each in encodings])
+
+
+def _source(name: str, producers: Mapping[str, onnx.NodeProto], quantizers: Mapping[str, Any]) -> str | None:
+    """The tensor with a grid in the simulator that this one is moved from."""
+    while name in producers and producers[name].op_type in _MOVES:
+        name = producers[name].input[0]
+        if _held(quantizers, name) is not None:
+            return name
+    return None

@@ -1,0 +1,102 @@
+"""What a run left to be read: its folder, and those of its other targets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dipo.errors import UserError
+from dipo.run import CONFIG, REPORT
+
+QUANTIZED = "quantized.onnx"
+_OWN = frozenset({CONFIG, REPORT, "fingerprint.json", "events.jsonl", "dipo.log"})
+"""What a run keeps for itself."""
+_READ = frozenset({".onnx", ".json", ".txt", ".yaml", ".prototxt", ".cache"})
+"""Endings of what is written for others."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A target's files in a folder."""
+
+    platform: str | None
+    """None where nothing says it."""
+    folder: Path
+    files: tuple[Path, ...]
+
+    @property
+    def quantized(self) -> Path | None:
+        """The quantized model; None where there is none."""
+        path = self.folder / QUANTIZED
+        return path if path.is_file() else None
+
+
+def targets_of(run: Path) -> list[Target]:
+    """The targets of a run, its own first.
+
+    Raises:
+        UserError: The folder holds no run, or one that wrote nothing.
+    """
+    platform = (config_of(run).get("platform") or {}).get("name")
+    own = _files(run)
+    if not own:
+        raise UserError(f"run={run}: the run has written no model yet, go on with run.resume={run}")
+    below = [folder for folder in sorted(run.iterdir()) if folder.is_dir() and (folder / QUANTIZED).is_file()]
+    return [Target(platform, run, own), *(Target(folder.name, folder, _files(folder)) for folder in below)]
+
+
+def target_of(file: Path, platform: str | None) -> Target:
+    """One file alone.
+
+    Raises:
+        UserError: There is no such file.
+    """
+    if not file.is_file():
+        raise UserError(f"file={file}: there is no such file, give one that a run has written")
+    return Target(platform, file.parent, (file,))
+
+
+def config_of(run: Path) -> dict[str, Any]:
+    """A run's configuration.
+
+    Raises:
+        UserError: There is none, or it cannot be read.
+    """
+    try:
+        content = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"run={run}: no {CONFIG} is there, give the folder of a run") from error
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
+        raise UserError(f"run={run}: its {CONFIG} is damaged, give the folder of another run") from error
+    if not isinstance(content, dict):
+        raise UserError(f"run={run}: its {CONFIG} is damaged, give the folder of another run")
+    return content
+
+
+def reported_sqnr(run: Path) -> float | None:
+    """SQNR in dB of the deployed model against the simulation, as the run itself found it; None before its end."""
+    try:
+        content = json.loads((run / REPORT).read_text(encoding="utf-8"))
+        return float(content["error"]["deployed_vs_simulated"]["sqnr_db"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"run={run}: its {REPORT} is damaged, give the folder of another run") from error
+
+
+def _files(folder: Path) -> tuple[Path, ...]:
+    return tuple(_sorted(file for file in folder.iterdir() if file.is_file()))
+
+
+def _sorted(files: Iterator[Path]) -> list[Path]:
+    """Models first."""
+    written = [
+        file for file in files
+        if file.suffix in _READ and file.name not in _OWN and not file.name.startswith(".")
+    ]  # fmt: skip
+    return sorted(written, key=lambda file: (file.suffix != ".onnx", file.name))

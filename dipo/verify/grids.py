@@ -1,0 +1,137 @@
+"""The grids that an ONNX file gives to its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from dipo.verify.verdict import Refused
+
+_AFTER_CODES = frozenset({"Cast", "Clip", "Max", "Min", "Sub", "Reshape", "Transpose"})
+"""Operators that may stand between codes and their DequantizeLinear."""
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """One tensor's grid, `x = (code - zero_point) * scale`."""
+
+    name: str
+    """The tensor that is quantized; of a weight, its codes."""
+    node: str
+    """The node that has the grid among its inputs."""
+    scale: NDArray[Any]
+    zero_point: NDArray[Any]
+    output: str
+    """What the node makes."""
+    stored: bool
+    """Whether the codes are part of the file."""
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The smallest and the largest code of the type."""
+        name = self.zero_point.dtype.name  # such as uint8 or, of onnx's own types, int4
+        bits = int("".join(filter(str.isdigit, name)))
+        low = 0 if name.startswith("u") else -(1 << (bits - 1))
+        return low, low + (1 << bits) - 1
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model file: its graph, and its constants."""
+
+    model: onnx.ModelProto
+    folder: Path
+
+    @staticmethod
+    def read(file: Path) -> Network:
+        """The model in a file; large tensors stay where they are until they are asked for.
+
+        Raises:
+            Refused: It is missing, or no ONNX.
+        """
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+        try:
+            return Network(onnx.load(file, load_external_data=False), file.parent)
+        except (OSError, DecodeError) as error:
+            raise Refused(f"{file.name} beside it cannot be read ({error})") from error
+
+    def constants(self) -> dict[str, onnx.TensorProto]:
+        """Initializers and the values of Constant nodes, by name."""
+        found = {tensor.name: tensor for tensor in self.model.graph.initializer}
+        for node in self.model.graph.node:
+            if node.op_type == "Constant":
+                found |= {name: each.t for name in node.output for each in node.attribute if each.name == "value"}
+        return found
+
+    def array(self, tensor: onnx.TensorProto) -> NDArray[Any]:
+        """The numbers of a constant."""
+        array: NDArray[Any] = onnx.numpy_helper.to_array(tensor, base_dir=str(self.folder))
+        return array
+
+    def nodes(self) -> dict[str, onnx.NodeProto]:
+        """By name."""
+        return {node.name: node for node in self.model.graph.node}
+
+    def values(self) -> set[str]:
+        """Names of all values and constants."""
+        graph = self.model.graph
+        made = {name for node in graph.node for name in node.output}
+        return made | {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+
+    def producers(self) -> dict[str, onnx.NodeProto]:
+        """By name of what they make."""
+        return {name: node for node in self.model.graph.node for name in node.output}
+
+    def inputs(self) -> list[onnx.ValueInfoProto]:
+        """What is fed; old files count their constants among the inputs."""
+        constants = {tensor.name for tensor in self.model.graph.initializer}
+        return [value for value in self.model.graph.input if value.name not in constants]
+
+    def batch(self) -> int | None:
+        """Samples of a fixed batch; None where any number will do."""
+        sizes = {value.type.tensor_type.shape.dim[0].dim_value for value in self.inputs()}
+        return sizes.pop() or None if len(sizes) == 1 else None
+
+    def grids(self) -> Iterator[Grid]:
+        """Of every QuantizeLinear, of every DequantizeLinear of stored codes, and of integer operators."""
+        constants, producers = self.constants(), self.producers()
+        for node in self.model.graph.node:
+            if node.op_type == "QuantizeLinear":
+                places = [(0, 1, 2, False)]
+            elif node.op_type == "DequantizeLinear":
+                places = [(0, 1, 2, True)] if _is_stored(node.input[0], producers) else []
+            elif node.op_type in {"QLinearConv", "QLinearMatMul"}:
+                places = [(3, 4, 5, True), (-1, 6, 7, False)]
+            else:
+                continue
+            for of, scale, zero, stored in places:
+                if node.input[scale] not in constants:
+                    continue
+                has_zero = len(node.input) > zero and node.input[zero] in constants
+                yield Grid(
+                    name=node.output[0] if of < 0 else node.input[of],
+                    node=node.name,
+                    scale=self.array(constants[node.input[scale]]),
+                    zero_point=self.array(constants[node.input[zero]]) if has_zero else np.zeros((), np.uint8),
+                    output=node.output[0],
+                    stored=stored,
+                )
+
+
+def _is_stored(name: str, producers: dict[str, onnx.NodeProto]) -> bool:
+    """Whether codes are constants of the file, and not what a QuantizeLinear makes."""
+    while name in producers:
+        node = producers[name]
+        if node.op_type == "Constant":
+            return True
+        if node.op_type not in _AFTER_CODES:
+            return False
+        name = node.input[0]
+    return True

@@ -1,0 +1,113 @@
+"""What is fed to every consumer: some of the run's samples, or numbers that lie where the input's grid does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from dipo.errors import UserError
+from dipo.verify.grids import Network
+from dipo.verify.sessions import options, outputs_of, session_of
+from dipo.verify.verdict import Probe, Refused
+
+THREADS = 1
+SEED = 0
+UNKNOWN = 4
+"""Size of a dimension that the model leaves open, other than the batch."""
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Samples, and what they are."""
+
+    inputs: Mapping[str, NDArray[Any]]
+    kind: str
+
+
+def make_probe(feed: Feed, quantized: Path | None) -> Probe:
+    """The samples, and what the quantized model makes of them when every node is computed as the file has it.
+
+    Raises:
+        Refused: ONNX Runtime does not run the quantized model.
+    """
+    if quantized is None:
+        return Probe(feed.inputs, {})
+    try:
+        session = session_of(quantized, options(threads=THREADS, optimized=False))
+        outputs = outputs_of(session, feed.inputs, rows=Network.read(quantized).batch())
+    except Exception as error:
+        raise Refused(f"ONNX Runtime does not run {quantized}: {next(iter(str(error).splitlines()), '')}") from error
+    return Probe(feed.inputs, outputs)
+
+
+def feed_of(model: Path, *, data: Mapping[str, Any] | None, samples: int) -> Feed:
+    """Samples for a model: those of a run's data where it had any that are still there, else noise.
+
+    Args:
+        model: The file whose inputs are fed.
+        data: The `data` section of the run's configuration; None: noise.
+        samples: How many, at most.
+    """
+    network = Network.read(model)
+    if data is not None and data.get("path") is not None:
+        try:
+            return Feed(_samples(network, data, samples), "of the run's samples")
+        except UserError:
+            # Files that have moved since the run: the comparison needs numbers, not these.
+            return Feed(_noise(network, samples), "of noise (the run's samples are not there any more)")
+    return Feed(_noise(network, samples), "of noise")
+
+
+def _samples(network: Network, data: Mapping[str, Any], samples: int) -> dict[str, NDArray[Any]]:
+    from dipo.config import DataConfig, resolve_path
+    from dipo.data.dataset import InputSpec, open_datasets
+    from dipo.section import from_plain
+
+    config = from_plain(DataConfig, data)
+    assert config.path is not None
+    specs = [InputSpec(value.name, (None, *_shape(value)[1:]), _dtype(value)) for value in network.inputs()]
+    found = open_datasets(
+        path=resolve_path(config.path),
+        eval_path=None if config.eval_path is None else resolve_path(config.eval_path),
+        inputs=specs,
+        num=config.num,
+        eval_num=config.eval_num,
+        mean=config.mean,
+        std=config.std,
+        scale=config.scale,
+        size=config.size,
+        layout=config.layout,
+    )
+    dataset = found.eval or found.calib
+    return dict(dataset.read(0, min(samples, len(dataset))).inputs)
+
+
+def _noise(network: Network, samples: int) -> dict[str, NDArray[Any]]:
+    """Evenly spread over the grid of the input where it has one, else normal."""
+    rng = np.random.default_rng(SEED)
+    grids = {grid.name: grid for grid in network.grids() if grid.scale.ndim == 0}
+    made: dict[str, NDArray[Any]] = {}
+    for value in network.inputs():
+        shape = (samples, *(UNKNOWN if size is None else size for size in _shape(value)[1:]))
+        grid = grids.get(value.name)
+        if grid is None:
+            made[value.name] = rng.normal(size=shape).astype(_dtype(value))
+        else:
+            low, high = ((code - int(grid.zero_point)) * float(grid.scale) for code in grid.limits)
+            made[value.name] = rng.uniform(low, high, size=shape).astype(_dtype(value))
+    return made
+
+
+def _shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
+    dims = value.type.tensor_type.shape.dim
+    return tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in dims)
+
+
+def _dtype(value: onnx.ValueInfoProto) -> np.dtype[Any]:
+    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))

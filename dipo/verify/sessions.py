@@ -1,0 +1,55 @@
+"""Running a model in ONNX Runtime as the consumers need it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from dipo.verify.verdict import Arrays
+
+FATAL = 4
+"""The one severity of ONNX Runtime's log that is shown; what matters raises."""
+
+
+def options(*, threads: int, optimized: bool = True) -> ort.SessionOptions:
+    """A session's options; without optimizations every node is computed as the file has it."""
+    made = ort.SessionOptions()
+    made.log_severity_level = FATAL
+    made.intra_op_num_threads = threads
+    if not optimized:
+        made.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return made
+
+
+def session_of(file: Path, made: ort.SessionOptions) -> ort.InferenceSession:
+    """A session on the CPU."""
+    return ort.InferenceSession(str(file), made, providers=["CPUExecutionProvider"])
+
+
+def outputs_of(session: Any, inputs: Arrays, *, rows: int | None) -> dict[str, NDArray[Any]]:
+    """All outputs, by name."""
+    names = [output.name for output in session.get_outputs()]
+    return in_rows(lambda some: dict(zip(names, session.run(names, dict(some)), strict=True)), inputs, rows=rows)
+
+
+def in_rows(run: Callable[[Arrays], Arrays], inputs: Arrays, *, rows: int | None) -> dict[str, NDArray[Any]]:
+    """What `run` makes of all samples, `rows` at a time; the last piece is filled up with the first samples again.
+
+    Args:
+        run: Outputs of one batch, by name, [rows, ...].
+        inputs: By name, [n, ...].
+        rows: Samples of a batch; None: all at once.
+    """
+    num = len(next(iter(inputs.values())))
+    size = rows or num
+    parts = []
+    for start in range(0, num, size):
+        chosen = np.arange(start, start + size) % num
+        made = run({name: np.ascontiguousarray(array[chosen]) for name, array in inputs.items()})
+        parts.append({name: np.asarray(array)[: num - start] for name, array in made.items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -1,0 +1,34 @@
+import json
+
+import pytest
+from platform_networks import check_golden, platform_case, without
+
+from dipo.export.platforms import magicmind
+from dipo.export.ranges import spread
+
+
+@pytest.fixture
+def case():
+    return platform_case(magicmind.RULES)
+
+
+def test_golden(tmp_path, case):
+    check_golden("magicmind", magicmind.write(*case, tmp_path, metadata={})[2])
+
+
+def test_round_trip(tmp_path, case):
+    model, quantized = case
+    content = json.loads(magicmind.write(model, quantized, tmp_path, metadata={})[2].read_text())
+    assert list(content) == ["blob_range"]
+    assert set(content["blob_range"]) == {"x", "c1", "r1", "g", "f"}, "what layers read, and what has the same range"
+    for name, qparams in spread(model, quantized.activations).items():
+        entry = content["blob_range"][name]
+        assert set(entry) == {"min", "max"}
+        scale = (entry["max"] - entry["min"]) / 255
+        assert scale == pytest.approx(float(qparams.scale)) and round(-entry["min"] / scale) == qparams.zero_point
+
+
+def test_skipped_layers_need_no_range(tmp_path):
+    model, quantized = platform_case(magicmind.RULES, skip=["fc"])
+    content = json.loads(magicmind.write(model, without(quantized, "f"), tmp_path, metadata={})[2].read_text())
+    assert set(content["blob_range"]) == {"x", "c1", "r1"}

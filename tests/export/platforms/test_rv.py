@@ -1,0 +1,70 @@
+import json
+
+import numpy as np
+import pytest
+import yaml
+from platform_networks import check_golden, codes_from_range, platform_case
+
+from dipo.export.platforms import rv
+from dipo.export.ranges import spread
+
+OUTPUTS = {
+    "conv1": "c1", "relu1": "r1", "conv2": "c2", "add": "s", "relu2": "r2", "max": "p1", "mean": "p2", "join": "j",
+    "gap": "g", "flat": "f", "sig": "y",
+}  # fmt: skip
+
+
+@pytest.fixture
+def case():
+    return platform_case(rv.RULES)
+
+
+@pytest.fixture
+def content(tmp_path, case):
+    files = rv.write(*case, tmp_path, metadata={})
+    read = yaml.safe_load(files[2].read_text())
+    assert read == json.loads(files[3].read_text())
+    assert list(read) == ["customized_quantize_layers", "quantize_parameters"]
+    assert read["customized_quantize_layers"] == {}
+    return read["quantize_parameters"]
+
+
+def test_golden(tmp_path, case):
+    check_golden("rv", *rv.write(*case, tmp_path, metadata={})[2:])
+
+
+def test_keys(content):
+    layers = [f"@{name}:{part}" for name in ("conv1", "conv2", "fc") for part in ("weight", "bias")]
+    outputs = [f"@{name}:out0" for name in OUTPUTS]
+    assert set(content) == {"@x:out0", *layers, *outputs}, "the input of the Sigmoid is the toolkit's own affair"
+
+
+def test_round_trip(case, content):
+    model, quantized = case
+    known = spread(model, quantized.activations)
+    for key, value in {"@x:out0": "x", **{f"@{node}:out0": value for node, value in OUTPUTS.items()}}.items():
+        entry = content[key]
+        joined = value in {"p1", "p2", "r2", "s"}
+        qparams = known["j" if joined else value]
+        assert (entry["dtype"], entry["method"], entry["qtype"]) == ("asymmetric_affine", "layer", "u8")
+        assert entry["scale"] == [float(qparams.scale)] and entry["zero_point"] == [int(qparams.zero_point)]
+        low, high = entry["min_value"][0], entry["max_value"][0]
+        assert low <= 0 <= high and (high - low) / 255 == pytest.approx(float(qparams.scale))
+        assert round(-low / entry["scale"][0]) == qparams.zero_point
+    assert content["@conv1:out0"] == content["@relu1:out0"], "a Relu is part of the layer before it"
+
+
+def test_weights_round_to_their_codes_again(case, content):
+    _, quantized = case
+    for name, layer in quantized.layers.items():
+        entry = content[f"@{name}:weight"]
+        found = codes_from_range(layer.weight, entry["min_value"][0], entry["max_value"][0], levels=255)
+        np.testing.assert_array_equal(found, layer.codes)
+
+
+def test_biases(case, content):
+    entry = content["@conv2:bias"]
+    _, quantized = case
+    step = np.float64(quantized.activations["r1"].scale) * np.float64(quantized.layers["conv2"].qparams.scale)
+    assert entry["scale"] == [pytest.approx(step)] and entry["zero_point"] == [0]
+    assert (entry["qtype"], entry["min_value"], entry["max_value"]) == ("i32", [], [])

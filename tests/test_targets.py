@@ -1,0 +1,137 @@
+"""Files for other targets: with a job, and later from its folder."""
+
+import json
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+
+from dipo.export_command import main as export
+from dipo.launch import main
+
+ALL = "[snpe,qnn,rv,rk,atlas,ti,imx,magicmind,stpu,openvino,trt]"
+
+
+def properties(path):
+    return {prop.key: prop.value for prop in onnx.load(path).metadata_props}
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "export.json"}
+
+
+@pytest.mark.parametrize("algo", ["algo=brecq", "algo.steps=[equalize,bias_correction]"])
+def test_a_job_writes_other_targets_and_so_does_its_folder_later_without_samples(tiny_job, tmp_path, algo):
+    run = tmp_path / "run"
+    more = ["precision.weight_per_channel=false", "precision.weight_bits=4", f"export.also={ALL}"]
+    assert main(tiny_job.arguments(f"run.dir={run}", algo, *more)) == 0
+    rows = {row["name"]: row for row in json.loads((run / "report.json").read_text())["targets"]}
+    assert list(rows) == ALL[1:-1].split(",")
+    for name, row in rows.items():
+        assert {file.name: file.stat().st_size for file in (run / name).iterdir()} == row["files"]
+        assert row["error"]["sqnr_db"] > 5
+    assert rows["ti"]["weights"] and rows["snpe"]["differences"]
+    tiny_job.data.unlink()
+    before = {name: contents(run / name) for name in rows}
+    for name in rows:
+        shutil.rmtree(run / name)
+    assert export([f"run={run}", f"platform={ALL}"]) == 0
+    assert {name: contents(run / name) for name in rows} == before
+    again = json.loads((run / "ti" / "export.json").read_text())
+    assert again == {**rows["ti"], "error": None}
+
+
+def test_the_files_say_where_they_come_from(tiny_job, tmp_path):
+    for name, more in {"a": [], "b": ["seed=1"], "c": ["export.format=qop"]}.items():
+        assert main(tiny_job.arguments(f"run.dir={tmp_path / name}", *more)) == 0
+    a, b, c = (properties(tmp_path / name / "quantized.onnx") for name in "abc")
+    assert a["dipo_platform"] == "ort" and a["dipo_scheme"] == "w8a8" and a["dipo_form"] == "qdq"
+    assert a["dipo_config"] != b["dipo_config"]
+    assert c == {**a, "dipo_form": "qop"}
+    assert {"QLinearConv"} <= {node.op_type for node in onnx.load(tmp_path / "c" / "quantized.onnx").graph.node}
+
+
+def test_packed_weights(tiny_job, tmp_path):
+    more = ["export.weights=packed", "precision.weight_bits=4", "precision.first_last_bits=null"]
+    assert main(tiny_job.arguments(f"run.dir={tmp_path / 'run'}", *more)) == 0
+    types = {tensor.data_type for tensor in onnx.load(tmp_path / "run" / "quantized.onnx").graph.initializer}
+    assert types & {onnx.TensorProto.INT4, onnx.TensorProto.UINT4}
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["error"]["deployed_vs_simulated"]["cosine"] > 0.999
+
+
+def test_tensorrt_11_gets_no_range_files_and_that_is_said(tiny_job, tmp_path, capsys):
+    assert main(tiny_job.arguments(f"run.dir={tmp_path / 'a'}", "platform=trt", "platform.version=11")) == 0
+    assert "no longer reads range files" in capsys.readouterr().out
+    assert not (tmp_path / "a" / "calibration.cache").exists()
+    assert main(tiny_job.arguments(f"run.dir={tmp_path / 'b'}", "platform=trt", "platform.version=10.10")) == 0
+    assert (tmp_path / "b" / "calibration.cache").read_text().startswith("TRT-101000-")
+
+
+def test_an_export_leaves_no_files_of_the_one_before(tiny_job, tmp_path):
+    run = tmp_path / "run"
+    assert main(tiny_job.arguments(f"run.dir={run}")) == 0
+    assert export([f"run={run}", "platform=trt", "platform.version=10"]) == 0
+    assert (run / "trt" / "calibration.cache").exists()
+    (run / "trt" / "notes.txt").write_text("the user's own")
+    assert export([f"run={run}", "platform=trt", "platform.version=11"]) == 0
+    assert {file.name for file in (run / "trt").iterdir()} == {"quantized.onnx", "export.json", "notes.txt"}
+
+
+@pytest.mark.parametrize("schema", ["0.6.1", "1.0.0", "2.0.0"])
+def test_the_schema_is_that_which_was_asked_for(tiny_job, tmp_path, schema):
+    assert main(tiny_job.arguments(f"run.dir={tmp_path / 'run'}", "platform=snpe", f"platform.schema={schema}")) == 0
+    assert json.loads((tmp_path / "run" / "snpe_encodings.json").read_text())["version"] == schema
+
+
+def test_ti_is_simulated_with_powers_of_two(tiny_job, tmp_path):
+    assert main(tiny_job.arguments(f"run.dir={tmp_path / 'run'}", "platform=ti", "algo=qdrop")) == 0
+    graph = onnx.load(tmp_path / "run" / "quantized.onnx").graph
+    scales = [onnx.numpy_helper.to_array(each) for each in graph.initializer if each.name.endswith("_scale")]
+    assert scales
+    assert all((np.frexp(scale)[0] == 0.5).all() for scale in scales)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["platform.schema=1.0.0"], "platform.schema: only snpe or qnn has it, not ort, leave it out"),
+        (["platform.version=eleven", "platform=trt"], "platform.version 'eleven': give TensorRT's version"),
+        (["export.format=qop", "platform=trt"], "export.format=qop: platform trt keeps biases float"),
+        (["platform=rk", "precision.weight_bits=4"], "has 4 bits and the target takes 8"),
+        (["platform=snpe", "precision.skip=[head]"], "platform=snpe: no range for tensors"),
+        (["export.also=[snpee]"], "did you mean snpe"),
+    ],
+)
+def test_what_a_target_cannot_do_is_said(tiny_job, tmp_path, capsys, words, sentence):
+    assert main(tiny_job.arguments(f"run.dir={tmp_path / 'run'}", "precision.first_last_bits=null", *words)) == 2
+    assert sentence in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.onnx")) or not (tmp_path / "run").exists()
+
+
+def test_what_is_wrong_with_a_later_export_is_said(tiny_job, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(tiny_job.arguments(f"run.dir={run}")) == 0
+
+    def complaint(*words):
+        capsys.readouterr()
+        assert export(list(words)) == 2
+        return capsys.readouterr().err
+
+    assert "run is missing" in complaint("platform=snpe")
+    assert "platform is missing" in complaint(f"run={run}")
+    assert "did you mean snpe" in complaint(f"run={run}", "platform=snpee")
+    assert "unknown option 'platfrom': did you mean platform" in complaint(f"run={run}", "platfrom=snpe")
+    assert "no run was begun there" in complaint(f"run={tmp_path / 'nowhere'}", "platform=snpe")
+    other = tmp_path / "other.onnx"
+    other.write_bytes(tiny_job.model.read_bytes()[:-100])
+    assert str(other) in complaint(f"run={run}", "platform=snpe", f"model.path={other}")
+    proto = onnx.load(tiny_job.model)
+    proto.producer_name = "another"
+    onnx.save(proto, other)
+    assert "not the model of the run" in complaint(f"run={run}", "platform=snpe", f"model.path={other}")
+    (run / "network.safetensors").write_bytes(b"broken")
+    assert "network.safetensors is missing or damaged" in complaint(f"run={run}", "platform=snpe")
+    (run / "report.json").unlink()
+    assert "not finished" in complaint(f"run={run}", "platform=snpe")

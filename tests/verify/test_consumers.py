@@ -1,0 +1,119 @@
+"""The consumers that are installed, on files that dipo has just written."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from onnx import numpy_helper
+
+from dipo.export.rknn_config import ENTRIES, read_ranges
+from dipo.verify import aimet, onnx_runtime, openvino, qnn, rknn
+from dipo.verify.grids import Network
+from dipo.verify.probe import feed_of, make_probe
+from dipo.verify.verdict import Fate, State
+
+
+def probe_of(folder):
+    return make_probe(feed_of(folder / "quantized.onnx", data=None, samples=8), folder / "quantized.onnx")
+
+
+@pytest.mark.parametrize("platform", ["ort", "openvino", "trt", "ti", "qnn"])
+def test_onnx_runtime_keeps_every_grid(write, platform):
+    folder = write(platform)
+    verdict = onnx_runtime.check(folder / "quantized.onnx", probe_of(folder))
+    assert verdict.count(State.ACCEPTED) >= 7 and not verdict.failed
+    assert verdict.error.sqnr_db > 40
+    biases = {fate.name for fate in verdict.tensors if fate.state is State.RECOMPUTED}
+    assert biases <= {"b1", "b2", "b3"}
+
+
+def test_a_scale_that_the_optimized_graph_lost(write):
+    folder = write("ort")
+    network = Network.read(folder / "quantized.onnx")
+    optimized = Network.read(folder / "quantized.onnx")
+    scale = next(tensor for tensor in optimized.model.graph.initializer if tensor.name == "c2_scale")
+    scale.CopyFrom(numpy_helper.from_array(np.float32(0.123), "c2_scale"))
+    fates = list(onnx_runtime._fates(network, optimized))
+    assert [fate.name for fate in fates if fate.state is State.IGNORED] == ["c2"]
+
+
+def test_openvino(write):
+    pytest.importorskip("openvino")
+    folder = write("openvino")
+    verdict = openvino.check(folder / "quantized.onnx", probe_of(folder))
+    assert verdict.count(State.ACCEPTED) == len(verdict.tensors) > 7
+    assert verdict.error.sqnr_db > 35
+
+
+@pytest.mark.parametrize("platform", ["snpe", "qnn"])
+@pytest.mark.parametrize("schema", ["0.6.1", "1.0.0", "2.0.0"])
+def test_aimet_leaves_no_quantizer_without_an_encoding(write, platform, schema):
+    pytest.importorskip("aimet_onnx")
+    folder = write(platform, schema=schema)
+    verdict = aimet.check(folder / f"{platform}_encodings.json", probe_of(folder))
+    assert not verdict.failed and "0 quantizers are left without an encoding" in verdict.notes
+    # AIMET ties what a Concat or an AveragePool reads to what it makes.
+    assert {fate.name for fate in verdict.tensors if fate.state is State.RECOMPUTED} <= {"r1", "r2"}
+    assert verdict.error.sqnr_db > 20
+
+
+def test_aimet_tells_what_it_would_calibrate_again(write):
+    pytest.importorskip("aimet_onnx")
+    folder = write("snpe")
+    file = folder / "snpe_encodings.json"
+    content = json.loads(file.read_text())
+    del content["activation_encodings"]["z"]
+    file.write_text(json.dumps(content))
+    verdict = aimet.check(file, probe_of(folder))
+    assert {"z"} <= {fate.name for fate in verdict.tensors if "calibrated again" in fate.why}
+
+
+def test_qnn(write):
+    package = pytest.importorskip("onnxruntime_qnn")
+    if not package.get_qnn_htp_path():
+        pytest.skip("no HTP simulator for this machine")
+    folder = write("qnn")
+    verdict = qnn.check(folder / "quantized.onnx", probe_of(folder))
+    assert not verdict.failed and verdict.error.sqnr_db > 30
+
+
+def test_rknn(write):
+    pytest.importorskip("rknn.api")
+    folder = write("rk")
+    verdict = rknn.check(folder / "rk_quantized_param.yaml", probe_of(folder))
+    assert not verdict.failed and verdict.count(State.ACCEPTED) > 15
+    assert verdict.error.sqnr_db > 20
+
+
+def test_what_the_toolkit_says_of_each_range(write):
+    """Its answers are written down here, so that their reading is tested without it."""
+    folder = write("rk")
+    network = Network.read(folder / "deploy.onnx").model
+    ours = read_ranges(folder / "rk_quantized_param.yaml")[ENTRIES]
+    other = {"min": [-99.0], "max": [99.0]}
+    given = {name: name for name in ours if not name.endswith(("_W", "_b")) and name not in {"f", "z", "p1"}}
+    biases = {"b1": ours["conv1_b"], "b2": ours["conv2_b"], "b3": other}
+    before = {**dict.fromkeys(given, other), **biases, "z_mm": other, "half": other}
+    taken = rknn.Taken(before, {**given, "z_mm": "f"}, ("half",), {}, frozenset(given) | {"z_mm"})
+    fates = {fate.name: fate for fate in rknn._fates(ours, taken, network)}
+    assert fates["x"] == Fate("x", State.ACCEPTED)
+    assert fates["conv1_W"] == Fate("conv1_W", State.ACCEPTED, "another name of 'w1'")
+    assert fates["conv1_b"] == Fate("conv1_b", State.ACCEPTED, "another name of 'b1'")
+    assert fates["fc_b"].state is State.RECOMPUTED and fates["half"].state is State.RECOMPUTED
+    assert fates["f"] == Fate("f", State.ACCEPTED, "the toolkit calls it 'z_mm'")
+    assert fates["p1"] == Fate("p1", State.ACCEPTED, "the toolkit has left it out; its range is that of 'r2'")
+    assert {name for name, fate in fates.items() if fate.state is State.IGNORED} == set()
+
+    silent = dataclasses.replace(taken, changed=taken.changed - {"c2", "w2"})
+    fates = {fate.name: fate for fate in rknn._fates(ours, silent, network)}
+    assert {name for name, fate in fates.items() if fate.state is State.IGNORED} == {"c2", "w2"}
+    # An Add that went into the convolution before it, whose weights are others then.
+    fewer = {name: source for name, source in taken.sources.items() if name not in {"c2", "w2"}}
+    without = {name: each for name, each in before.items() if name not in {"c2", "w2"}}
+    fused = dataclasses.replace(taken, before=without, sources=fewer, replaced={"w2": "w2_new", "c2": "s"})
+    fates = {fate.name: fate for fate in rknn._fates(ours, fused, network)}
+    for name, its in (("w2", "w2_new"), ("conv2_W", "w2_new"), ("c2", "s")):
+        assert fates[name] == Fate(name, State.RECOMPUTED, f"the toolkit has {its!r} in its place")
+    unknown = {**ours, "nothing": other}
+    assert {f.name for f in rknn._fates(unknown, taken, network) if f.state is State.IGNORED} == {"nothing"}
