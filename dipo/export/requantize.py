@@ -180,7 +180,7 @@ def differences(own: Plan, other: Plan) -> list[str]:
                 changes[text] = changes.get(text, 0) + 1
         found += [f"{count} of {len(specs)} {kind}: {text}" for text, count in changes.items()]
     more = len(other.activations.keys() - own.activations.keys())
-    return [*found, *([f"{more} more values are quantized"] if more else [])]
+    return [*found, *([f"values quantized besides: {more}"] if more else [])]
 
 
 def _changes(mine: QuantSpec, its: QuantSpec, *, is_weight: bool) -> list[str]:
