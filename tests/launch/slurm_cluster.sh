@@ -37,6 +37,9 @@ AuthType=auth/munge
 AuthInfo=socket=$folder/munge.sock
 CredType=cred/munge
 MpiDefault=none
+# A job's ports and temporary folder go by its number: another such SLURM at the same time, or one that was killed before
+# it could clean up, must not have had it.
+FirstJobId=$((RANDOM * 2000 + $$ % 2000 + 1))
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
