@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from dipo.algo.captures import Batch, read_ahead
 from dipo.algo.integer import IntegerKernels, integer_kernels
-from dipo.graph.load import bias_of, layers_of, name_of, node_name, weight_of
+from dipo.graph.load import bias_of, layers_of, name_of, node_name, opset_of, weight_of
+from dipo.graph.ops.ordered import ordered_conv
+from dipo.graph.ops.reader import NodeReader, TorchOp
 from dipo.graph.plan import Plan, QuantizedModel
 from dipo.graph.rules import PlatformRules
 from dipo.graph.torch_module import GraphModule, Hook, channels_last
@@ -73,7 +75,8 @@ def simulate(
     """Runs the float and the quantized network over a worker's batches.
 
     Where the target keeps biases in int32, nodes between codes compute what integer kernels compute, to the last code
-    (`dipo.algo.integer`). All other nodes compute in float with the numbers that the codes stand for.
+    (`dipo.algo.integer`). All other nodes compute in float with the numbers that the codes stand for; on a CPU,
+    convolutions then add in the order of ONNX Runtime (`dipo.graph.ops.ordered`).
 
     Args:
         model: The float network.
@@ -104,6 +107,8 @@ def simulate(
             device=device,
         )
         constants |= kernels.constants
+    if device.type == "cpu":
+        kernels.functions = _ordered_convs(model) | kernels.functions
     q_short, q_tapped = kernels.module(short), kernels.module(tapped)
     hook = _quantizers(plan, quantized, kernels, device=device)
     quantized_outputs = [name for name in names if rules.quantize_outputs and name in plan.activations]
@@ -171,6 +176,15 @@ def simulated_constants(
                 constants[name_of(weight)] = channels_last(torch.as_tensor(rounded, device=device))
         constants[name_of(bias)] = torch.as_tensor(values, device=device)
     return constants
+
+
+def _ordered_convs(model: ir.Model) -> dict[str, TorchOp]:
+    """By name of the node."""
+    return {
+        node_name(node): ordered_conv(NodeReader(node, opset_of(model)))
+        for node in model.graph
+        if node.op_type == "Conv" and node.domain in {"", "ai.onnx"}
+    }
 
 
 def _join(parts: Mapping[str, Sequence[NDArray[np.float32]]]) -> dict[str, NDArray[np.float32]]:

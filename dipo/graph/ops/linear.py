@@ -14,7 +14,7 @@ from dipo.graph.ops.window import Window, by_rank, torch_pads
 
 def conv(node: NodeReader) -> TorchOp:
     """Conv: x [N, C, ...], w [M, C / group, ...], b [M] or None."""
-    kernel = _kernel(node)
+    kernel = kernel_of(node)
     function = by_rank(node, (F.conv1d, F.conv2d, F.conv3d), len(kernel))
     window = Window.read(node, kernel)
     strides, dilations, groups = window.strides, window.dilations, node.get_int("group", 1)
@@ -27,7 +27,7 @@ def conv(node: NodeReader) -> TorchOp:
 
 def conv_transpose(node: NodeReader) -> TorchOp:
     """ConvTranspose: x [N, C, ...], w [C, M / group, ...], b [M] or None; pads cut the full output."""
-    kernel = _kernel(node)
+    kernel = kernel_of(node)
     function = by_rank(node, (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), len(kernel))
     window = Window.read(node, kernel)
     groups = node.get_int("group", 1)
@@ -67,7 +67,12 @@ def gemm(node: NodeReader) -> TorchOp:
     return run
 
 
-def _kernel(node: NodeReader) -> tuple[int, ...]:
+def kernel_of(node: NodeReader) -> tuple[int, ...]:
+    """Spatial shape of a convolution's weight.
+
+    Raises:
+        UserError: It is not known.
+    """
     kernel = node.get_ints("kernel_shape")
     if kernel is not None:
         return kernel
