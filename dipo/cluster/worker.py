@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import resource
 import socket
 import time
@@ -28,6 +27,7 @@ from dipo.algo.sweep import Sweep, Training, UnitResult
 from dipo.algo.trainer import Piece
 from dipo.algo.update_bn import update_layer
 from dipo.cluster.group import Group, TorchExchange, listen
+from dipo.cluster.malloc import keep_freed_memory
 from dipo.cluster.metrics import Metrics, NoMetrics
 from dipo.cluster.work import AloneWork, Job, Shard, TimedResult, UnitCost, Work
 from dipo.config import AlgoConfig, CalibConfig
@@ -40,8 +40,6 @@ from dipo.graph.torch_module import GraphModule, channels_last
 from dipo.graph.units import Unit
 from dipo.quant import kernels
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
-"""Of glibc's malloc.h."""
 COST_SAMPLES, COST_REPEATS = 16, 3
 
 
@@ -53,7 +51,7 @@ class Worker:
         self.job = job
         self.device = torch.device(job.device)
         torch.set_num_threads(job.threads)
-        _keep_freed_memory()
+        keep_freed_memory()
         self.model = ir.from_proto(onnx.load_from_string(model)) if isinstance(model, bytes) else model
         self.done = 0
         self.on_progress: Callable[[int], None] | None = None
@@ -295,15 +293,3 @@ class Worker:
         self.metrics.progress(done)
         if self.on_progress is not None:
             self.on_progress(done)
-
-
-def _keep_freed_memory() -> None:
-    """Tells glibc to keep what is freed: a network frees and asks for the same large blocks again and again.
-
-    Faulting them in anew costs a calibration a tenth of its time. Elsewhere than on glibc nothing happens.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_TRIM_THRESHOLD, 1 << 30)
-        mallopt(M_TOP_PAD, 64 << 20)
-        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most that glibc takes

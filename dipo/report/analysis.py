@@ -13,7 +13,7 @@ import onnx_ir as ir
 from dipo.graph.load import layers_of, node_name
 from dipo.graph.plan import LayerPlan, Plan
 from dipo.graph.rules import PlatformRules
-from dipo.report.measures import NO_NOISE_DB, cosine, sqnr_db
+from dipo.report.measures import NO_NOISE_DB, Distance, Sums, sqnr_db
 
 ADVICE_BELOW_DB = 40.0
 """A layer that leaves the network's outputs more than this is well as it is."""
@@ -41,35 +41,6 @@ WIDE_INPUT = Advice("8-bit input", {"act_bits": 8})
 KEEP_FLOAT = Advice("keep it float")
 
 
-class Sums(Protocol):
-    """Sums over the elements of a value in two networks."""
-
-    @property
-    def fp_fp(self) -> float:
-        """Of the float values' squares."""
-        ...
-
-    @property
-    def q_q(self) -> float:
-        """Of the quantized ones'."""
-        ...
-
-    @property
-    def fp_q(self) -> float:
-        """Of the products."""
-        ...
-
-    @property
-    def noise(self) -> float:
-        """Of the squared differences."""
-        ...
-
-    @property
-    def count(self) -> int:
-        """Elements."""
-        ...
-
-
 class WeightSums(Protocol):
     """A weight rounded with one scale and with one for each channel."""
 
@@ -87,26 +58,6 @@ class WeightSums(Protocol):
     def per_channel(self) -> float:
         """The same with one for each channel."""
         ...
-
-
-@dataclass(frozen=True)
-class Distance:
-    """How far a layer's output is from the float network's."""
-
-    cosine: float
-    sqnr_db: float
-    mse: float | None
-    """Mean squared difference; null where it is not finite."""
-
-    @staticmethod
-    def of(sums: Sums) -> Distance:
-        """From the sums over all samples."""
-        mse = sums.noise / max(1, sums.count)
-        return Distance(
-            cosine=cosine(sums.fp_fp, sums.q_q, sums.fp_q),
-            sqnr_db=sqnr_db(sums.fp_fp, sums.noise),
-            mse=mse if math.isfinite(mse) else None,
-        )
 
 
 @dataclass(frozen=True)

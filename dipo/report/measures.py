@@ -1,16 +1,66 @@
-"""How far two networks' outputs are apart."""
+"""How far two networks' values are apart."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 NO_NOISE_DB = 200.0
 """What an SQNR without any noise is reported as: JSON has no infinity."""
+
+
+class Sums(Protocol):
+    """Sums over the elements of a value in two networks."""
+
+    @property
+    def fp_fp(self) -> float:
+        """Of the float values' squares."""
+        ...
+
+    @property
+    def q_q(self) -> float:
+        """Of the quantized ones'."""
+        ...
+
+    @property
+    def fp_q(self) -> float:
+        """Of the products."""
+        ...
+
+    @property
+    def noise(self) -> float:
+        """Of the squared differences."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """Elements."""
+        ...
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far a layer's output is from the float network's."""
+
+    cosine: float
+    sqnr_db: float
+    mse: float | None
+    """Mean squared difference; null where it is not finite."""
+
+    @staticmethod
+    def of(sums: Sums) -> Distance:
+        """From the sums over all samples."""
+        mse = sums.noise / max(1, sums.count)
+        return Distance(
+            cosine=cosine(sums.fp_fp, sums.q_q, sums.fp_q),
+            sqnr_db=sqnr_db(sums.fp_fp, sums.noise),
+            mse=mse if math.isfinite(mse) else None,
+        )
 
 
 @dataclass(frozen=True)
