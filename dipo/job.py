@@ -38,9 +38,9 @@ from dipo.stages.dry_run import show_plan
 from dipo.stages.fingerprint import Stored, compare, fingerprint, same_options, write_fingerprint
 from dipo.stages.load import Loaded, check_parity, form_of, load_job, moments_of_model
 from dipo.stages.network import Kept, save_network
-from dipo.stages.targets import Source, Target, others, precision_name, rehearse, target_of, write
+from dipo.stages.targets import Source, Target, others, rehearse, target_of, write
 from dipo.stages.transform import transform
-from dipo.stages.verify import model_name, source_of, verify, versions
+from dipo.stages.verify import source_of, verify, versions
 
 log = logging.getLogger("dipo")
 
@@ -248,14 +248,14 @@ def _tell_of_begin(begun: Prepared, events: Events, *, resumes: bool) -> None:
     else:
         events.emit(
             "run_begins",
-            model=model_name(config),
+            model=config.model.title,
             algo=config.algo.name,
-            precision=precision_name(config),
+            precision=config.precision.title,
             platform=config.platform.name,
             versions=versions(),
             config_hash=config_hash(to_plain(config)),
         )
-    begun.terminal.say(f"{model_name(config)}: {len(begun.loaded.plan.layers)} layers, {calib}")
+    begun.terminal.say(f"{config.model.title}: {len(begun.loaded.plan.layers)} layers, {calib}")
     begun.terminal.say(f"torch and ONNX Runtime agree on the float network to {begun.parity:.1e} of the largest output")
 
 
@@ -281,7 +281,7 @@ def _folder_path(config: Config) -> Path:
     if config.run.dir is not None:
         return Path(config.run.dir).expanduser()
     now = datetime.datetime.now(tz=datetime.UTC).astimezone()
-    return Path("outputs") / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}-{model_name(config)}-{config.algo.name}"
+    return Path("outputs") / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}-{config.model.title}-{config.algo.name}"
 
 
 def _log_to(path: Path) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from dipo import config
 from dipo.config import Config
 from dipo.presets import default_choices, find_presets, summary
 from dipo.section import Option, Section, options, parts, show
@@ -132,25 +131,24 @@ def _groups(own: Sequence[Path], width: int) -> Iterator[list[str]]:
 
 def _options(width: int) -> Iterator[list[str]]:
     """A block for each option: its default, what it is, and its type."""
-    docs = _docs()
     every: list[type[Section]] = [Config, *parts(Config).values()]
     for section in every:
+        docs = _docs(section)
         yield _wrap(f"{section.__doc__}".upper().rstrip("."), width)
         for option in options(section):
-            text = f"{docs[section.__name__, option.name]} ({_type(option)})"
+            text = f"{docs[option.name]} ({_type(option)})"
             yield [f"{' ' * MARGIN}{option.key}={_plain(option.default)}", *_wrap(text, width, 2 * MARGIN)]
 
 
-def _docs() -> dict[tuple[str, str], str]:
-    """What stands beneath each field in the source of the configuration, by class and field."""
+def _docs(section: type[Section]) -> dict[str, str]:
+    """What stands beneath each field in the source of a section."""
     docs = {}
-    for section in ast.parse(inspect.getsource(config)).body:
-        if not isinstance(section, ast.ClassDef):
-            continue
-        for statement, below in pairwise(section.body):
-            match statement, below:
-                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                    docs[section.name, name] = " ".join(text.split())
+    (definition,) = ast.parse(inspect.getsource(section)).body
+    assert isinstance(definition, ast.ClassDef)
+    for statement, below in pairwise(definition.body):
+        match statement, below:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                docs[name] = " ".join(text.split())
     return docs
 
 

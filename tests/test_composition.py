@@ -5,9 +5,9 @@ import itertools
 import pytest
 
 from dipo.composition import STEPS, check_order, reconstruction_of
-from dipo.config import AlgoConfig
 from dipo.errors import UserError
 from dipo.launch import main
+from dipo.recipe import AlgoConfig
 
 SENSIBLE = [
     [],

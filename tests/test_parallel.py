@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from dipo.config import AlgoConfig
 from dipo.launch import main
+from dipo.recipe import AlgoConfig
 from dipo.stages.parallel import polish_iters, rounds
 
 HOW = ("algo=qdrop", "precision=w4a4", "algo.iters=8", "cluster.schedule=parallel")

@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 
 from dipo.algo.exchange import Exchange
 from dipo.algo.trainer import Piece, Trainer, UnitProblem
-from dipo.config import AlgoConfig
 from dipo.graph.plan import QuantizedLayer
 from dipo.quant.kernels import Kernels
 from dipo.quant.rounding import ADAM_BETA1, ADAM_BETA2
 from dipo.quant.spec import QParams
+from dipo.recipe import AlgoConfig
 
 STRAIGHT_SPEED = 1.0
 """Factor on the rounding's learning rate with `algo.rounding=straight_through`, where V counts in codes."""

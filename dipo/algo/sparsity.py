@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from dipo.algo.gram import gram
 from dipo.algo.pair import Pair
 from dipo.algo.weight_rows import WeightRows, rounded, target_of
-from dipo.config import AlgoConfig, CalibConfig
 from dipo.graph.load import node_name
 from dipo.graph.plan import QuantizedLayer
 from dipo.graph.units import Unit
+from dipo.recipe import AlgoConfig, CalibConfig
 
 DAMPING = 0.01
 """Added to the diagonal of a Gram matrix, as a part of its mean: what few samples say is not believed to the last."""

@@ -16,12 +16,12 @@ from dipo.algo.pair import Pair
 from dipo.algo.program import fuse
 from dipo.algo.reconstruct import Phase, reconstruct, tuning
 from dipo.algo.trainer import Piece, UnitProblem
-from dipo.config import AlgoConfig
 from dipo.graph.load import name_of, opset_of
 from dipo.graph.plan import QuantizedLayer
 from dipo.graph.units import Unit
 from dipo.quant.kernels import Kernels
 from dipo.quant.spec import QParams
+from dipo.recipe import AlgoConfig
 
 
 @dataclass(frozen=True)

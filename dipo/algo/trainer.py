@@ -15,11 +15,11 @@ from dipo.algo.captures import Capture
 from dipo.algo.losses import ErrorLoss
 from dipo.algo.program import Operation, Program, Quantizer, QuantizeSite
 from dipo.algo.weights import FIXED, LayerWeight, Weights
-from dipo.config import AlgoConfig
 from dipo.graph.plan import QuantizedLayer
 from dipo.quant.kernels import Kernels
 from dipo.quant.rounding import flat, random_words, unflat
 from dipo.quant.spec import QParams
+from dipo.recipe import AlgoConfig
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from dipo.algo.pair import Pair
-from dipo.config import CalibConfig
 from dipo.graph.load import array_of
 from dipo.graph.plan import LayerPlan, QuantizedLayer
 from dipo.quant.ranges import weight_qparams
 from dipo.quant.spec import QParams
+from dipo.recipe import CalibConfig
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from dipo.algo.captures import Batch
 from dipo.algo.reconstruct import Phase
 from dipo.algo.sweep import UnitResult
 from dipo.algo.trainer import Piece
-from dipo.config import AlgoConfig
 from dipo.data.samples import Dataset
 from dipo.graph.plan import Plan
 from dipo.graph.rules import PlatformRules
 from dipo.graph.units import Unit
+from dipo.recipe import AlgoConfig
 
 
 @dataclass(frozen=True)

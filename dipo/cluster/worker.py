@@ -30,7 +30,6 @@ from dipo.cluster.group import Group, TorchExchange, listen
 from dipo.cluster.malloc import keep_freed_memory
 from dipo.cluster.metrics import Metrics, NoMetrics
 from dipo.cluster.work import AloneWork, Job, Shard, TimedResult, UnitCost, Work
-from dipo.config import AlgoConfig, CalibConfig
 from dipo.data.samples import Dataset
 from dipo.graph.batch_norm import BatchNorm
 from dipo.graph.load import node_name
@@ -39,6 +38,7 @@ from dipo.graph.rules import PlatformRules
 from dipo.graph.torch_module import GraphModule, channels_last
 from dipo.graph.units import Unit
 from dipo.quant import kernels
+from dipo.recipe import AlgoConfig, CalibConfig
 
 COST_SAMPLES, COST_REPEATS = 16, 3
 

@@ -11,13 +11,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from dipo.config import CalibConfig
 from dipo.errors import UserError
 from dipo.graph.load import array_of
 from dipo.graph.plan import LayerPlan, Plan, QuantizedLayer, QuantizedModel
 from dipo.graph.signs import positive_values
 from dipo.quant.ranges import Range, weight_qparams
 from dipo.quant.spec import QParams, QuantSpec, qparams_of
+from dipo.recipe import CalibConfig
 
 
 @dataclass(frozen=True)

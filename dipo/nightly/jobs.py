@@ -39,12 +39,12 @@ class NightJob:
     @property
     def model(self) -> str:
         """The network's name, as the job's report has it."""
-        return self.config.model.name or Path(str(self.config.model.path).removeprefix("zoo:")).stem
+        return self.config.model.title
 
     @property
     def precision(self) -> str:
         """Such as w4a8."""
-        return f"w{self.config.precision.weight_bits}a{self.config.precision.act_bits}"
+        return self.config.precision.title
 
 
 @dataclass(frozen=True)

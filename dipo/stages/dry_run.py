@@ -8,14 +8,13 @@ from dipo.graph.units import find_units
 from dipo.report.terminal import Terminal
 from dipo.stages.load import Loaded
 from dipo.stages.parallel import polish_iters
-from dipo.stages.verify import model_name
 from dipo.stages.walk import solved_units
 
 
 def show_plan(config: Config, loaded: Loaded, terminal: Terminal) -> None:
     """Prints the plan of a job: its layers, activations and steps."""
     plan, data = loaded.plan, loaded.data
-    terminal.say(f"{model_name(config)}: {loaded.path}")
+    terminal.say(f"{config.model.title}: {loaded.path}")
     terminal.say(f"calibration: {data.calib.describe()}")
     terminal.say(f"evaluation: {data.eval.describe() if data.eval else 'none, the calibration samples are taken'}")
     for name, layer in plan.layers.items():

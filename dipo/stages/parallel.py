@@ -24,10 +24,10 @@ from dipo.algo.reconstruct import Phase
 from dipo.algo.sweep import UnitResult
 from dipo.cluster.pool import Progress, StoredLostError
 from dipo.cluster.work import AloneWork, TimedResult, UnitCost, Work
-from dipo.config import AlgoConfig
 from dipo.errors import JobError
 from dipo.graph.plan import QuantizedModel
 from dipo.graph.units import Unit, find_units
+from dipo.recipe import AlgoConfig
 from dipo.stages.checkpoint import UnitFiles, load_units
 from dipo.stages.context import Context
 from dipo.stages.seeds import unit_seed

@@ -113,14 +113,9 @@ def metadata(config: Config, target: str) -> dict[str, str]:
         "dipo_version": dipo.__version__,
         "dipo_algo": config.algo.name,
         "dipo_platform": target,
-        "dipo_scheme": precision_name(config),
+        "dipo_scheme": config.precision.title,
         "dipo_config": config_hash(decisive),
     }
-
-
-def precision_name(config: Config) -> str:
-    """Such as w4a8."""
-    return f"w{config.precision.weight_bits}a{config.precision.act_bits}"
 
 
 def rehearse(source: Source) -> None:

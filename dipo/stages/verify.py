@@ -28,7 +28,7 @@ from dipo.report.measures import accuracy, cosine, output_error, sqnr_db
 from dipo.report.report import EqualizedRow, LayerRow, Note, Report, TargetRow
 from dipo.stages.context import Context
 from dipo.stages.load import Loaded
-from dipo.stages.targets import Source, Target, precision_name
+from dipo.stages.targets import Source, Target
 from dipo.stages.transform import Transformed
 
 PROFILE_SAMPLES = 64
@@ -72,10 +72,10 @@ def verify(
         return None if labels is None else accuracy(outputs, labels)
 
     return Report(
-        model=model_name(config),
+        model=config.model.title,
         algo=config.algo.name,
         platform=config.platform.name,
-        precision=precision_name(config),
+        precision=config.precision.title,
         samples={"calibration": len(loaded.data.calib), "evaluation": len(dataset)},
         evaluated_on=_evaluated_on(loaded),
         parity=parity,
@@ -123,11 +123,6 @@ def _target_row(context: Context, dataset: Dataset, source: Source, target: Targ
     found = _simulate(context, dataset, target.quantized, target)
     error = output_error(found.fp_outputs, found.q_outputs)
     return target.row(source, files, cfg=context.config.platform, error=error)
-
-
-def model_name(config: Config) -> str:
-    """What reports call the model."""
-    return config.model.name or Path(config.model.path or "model").stem
 
 
 def _simulate(context: Context, dataset: Dataset, quantized: QuantizedModel, target: Target | None = None) -> Simulated:

@@ -12,10 +12,10 @@ import torch
 
 from dipo.algo.calibrate import Observed, activation_ranges, observe, quantize_model
 from dipo.algo.captures import Batch, cut
-from dipo.config import CalibConfig
 from dipo.export.platforms import RULES
 from dipo.graph.load import load
 from dipo.graph.plan import Plan, QuantizedModel, make_plan
+from dipo.recipe import CalibConfig
 
 NETWORK = """
 <ir_version: 10, opset_import: ["" : 18]>

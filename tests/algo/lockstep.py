@@ -17,11 +17,11 @@ from dipo.algo.calibrate import activation_ranges, observe, quantize_model
 from dipo.algo.captures import Batch, cut
 from dipo.algo.exchange import add_in_order
 from dipo.algo.pair import Pair
-from dipo.config import CalibConfig
 from dipo.export.platforms import RULES
 from dipo.graph.load import load
 from dipo.graph.plan import Plan, QuantizedModel, make_plan
 from dipo.graph.units import Unit, find_units
+from dipo.recipe import CalibConfig
 
 CPU = torch.device("cpu")
 

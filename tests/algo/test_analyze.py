@@ -16,12 +16,12 @@ from dipo.algo.captures import cut
 from dipo.algo.compare_scales import compare_scales
 from dipo.algo.findings import Analysis
 from dipo.algo.simulate import simulate
-from dipo.config import CalibConfig
 from dipo.export.platforms import RULES
 from dipo.graph.load import load
 from dipo.graph.plan import make_plan
 from dipo.quant.bias import quantize_bias
 from dipo.quant.spec import QParams
+from dipo.recipe import CalibConfig
 from dipo.report.analysis import report_analysis
 
 CPU = torch.device("cpu")

@@ -7,9 +7,9 @@ import pytest
 
 from dipo.algo.calibrate import Observed, activation_ranges, quantize_model
 from dipo.algo.odd import oddities
-from dipo.config import CalibConfig
 from dipo.errors import UserError
 from dipo.quant.ranges import RANGE_METHODS, WEIGHT_METHODS
+from dipo.recipe import CalibConfig
 
 
 def test_any_sharding_gives_bit_identical_statistics_and_means(make_case):

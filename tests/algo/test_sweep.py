@@ -10,11 +10,11 @@ from dipo.algo.reconstruct import Phase
 from dipo.algo.simulate import simulate
 from dipo.algo.sweep import Sweep, Training
 from dipo.algo.trainer import Piece
-from dipo.config import AlgoConfig
 from dipo.export.platforms import RULES
 from dipo.graph.plan import QuantizedModel
 from dipo.graph.units import find_units
 from dipo.quant import kernels
+from dipo.recipe import AlgoConfig
 
 CPU = torch.device("cpu")
 

@@ -17,12 +17,12 @@ from dipo.algo.exchange import NoExchange
 from dipo.algo.pair import Pair
 from dipo.algo.sweep import Sweep
 from dipo.algo.trainer import Piece, Trainer
-from dipo.config import AlgoConfig, CalibConfig
 from dipo.export.platforms import RULES
 from dipo.graph.load import load
 from dipo.graph.plan import Plan, QuantizedModel, make_plan
 from dipo.graph.units import find_units
 from dipo.quant import kernels
+from dipo.recipe import AlgoConfig, CalibConfig
 
 
 def case_of(model, tmp_path, shape, *, weight_bits=3, num=32):

@@ -8,9 +8,9 @@ from sweeps import CPU, sweep
 
 from dipo.algo.reconstruct import tuning
 from dipo.algo.simulate import simulate
-from dipo.config import AlgoConfig
 from dipo.export.platforms import RULES
 from dipo.graph.plan import QuantizedModel
+from dipo.recipe import AlgoConfig
 
 CFG = AlgoConfig(tune_iters=60, batch_size=16, lr_scale=1e-3, lr_bias=2e-3, lr_act=2e-3)
 

@@ -11,7 +11,7 @@ from networks import network, saved
 from dipo.algo.calibrate import activation_ranges, observe, quantize_model
 from dipo.algo.captures import cut
 from dipo.algo.simulate import simulate
-from dipo.config import CalibConfig, PlatformConfig
+from dipo.config import PlatformConfig
 from dipo.errors import UserError
 from dipo.export.forms import Form
 from dipo.export.platforms import RULES, write_target
@@ -19,6 +19,7 @@ from dipo.export.requantize import differences, requantize
 from dipo.export.runtime import run_model
 from dipo.graph.load import load
 from dipo.graph.plan import make_plan
+from dipo.recipe import CalibConfig
 
 CALIB = CalibConfig(weights="minmax", method="minmax")
 TYPES = onnx.TensorProto

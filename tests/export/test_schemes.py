@@ -8,10 +8,10 @@ from networks import images, saved, tiny_cnn
 from dipo.algo.calibrate import activation_ranges, observe, quantize_model
 from dipo.algo.captures import cut
 from dipo.algo.simulate import simulate
-from dipo.config import CalibConfig
 from dipo.export.platforms import RULES, WRITERS
 from dipo.graph.load import load
 from dipo.graph.plan import make_plan
+from dipo.recipe import CalibConfig
 from dipo.report.measures import output_error
 
 SCHEMES = {

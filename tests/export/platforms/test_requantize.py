@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from platform_networks import RANGES, platform_case, quantize_all, small_network
 
-from dipo.config import CalibConfig
 from dipo.errors import UserError
 from dipo.export.platforms import RULES
 from dipo.export.requantize import differences, requantize
 from dipo.graph.plan import QuantizedModel, make_plan
+from dipo.recipe import CalibConfig
 
 PAIRS = [(own, other) for own in ("ort", "trt", "snpe", "imx") for other in RULES if own != other]
 
