@@ -65,6 +65,30 @@ def odd(tmp_path):
     return saved(model, tmp_path, "odd.onnx")
 
 
+@pytest.mark.parametrize("platform", ["snpe", "rk", "ti", "imx"])
+def test_a_flat_softmax_has_the_range_of_the_function(tmp_path, platform):
+    """Its outputs are all below 1/8: on a grid made for these, ONNX Runtime's integer Softmax wraps round."""
+    model = network(
+        """(float[N,3,8,8] image) => (float[N,24] odds) {
+          [conv] a = Conv<pads=[1,1,1,1]>(image, w1, b1)
+          [gate] b = Sigmoid(a)
+          [pool] c = GlobalAveragePool(b)
+          [flat] d = Flatten(c)
+          [head] e = Gemm<transB=1>(d, w2, b2)
+          [soft] odds = Softmax(e)
+        }""",
+        w1=(8, 3, 3, 3), b1=(8,), w2=(24, 8), b2=(24,),
+    )  # fmt: skip
+    np.save(tmp_path / "samples.npy", np.random.default_rng(0).normal(size=(16, 3, 8, 8)).astype(np.float32))
+    job = [f"model.path={saved(model, tmp_path)}", f"data.path={tmp_path / 'samples.npy'}", "cluster=inline"]
+    assert main([*job, f"platform={platform}", f"run.dir={tmp_path / 'run'}"]) == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["error"]["deployed_vs_simulated"]["agreement"] == 100
+    initializers = {tensor.name: tensor for tensor in onnx.load(tmp_path / "run" / "quantized.onnx").graph.initializer}
+    for name in ("b", "odds"):
+        assert onnx.numpy_helper.to_array(initializers[f"{name}_scale"]) in (2.0**-8, 2.0**-7)
+
+
 def run(tiny_job, odd, folder, *how):
     """Runs the job; the numbers of what it wrote are all finite."""
     assert main(tiny_job.arguments(f"model.path={odd}", f"run.dir={folder}", *how)) == 0

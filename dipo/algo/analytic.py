@@ -52,7 +52,10 @@ def data_free_ranges(plan: Plan, moments: Mapping[str, Moments], *, sigmas: floa
         sigmas: Standard deviations to either side.
     """
     ranges = {}
-    for name in plan.activations:
+    for name, spec in plan.activations.items():
+        if spec.fixed is not None:
+            ranges[name] = spec.fixed
+            continue
         low, high = moments[name].spread(sigmas)
         ranges[name] = Range(min(0.0, float(low.min())), max(0.0, float(high.max())))
     return ranges

@@ -132,7 +132,8 @@ def activation_ranges(plan: Plan, statistics: Mapping[str, Statistics], *, cfg: 
         UserError: Nothing was seen of one of them.
     """
     return {
-        name: activation_range(statistics[name], spec, method=cfg.method, percentile=cfg.percentile, name=name)
+        name: spec.fixed
+        or activation_range(statistics[name], spec, method=cfg.method, percentile=cfg.percentile, name=name)
         for name, spec in plan.activations.items()
     }
 

@@ -115,6 +115,10 @@ def _same_weight(layer: QuantizedLayer, spec: QuantSpec) -> QuantizedLayer | Non
 
 def _activation(name: str, own: QParams, spec: QuantSpec, positive: Set[str]) -> tuple[QParams, str]:
     """The value's grid, and what became of its own: `kept` or `range`."""
+    if spec.fixed is not None:
+        its = qparams_of(spec.fixed, spec)
+        same = (its.qmin, its.qmax) == (own.qmin, own.qmax) and its.scale == own.scale
+        return its, "kept" if same and its.zero_point == own.zero_point else "range"
     # Half of a symmetric grid would lie idle where nothing is negative and the other target need not be symmetric.
     idle = name in positive and not spec.symmetric and bool(np.all(own.zero_point > own.qmin))
     if _has_scale(own, spec) and not idle:
@@ -187,7 +191,11 @@ def _changes(mine: QuantSpec, its: QuantSpec, *, is_weight: bool) -> list[str]:
     # The sign of a weight's codes follows from its symmetry.
     fields = [name for name in _WORDS if not (is_weight and name == "signed")]
     changed = [name for name in fields if getattr(mine, name) != getattr(its, name)]
+    if mine.fixed != its.fixed:
+        changed = [name for name in changed if name != "power_of_two"]
     words = [f"{_WORDS[name][getattr(its, name)]}, not {_WORDS[name][getattr(mine, name)]}" for name in changed]
+    if mine.fixed != its.fixed:
+        words.append("the range that was seen" if its.fixed is None else "the range of its function, not the one seen")
     if mine.block != its.block and its.per_channel:
         here, there = ("all of a channel" if block is None else f"{block} inputs" for block in (mine.block, its.block))
         words.append(f"a scale for {there}, not for {here}")

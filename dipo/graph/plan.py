@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dipo.graph.load import array_of, bias_of, is_layer, name_of, node_name, weight_axis, weight_of
 from dipo.graph.placement import PASS_THROUGH, is_float, pass_through_source, quantized_values
-from dipo.graph.rules import PlatformRules
+from dipo.graph.rules import BOUNDED, PlatformRules
 from dipo.graph.signs import positive_values
 from dipo.graph.wishes import check_patterns, check_widths, check_wishes
 from dipo.quant.spec import QParams, QuantSpec, input_axis
@@ -190,6 +190,11 @@ def make_plan(
             name: replace(spec, signed=False, symmetric=False) if name in positive else spec
             for name, spec in activations.items()
         }
+    activations |= {
+        name: activations[name].between(BOUNDED[node.op_type])
+        for node in model.graph
+        if node.op_type in rules.fixed_ranges and (name := name_of(node.outputs[0])) in activations
+    }
     plan = Plan(layers=layers, activations=activations, shared=shared)
     check_widths(
         rules,

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 ALL_WIDTHS = tuple(range(2, 17))
+BOUNDED = {"Sigmoid": 0, "Softmax": 0, "Tanh": -1}
+"""Operators whose outputs lie between this and 1."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class PlatformRules:
     """Scales are powers of two where nobody asks for others; `power_of_two` is then None."""
     unsigned_where_positive: bool = False
     """What is nowhere negative has codes from 0 up and zero point 0; the rest is as `act_signed` has it."""
+    fixed_ranges: frozenset[str] = frozenset()
+    """Of `BOUNDED` those whose outputs have the range of the function, not the one that was seen."""
     unify_concats: bool = False
     """What a Concat joins is quantized as what it makes."""
     channel_operators: frozenset[str] | None = None

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 _TINY = np.finfo(np.float32).tiny
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values that a tensor's codes should cover; zero lies within."""
+
+    min: float
+    max: float
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,8 @@ class QuantSpec:
     """The scale is 2^k: rescaling is a shift."""
     block: int | None = None
     """So many weights in a row along the input axis share a scale, for each output channel; None: all of a channel."""
+    fixed: Range | None = None
+    """The range, whatever was seen; None: what calibration finds."""
 
     def __post_init__(self) -> None:
         """Refuse widths that no target has."""
@@ -55,13 +65,11 @@ class QuantSpec:
         """Steps from zero to the end of a symmetric grid, from end to end of another."""
         return self.qmax - (self.middle if self.symmetric else self.qmin)
 
-
-@dataclass(frozen=True)
-class Range:
-    """The values that a tensor's codes should cover; zero lies within."""
-
-    min: float
-    max: float
+    def between(self, low: int) -> QuantSpec:
+        """The same grid fixed to [low, 1), low being 0 or -1, with the power of two as its step that fills it."""
+        step = (1 if self.symmetric else 1 - low) / (self.num_steps + 1)
+        first = low * (1 - step) if self.symmetric else float(low)
+        return replace(self, power_of_two=True, fixed=Range(first, 1 - step))
 
 
 @dataclass(frozen=True)

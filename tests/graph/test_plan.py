@@ -9,6 +9,7 @@ from dipo.export.platforms import RULES
 from dipo.graph.load import array_of, layers_of, load, name_of, node_name, weight_of
 from dipo.graph.plan import Plan, make_plan
 from dipo.quant.ranges import weight_qparams
+from dipo.quant.spec import Range
 
 WIDTHS = {"weight_bits": 4, "act_bits": 4}
 
@@ -283,6 +284,13 @@ def test_activations_are_quantized_where_they_are_read(plan_of):
     plan = plan_of(network(BEHIND, **BEHIND_WEIGHTS))
     assert set(plan.activations) == {"x", "c", "f", "g", "i"}
     assert plan.shared == {}
+
+
+def test_functions_between_two_numbers_have_a_fixed_range_where_the_target_has_it(plan_of):
+    model = network(BEHIND, **BEHIND_WEIGHTS)
+    free, fixed = (plan_of(model, platform=name, weight_bits=8, act_bits=8).activations for name in ("ort", "qnn"))
+    assert not any(spec.fixed for spec in free.values())
+    assert {name: spec.fixed for name, spec in fixed.items() if spec.fixed} == dict.fromkeys("fy", Range(0, 255 / 256))
 
 
 def test_activations_are_quantized_behind_what_makes_them(plan_of):

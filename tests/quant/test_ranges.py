@@ -417,3 +417,16 @@ def test_layers_with_one_channel(shape, method, spec):
     q = weight_qparams(w, spec, axis=0, method=method)
     assert q.scale.shape == ((shape[0],) if spec.per_channel else ())
     np.testing.assert_allclose(quantize(w, q), w, rtol=0.7 if spec.power_of_two else 0.01)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize(("signed", "symmetric"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("low", [0, -1])
+def test_a_fixed_grid_fills_the_functions_range_with_a_power_of_two(bits, signed, symmetric, low):
+    spec = QuantSpec(bits, signed=signed, symmetric=symmetric).between(low)
+    assert spec.fixed is not None and spec.power_of_two
+    grid = qparams_of(spec.fixed, spec)
+    assert float(grid.scale) == 2.0 ** -(bits if low == 0 and not symmetric else bits - 1)
+    assert (grid.qmax - grid.zero_point) * float(grid.scale) == 1 - float(grid.scale)
+    if not symmetric:
+        assert (grid.qmin - grid.zero_point) * float(grid.scale) == low

@@ -20,6 +20,7 @@ from dipo.graph.rules import PlatformRules
 RULES = PlatformRules(
     name="imx",
     operators=whole.OPERATORS,
+    fixed_ranges=whole.FIXED_RANGES,
     weight_symmetric=True,
     weight_per_channel=True,
     act_symmetric=True,

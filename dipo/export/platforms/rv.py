@@ -27,6 +27,7 @@ from dipo.quant.spec import QParams
 RULES = PlatformRules(
     name="rv",
     operators=whole.OPERATORS,
+    fixed_ranges=whole.FIXED_RANGES,
     weight_symmetric=False,
     weight_per_channel=False,
     act_symmetric=False,

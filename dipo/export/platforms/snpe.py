@@ -24,6 +24,7 @@ from dipo.graph.rules import PlatformRules
 RULES = PlatformRules(
     name="snpe",
     operators=whole.OPERATORS,
+    fixed_ranges=whole.FIXED_RANGES,
     weight_symmetric=False,
     weight_per_channel=False,
     act_symmetric=False,

@@ -27,6 +27,7 @@ from dipo.graph.rules import PlatformRules
 RULES = PlatformRules(
     name="stpu",
     operators=whole.OPERATORS,
+    fixed_ranges=whole.FIXED_RANGES,
     weight_symmetric=True,
     weight_per_channel=False,
     act_symmetric=True,

@@ -31,6 +31,7 @@ from dipo.quant.spec import QParams
 RULES = PlatformRules(
     name="ti",
     operators=whole.OPERATORS,
+    fixed_ranges=whole.FIXED_RANGES,
     weight_symmetric=True,
     weight_per_channel=False,
     act_symmetric=True,

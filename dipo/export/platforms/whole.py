@@ -23,6 +23,9 @@ OPERATORS = frozenset(
 """All that compute with floats. Relu and Clip are not among them: they are part of the kernel before them. Nor is what
 only moves values, which has the range of its input."""
 
+FIXED_RANGES = frozenset({"Sigmoid", "Softmax", "Tanh"})
+"""Operators whose kernels write a grid of their own: [0, 1) or [-1, 1) with a power of two as its step."""
+
 
 def ranges_of_all(
     platform: str, model: ir.Model, quantized: QuantizedModel, *, weights: Sequence[int], activations: Sequence[int]

@@ -125,6 +125,6 @@ def quantize_all(model: ir.Model, plan: Plan, ranges: Mapping[str, Range]) -> Qu
     for name, layer in plan.layers.items():
         codes, qparams = quantize_weight(array_of(nodes[name].inputs[1]), layer.spec, layer.axis)
         layers[name] = QuantizedLayer(codes, qparams, array_of(nodes[name].inputs[2]))
-    wanted = {name: (ranges.get(name, Range(-1.0, 3.0)), spec) for name, spec in plan.activations.items()}
+    wanted = {name: (spec.fixed or ranges.get(name, Range(-1.0, 3.0)), spec) for name, spec in plan.activations.items()}
     activations = {name: qparams_of(*each) for name, each in wanted.items()}
     return QuantizedModel(layers, activations).having([], plan)

@@ -9,6 +9,7 @@ from platform_networks import platform_case
 
 from dipo.config import PLATFORMS
 from dipo.export.platforms import OPTIONS, RULES, WRITERS
+from dipo.export.platforms.whole import OPERATORS
 from dipo.graph.plan import make_plan
 
 DOCS = Path(__file__).parents[3] / "docs" / "platforms.md"
@@ -60,11 +61,13 @@ def row(name, tmp_path):
     signed = "int, uint where nothing is negative" if rules.unsigned_where_positive else signed
     act = "symmetric" if rules.act_symmetric else "asymmetric"
     assert len(symmetry) == 1 or rules.unsigned_where_positive
+    all_of_them = rules.operators == OPERATORS
     return [
         f"`{name}`",
+        "all that compute with floats" if all_of_them else ", ".join(sorted(rules.operators)),
         f"{widths(rules.weight_widths)} bits, {weight}, {where}",
         f"{widths(rules.act_widths)} bits, {signed}, {act}" + (" (others too)" if rules.any_act_grid else ""),
-        scales,
+        scales + (f", those of {', '.join(sorted(rules.fixed_ranges))} fixed" if rules.fixed_ranges else ""),
         "int32" if rules.int32_bias else "float",
         "yes" if rules.quantize_outputs else "no",
         ", ".join(f"`platform.{option}`" for option in OPTIONS.get(name, ())),
@@ -73,7 +76,17 @@ def row(name, tmp_path):
 
 
 def table(tmp_path):
-    head = ["`platform=`", "weights", "activations", "scales", "biases", "outputs quantized", "options", "files"]
+    head = [
+        "`platform=`",
+        "operators",
+        "weights",
+        "activations",
+        "scales",
+        "biases",
+        "outputs quantized",
+        "options",
+        "files",
+    ]
     rows = [head, ["---"] * len(head), *(row(name, tmp_path) for name in PLATFORMS)]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
 
