@@ -135,3 +135,16 @@ def test_what_is_wrong_with_a_later_export_is_said(tiny_job, tmp_path, capsys):
     assert "network.safetensors is missing or damaged" in complaint(f"run={run}", "platform=snpe")
     (run / "report.json").unlink()
     assert "not finished" in complaint(f"run={run}", "platform=snpe")
+
+
+@pytest.mark.parametrize("own", ["trt", "ort", "magicmind"])
+def test_scripts_find_the_range_of_every_tensor(tiny_job, tmp_path, own):
+    """Those for TensorRT and MagicMind ask for what every node makes, quantized or not."""
+    run = tmp_path / "run"
+    assert main(tiny_job.arguments(f"run.dir={run}", f"platform={own}", "export.also=[trt,magicmind,snpe]")) == 0
+    names = json.loads((run / "snpe" / "snpe_encodings.json").read_text())["activation_encodings"].keys()
+    for name, file in (("trt", "trt_clip_val.json"), ("magicmind", "magicmind_quant_param.json")):
+        folder = run if name == own else run / name
+        assert json.loads((folder / file).read_text())["blob_range"].keys() == names
+    lines = ((run if own == "trt" else run / "trt") / "calibration.cache").read_text().splitlines()[1:]
+    assert {line.rpartition(": ")[0] for line in lines} == names

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dipo.errors import UserError
 from dipo.graph.load import name_of, node_name
-from dipo.graph.placement import PASS_THROUGH, is_float
+from dipo.graph.placement import PASS_THROUGH, is_float, pads_with_zeros
 from dipo.graph.plan import QuantizedLayer, QuantizedModel
 from dipo.quant.spec import QParams
 
@@ -135,6 +135,21 @@ def spread(model: ir.Model, activations: Mapping[str, QParams]) -> dict[str, QPa
     return known
 
 
+def all_ranges(
+    model: ir.Model, activations: Mapping[str, QParams], beside: Mapping[str, QParams]
+) -> dict[str, QParams]:
+    """The grids of all values that hold floats and are known, in topological order.
+
+    Args:
+        model: The float graph.
+        activations: What is quantized.
+        beside: What is not, and has a range all the same.
+    """
+    known = spread(model, activations)
+    known = spread(model, {name: each for name, each in beside.items() if name not in known} | known)
+    return {name: known[name] for name in float_values(model) if name in known}
+
+
 def unify_concats(model: ir.Model, known: Mapping[str, QParams]) -> dict[str, QParams]:
     """`known` with the grid of a Concat's output on its inputs too, and before what only cuts off or moves."""
     unified = dict(known)
@@ -234,6 +249,8 @@ def _made_from(value: ir.Value) -> Iterator[str]:
 def _moved_from(value: ir.Value) -> str | None:
     """Name of the value in whose range this one lies because of how it is made."""
     node = value.producer()
-    if node is None or node.op_type not in _KEEPS - {"Pad"} or node.domain != "" or node.inputs[0] is None:
+    if node is None or node.op_type not in _KEEPS or node.domain != "" or node.inputs[0] is None:
+        return None
+    if node.op_type == "Pad" and not pads_with_zeros(node):
         return None
     return name_of(node.inputs[0])

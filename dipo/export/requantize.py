@@ -70,7 +70,7 @@ def requantize(
     how: dict[str, str] = {}
     for name, spec in plan.activations.items():
         if name in quantized.activations:
-            activations[name], how[name] = _activation(name, quantized.activations[name], spec, positive)
+            activations[name], how[name] = activation_on(name, quantized.activations[name], spec, positive)
         else:
             activations[name], how[name] = qparams_of(ranges[name], spec), "statistics"
     found = QuantizedModel({name: layer for name, (layer, _) in layers.items()}, activations)
@@ -113,7 +113,7 @@ def _same_weight(layer: QuantizedLayer, spec: QuantSpec) -> QuantizedLayer | Non
     return None
 
 
-def _activation(name: str, own: QParams, spec: QuantSpec, positive: Set[str]) -> tuple[QParams, str]:
+def activation_on(name: str, own: QParams, spec: QuantSpec, positive: Set[str]) -> tuple[QParams, str]:
     """The value's grid, and what became of its own: `kept` or `range`."""
     if spec.fixed is not None:
         its = qparams_of(spec.fixed, spec)

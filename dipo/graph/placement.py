@@ -72,7 +72,7 @@ def pass_through_source(value: ir.Value, quantized: Container[str]) -> str | Non
     """The quantized value that this one is a rearrangement of."""
     node = value.producer()
     while node is not None and node.op_type in PASS_THROUGH and node.inputs[0] is not None:
-        if node.op_type == "Pad" and not _pads_with_zeros(node):
+        if node.op_type == "Pad" and not pads_with_zeros(node):
             return None
         if name_of(node.inputs[0]) in quantized:
             return name_of(node.inputs[0])
@@ -80,7 +80,7 @@ def pass_through_source(value: ir.Value, quantized: Container[str]) -> str | Non
     return None
 
 
-def _pads_with_zeros(node: ir.Node) -> bool:
+def pads_with_zeros(node: ir.Node) -> bool:
     """Or with values of its input: both have a code on the input's grid."""
     if node.attributes.get_string("mode", "constant") != "constant":
         return True

@@ -52,6 +52,8 @@ class PlatformRules:
     """What is nowhere negative has codes from 0 up and zero point 0; the rest is as `act_signed` has it."""
     fixed_ranges: frozenset[str] = frozenset()
     """Of `BOUNDED` those whose outputs have the range of the function, not the one that was seen."""
+    ranges_beside: bool = False
+    """The file with the ranges has those of values that stay float, too: scripts look all of them up."""
     unify_concats: bool = False
     """What a Concat joins is quantized as what it makes."""
     channel_operators: frozenset[str] | None = None

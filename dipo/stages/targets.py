@@ -17,10 +17,13 @@ from dipo.algo.calibrate import activation_ranges
 from dipo.config import Config, PlatformConfig, to_plain
 from dipo.export.forms import Form
 from dipo.export.platforms import RULES, on_grids_of, remarks, write_target
-from dipo.export.requantize import differences, requantize
+from dipo.export.ranges import float_values
+from dipo.export.requantize import activation_on, differences, requantize
 from dipo.graph.plan import Plan, QuantizedModel
+from dipo.graph.signs import positive_values
 from dipo.quant.observers import Statistics
 from dipo.quant.ranges import Range
+from dipo.quant.spec import QParams, QuantSpec, qparams_of
 from dipo.report.events import config_hash
 from dipo.report.measures import OutputError
 from dipo.report.report import TargetRow
@@ -102,6 +105,7 @@ def write(target: Target, source: Source, folder: Path, *, cfg: PlatformConfig, 
         metadata=metadata(source.config, target.name),
         cfg=cfg,
         form=form.for_rules(RULES[target.name]),
+        beside=_beside(target, source),
     )
 
 
@@ -133,6 +137,20 @@ def rehearse(source: Source) -> None:
 def others(config: Config) -> list[str]:
     """The targets of `export.also`, each once, without the run's own."""
     return [name for name in dict.fromkeys(config.export.also) if name != config.platform.name]
+
+
+def _beside(target: Target, source: Source) -> dict[str, QParams]:
+    """Grids of the values that the target leaves float, as far as something is known of them."""
+    rules = RULES[target.name]
+    if not rules.ranges_beside:
+        return {}
+    spec = QuantSpec(8, signed=rules.act_signed, symmetric=rules.act_symmetric)
+    values = float_values(source.model)
+    plan = dataclasses.replace(target.plan, activations=dict.fromkeys(values, spec))
+    found = {name: qparams_of(range_, spec) for name, range_ in _ranges(source, plan).items()}
+    positive = positive_values(source.model)
+    own = source.quantized.activations.items()
+    return found | {name: activation_on(name, grid, spec, positive)[0] for name, grid in own}
 
 
 def _ranges(source: Source, plan: Plan) -> dict[str, Range]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import onnx_ir as ir
 
@@ -14,6 +15,7 @@ from dipo.export.platforms import atlas, imx, magicmind, openvino, ort, qnn, rk,
 from dipo.export.ranges import unify_concats
 from dipo.graph.plan import QuantizedModel
 from dipo.graph.rules import PlatformRules
+from dipo.quant.spec import QParams
 
 Writer = Callable[..., list[Path]]
 """`write(model, quantized, folder, *, metadata, form)` writes everything that one target reads into `folder`, and
@@ -45,6 +47,7 @@ def write_target(
     metadata: Mapping[str, str],
     cfg: PlatformConfig,
     form: Form = QDQ,
+    beside: Mapping[str, QParams] = MappingProxyType({}),
 ) -> list[Path]:
     """Writes a target's files into a folder, which is made where it is missing.
 
@@ -56,6 +59,7 @@ def write_target(
         metadata: Goes into the ONNX files.
         cfg: The options that the writer takes, where they are set.
         form: How `quantized.onnx` is written.
+        beside: Grids of values that the target leaves float, where its rules have `ranges_beside`.
 
     Returns:
         The files, tensors that lie beside an ONNX file included; `quantized.onnx` is the first.
@@ -66,9 +70,11 @@ def write_target(
     options = {option: getattr(cfg, option) for option in OPTIONS.get(name, ())}
     folder.mkdir(parents=True, exist_ok=True)
     given = {option: value for option, value in options.items() if value is not None}
+    if RULES[name].ranges_beside:
+        given["beside"] = beside
     files = WRITERS[name](model, quantized, folder, metadata=metadata, form=form, **given)
-    beside = [file.with_name(f"{file.name}.data") for file in files]
-    return [*files, *(file for file in beside if file.exists())]
+    tensors = [file.with_name(f"{file.name}.data") for file in files]
+    return [*files, *(file for file in tensors if file.exists())]
 
 
 def on_grids_of(rules: PlatformRules, model: ir.Model, quantized: QuantizedModel) -> QuantizedModel:

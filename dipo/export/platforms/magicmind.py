@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import onnx_ir as ir
 
 from dipo.export.float_file import write_models
 from dipo.export.forms import QDQ, Form
-from dipo.export.ranges import Encoding, check_coverage, check_widths, float_values, spread
+from dipo.export.ranges import Encoding, all_ranges, check_coverage, check_widths
 from dipo.export.text_files import write_json
 from dipo.graph.load import is_layer, name_of, node_name
 from dipo.graph.plan import QuantizedModel
 from dipo.graph.rules import PlatformRules
+from dipo.quant.spec import QParams
 
 RULES = PlatformRules(
     name="magicmind",
@@ -26,11 +28,18 @@ RULES = PlatformRules(
     fuse_residual_add=False,
     weight_widths=(8,),
     act_widths=(8,),
+    ranges_beside=True,
 )
 
 
 def write(
-    model: ir.Model, quantized: QuantizedModel, folder: Path, *, metadata: Mapping[str, str], form: Form = QDQ
+    model: ir.Model,
+    quantized: QuantizedModel,
+    folder: Path,
+    *,
+    metadata: Mapping[str, str],
+    form: Form = QDQ,
+    beside: Mapping[str, QParams] = MappingProxyType({}),
 ) -> list[Path]:
     """Write `quantized.onnx`, `deploy.onnx` and `magicmind_quant_param.json`.
 
@@ -42,6 +51,7 @@ def write(
         folder: Where the files go; exists.
         metadata: Goes into the ONNX files.
         form: How `quantized.onnx` is written.
+        beside: Grids of values that are not quantized; a script asks for the range of what every node makes.
 
     Returns:
         The files written.
@@ -50,11 +60,11 @@ def write(
         UserError: What a quantized layer reads has no range, or not 8 bits; nothing is written.
     """
     check_widths("magicmind", quantized, weights=[8], activations=[8])
-    known = spread(model, quantized.activations)
+    known = all_ranges(model, quantized.activations, beside)
     layers = [node for node in model.graph if is_layer(node) and node_name(node) in quantized.layers]
     read = [name_of(node.inputs[0]) for node in layers if node.inputs[0] is not None]
     check_coverage("magicmind", read, known)
-    grids = {name: Encoding(known[name]) for name in float_values(model) if name in known}
+    grids = {name: Encoding(qparams) for name, qparams in known.items()}
     ranges = {name: {"min": float(grid.min), "max": float(grid.max)} for name, grid in grids.items()}
     paths = write_models(model, quantized, folder, rules=RULES, metadata=metadata, form=form)
     return [*paths, write_json(folder / "magicmind_quant_param.json", {"blob_range": ranges})]

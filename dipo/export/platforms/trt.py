@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
@@ -22,6 +23,7 @@ from dipo.errors import UserError
 from dipo.export.float_file import write_models
 from dipo.export.forms import QDQ, Form, write_quantized
 from dipo.export.qdq import storage_type
+from dipo.export.ranges import all_ranges
 from dipo.graph.plan import QuantizedModel
 from dipo.graph.rules import PlatformRules
 from dipo.quant.spec import QParams
@@ -44,6 +46,7 @@ RULES = PlatformRules(
     weight_blocks=_PRODUCTS,
     block_bits=4,
     whole_blocks=True,
+    ranges_beside=True,
 )
 
 _LAST_WITH_RANGES = 10
@@ -59,6 +62,7 @@ def write(
     *,
     metadata: Mapping[str, str],
     form: Form = QDQ,
+    beside: Mapping[str, QParams] = MappingProxyType({}),
     version: str = "10.0.0",
 ) -> list[Path]:
     """Write `quantized.onnx`, and for versions up to 10 `deploy.onnx` and the range files.
@@ -69,6 +73,8 @@ def write(
         folder: Where the files go; exists.
         metadata: Goes into the ONNX files.
         form: How `quantized.onnx` is written.
+        beside: Grids of values that are not quantized, for the range files: TensorRT computes in float what reads or
+            makes a value without a range.
         version: TensorRT's, such as 8.6.1, 10.13.0 or 11: a calibration cache names it in its first line.
 
     Returns:
@@ -90,7 +96,7 @@ def write(
         write_quantized(model, quantized, path, rules=rules, metadata=metadata, form=form)
         return [path]
     paths = write_models(model, quantized, folder, rules=rules, metadata=metadata, form=form)
-    return [*paths, *write_ranges(quantized, folder, header=header)]
+    return [*paths, *write_ranges(all_ranges(model, quantized.activations, beside), folder, header=header)]
 
 
 def cache_header(version: str) -> str | None:
@@ -111,19 +117,15 @@ def cache_header(version: str) -> str | None:
 
 
 def write_ranges(
-    quantized: QuantizedModel, folder: Path, *, header: str = "TRT-100000-EntropyCalibration2"
+    grids: Mapping[str, QParams], folder: Path, *, header: str = "TRT-100000-EntropyCalibration2"
 ) -> list[Path]:
     """Write the activations' ranges for the float model, as TensorRT up to version 10 takes them.
 
     `trt_clip_val.json` is `{"blob_range": {tensor: amax}}`, for a script that calls `set_dynamic_range(-amax, amax)`.
     `calibration.cache` is what a calibrator (or `trtexec --int8 --calib=`) reads: a header, then for each tensor
     `amax / 127` as the big-endian hexadecimal digits of a float32. TensorRT 11 reads neither, only the QDQ model.
-
-    Raises:
-        UserError: An activation has no finite positive scale; nothing is written.
     """
-    _check_scales(quantized)
-    amax = {name: _amax(qparams) for name, qparams in quantized.activations.items()}
+    amax = {name: _amax(qparams) for name, qparams in grids.items()}
     ranges = folder / "trt_clip_val.json"
     _write_text(ranges, json.dumps({"blob_range": amax}, indent=2) + "\n")
     lines = [f"{name}: {np.array(value / 127, '>f4').tobytes().hex()}" for name, value in amax.items()]

@@ -4,7 +4,8 @@ import pytest
 from platform_networks import check_golden, platform_case, without
 
 from dipo.export.platforms import magicmind
-from dipo.export.ranges import spread
+from dipo.export.ranges import float_values, spread
+from dipo.quant.spec import QuantSpec, Range, qparams_of
 
 
 @pytest.fixture
@@ -26,6 +27,17 @@ def test_round_trip(tmp_path, case):
         assert set(entry) == {"min", "max"}
         scale = (entry["max"] - entry["min"]) / 255
         assert scale == pytest.approx(float(qparams.scale)) and round(-entry["min"] / scale) == qparams.zero_point
+
+
+def test_a_script_finds_the_range_of_what_every_node_makes(tmp_path, case):
+    model, quantized = case
+    spec = QuantSpec(8, signed=False, symmetric=False)
+    beside = {name: qparams_of(Range(-1.0, 2.0), spec) for name in float_values(model)}
+    content = json.loads(magicmind.write(model, quantized, tmp_path, metadata={}, beside=beside)[2].read_text())
+    assert list(content["blob_range"]) == float_values(model)
+    assert content["blob_range"]["y"] == {"min": pytest.approx(-1), "max": pytest.approx(2)}
+    grid = quantized.activations["f"]
+    assert content["blob_range"]["f"]["max"] == pytest.approx(float((255 - grid.zero_point) * grid.scale)), "its own"
 
 
 def test_skipped_layers_need_no_range(tmp_path):
