@@ -151,17 +151,47 @@ def all_ranges(
 
 
 def unify_concats(model: ir.Model, known: Mapping[str, QParams]) -> dict[str, QParams]:
-    """`known` with the grid of a Concat's output on its inputs too, and before what only cuts off or moves."""
+    """`known` with one grid for what a Concat joins and what it makes, and for what shares a grid with one of these.
+
+    Values share one where an operator that moves or cuts off stands between them and both have the same now. Where
+    several Concats meet in a value, all of them take the widest grid.
+    """
+    group: dict[str, set[str]] = {name: {name} for name in known}
+    for node in model.graph:
+        for names in _of_one_grid(node, known):
+            merged = set[str]().union(*(group[name] for name in names))
+            group |= dict.fromkeys(merged, merged)
     unified = dict(known)
-    for node in reversed(list(model.graph)):
-        output = unified.get(name_of(node.outputs[0]))
-        if output is None or not (node.op_type == "Concat" or node.op_type in _KEEPS):
-            continue
-        for value in node.inputs if node.op_type == "Concat" else node.inputs[:1]:
-            alone = node.op_type == "Concat" or (value is not None and len(value.uses()) == 1)
-            if value is not None and name_of(value) in unified and alone:
-                unified[name_of(value)] = output
+    joined = [name_of(node.outputs[0]) for node in model.graph if _is_concat(node) and node.outputs[0].name in known]
+    for name in known:
+        grids = [known[each] for each in joined if each in group[name]]
+        if grids:
+            unified[name] = max(grids, key=lambda qparams: float(qparams.scale))
     return unified
+
+
+def _is_concat(node: ir.Node) -> bool:
+    return node.op_type == "Concat" and node.domain == ""
+
+
+def _of_one_grid(node: ir.Node, known: Mapping[str, QParams]) -> Iterator[list[str]]:
+    """Names of values around the node that have to have the same grid."""
+    made = [name_of(value) for value in node.outputs if value.name in known]
+    read = [name_of(value) for value in node.inputs if value is not None and value.name in known]
+    if _is_concat(node):
+        if made:
+            yield [*made, *read]
+    elif node.op_type in _KEEPS and node.domain == "" and node.inputs[0] is not None:
+        source = name_of(node.inputs[0])
+        yield from ([source, name] for name in made if source in known and _same_grid(known[source], known[name]))
+
+
+def _same_grid(one: QParams, other: QParams) -> bool:
+    return one is other or (
+        np.array_equal(one.scale, other.scale)
+        and np.array_equal(one.zero_point, other.zero_point)
+        and (one.qmin, one.qmax) == (other.qmin, other.qmax)
+    )
 
 
 def layer_ranges(model: ir.Model, quantized: QuantizedModel, known: Mapping[str, QParams]) -> Iterator[LayerRanges]:

@@ -12,7 +12,7 @@ from dipo.config import PlatformConfig
 from dipo.errors import UserError
 from dipo.export.forms import QDQ, Form
 from dipo.export.platforms import atlas, imx, magicmind, openvino, ort, qnn, rk, rv, snpe, stpu, ti, trt
-from dipo.export.ranges import unify_concats
+from dipo.export.ranges import spread, unify_concats
 from dipo.graph.plan import QuantizedModel
 from dipo.graph.rules import PlatformRules
 from dipo.quant.spec import QParams
@@ -81,7 +81,10 @@ def on_grids_of(rules: PlatformRules, model: ir.Model, quantized: QuantizedModel
     """The network with the grids that a target forces on values that meet in one operator."""
     if not rules.unify_concats:
         return quantized
-    return QuantizedModel(quantized.layers, unify_concats(model, quantized.activations))
+    # Those of values that are not quantized themselves count too: a Concat may end in a Relu or a pooling.
+    unified = unify_concats(model, spread(model, quantized.activations))
+    activations = {name: unified.get(name, own) for name, own in quantized.activations.items()}
+    return QuantizedModel(quantized.layers, activations)
 
 
 def check_options(names: Iterable[str], *, cfg: PlatformConfig, form: Form) -> None:

@@ -3,10 +3,12 @@ import json
 import numpy as np
 import pytest
 import yaml
-from platform_networks import check_golden, codes_from_range, platform_case
+from platform_networks import check_golden, codes_from_range, parsed, platform_case, quantize_all
 
-from dipo.export.platforms import rv
+from dipo.export.platforms import on_grids_of, rv
 from dipo.export.ranges import spread
+from dipo.graph.plan import make_plan
+from dipo.quant.spec import Range
 
 OUTPUTS = {
     "conv1": "c1", "relu1": "r1", "conv2": "c2", "add": "s", "relu2": "r2", "max": "p1", "mean": "p2", "join": "j",
@@ -68,3 +70,47 @@ def test_biases(case, content):
     step = np.float64(quantized.activations["r1"].scale) * np.float64(quantized.layers["conv2"].qparams.scale)
     assert entry["scale"] == [pytest.approx(step)] and entry["zero_point"] == [0]
     assert (entry["qtype"], entry["min_value"], entry["max_value"]) == ("i32", [], [])
+
+
+BEHIND = """(float[N,3,8,8] x) => (float[N,8,4,4] y) {
+    [left] a = Conv<pads=[1,1,1,1]>(x, w1, b1)
+    [right] b = Conv<pads=[1,1,1,1]>(x, w1, b1)
+    [join] j = Concat<axis=1>(a, b)
+    [relu] r = Relu(j)
+    [max] m = MaxPool<kernel_shape=[2,2], strides=[2,2]>(r)
+    [sig] y = Sigmoid(m)
+}"""
+BESIDE = """(float[N,3,8,8] x) => (float[N,8,8,8] y) {
+    [conv1] a = Conv<pads=[1,1,1,1]>(x, w1, b1)
+    [relu1] r = Relu(a)
+    [max] m = MaxPool<kernel_shape=[3,3], pads=[1,1,1,1]>(r)
+    [conv2] b = Conv<pads=[1,1,1,1]>(m, w2, b2)
+    [join] y = Concat<axis=1>(m, b)
+    [sum] s = Add(r, r)
+}"""
+
+
+@pytest.mark.parametrize(
+    ("text", "one"),
+    [(BEHIND, {"a", "b", "m"}), (BESIDE, {"r", "m", "b", "y"})],
+    ids=["behind a Relu and a pooling", "moved"],
+)
+def test_the_network_is_on_the_grids_that_are_written(text, one):
+    model = parsed(text)
+    plan = make_plan(model, rules=rv.RULES, weight_bits=8, act_bits=8)
+    ranges = {"a": Range(-2.0, 3.0), "b": Range(-1.0, 1.0), "m": Range(0.0, 2.5), "r": Range(0.0, 3.0)}
+    quantized = on_grids_of(rv.RULES, model, quantize_all(model, plan, ranges))
+    assert len({quantized.activations[name] for name in one}) == 1
+    written = rv.with_ranges(quantized, rv.unified_ranges("rv", model, quantized))
+    assert written.activations == quantized.activations
+
+
+def test_an_output_before_a_relu_keeps_its_range():
+    model = parsed("""(float[N,3,8,8] x) => (float[N,4,8,8] a, float[N,4,8,8] y) {
+        [conv1] a = Conv<pads=[1,1,1,1]>(x, w1, b1)
+        [relu] r = Relu(a)
+        [sig] y = Sigmoid(r)
+    }""")
+    plan = make_plan(model, rules=rv.RULES, weight_bits=8, act_bits=8)
+    quantized = quantize_all(model, plan, {"a": Range(-2.0, 3.0), "r": Range(0.0, 3.0)})
+    assert rv.unified_ranges("rv", model, quantized)["a"] is quantized.activations["a"]
