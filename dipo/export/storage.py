@@ -11,15 +11,17 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from dipo.graph.load import layers_of, name_of, node_name
 from dipo.graph.plan import QuantizedLayer, QuantizedModel
 from dipo.graph.rules import PlatformRules
+from dipo.quant.bias import quantize_bias
 from dipo.quant.spec import QParams
 
 _SIGNED_UNSIGNED = {2: ("INT2", "UINT2"), 4: ("INT4", "UINT4"), 8: ("INT8", "UINT8"), 16: ("INT16", "UINT16")}
 _OPSETS = {2: 25, 4: 21, 8: 13, 16: 21}
+"""By width: the first default operator set whose DequantizeLinear reads it, with a scale for each channel."""
 BLOCK_OPSET = 21
 """The first whose DequantizeLinear has a scale for each block."""
-"""By width: the first default operator set whose DequantizeLinear reads it, with a scale for each channel."""
 
 KERNEL_WIDTHS = frozenset({8, 16})
 """Bits of the types that integer kernels compute with."""
@@ -118,6 +120,24 @@ def rescaled(layer: QuantizedLayer, scale: NDArray[np.float32]) -> QuantizedLaye
     new_scale, zero_point = qparams.along(layer.codes.ndim)
     codes = np.rint(layer.weight / new_scale).astype(np.int32) + zero_point
     return dataclasses.replace(layer, codes=codes, qparams=qparams)
+
+
+def with_room_for_biases(model: ir.Model, quantized: QuantizedModel) -> QuantizedModel:
+    """The network with the scales of its weights raised where an int32 bias would not fit otherwise.
+
+    Args:
+        model: The float graph.
+        quantized: Its layers and activations, for a target that keeps biases in int32.
+    """
+    layers = dict(quantized.layers)
+    for node in layers_of(model):
+        layer, data = layers.get(node_name(node)), node.inputs[0]
+        read = quantized.activations.get(name_of(data)) if data is not None else None
+        if layer is None or read is None or layer.bias is None or layer.qparams.blocks is not None:
+            continue
+        bias = quantize_bias(layer.bias, input_scale=read.scale, weight=layer.qparams)
+        layers[node_name(node)] = rescaled(layer, bias.weight_scale)
+    return QuantizedModel(layers, quantized.activations)
 
 
 def less_zero_point(layer: QuantizedLayer) -> QuantizedLayer:

@@ -13,6 +13,7 @@ from dipo.errors import UserError
 from dipo.export.forms import QDQ, Form
 from dipo.export.platforms import atlas, imx, magicmind, openvino, ort, qnn, rk, rv, snpe, stpu, ti, trt
 from dipo.export.ranges import spread, unify_concats
+from dipo.export.storage import with_room_for_biases
 from dipo.graph.plan import QuantizedModel
 from dipo.graph.rules import PlatformRules
 from dipo.quant.spec import QParams
@@ -72,6 +73,9 @@ def write_target(
     given = {option: value for option, value in options.items() if value is not None}
     if RULES[name].ranges_beside:
         given["beside"] = beside
+    if RULES[name].int32_bias:
+        # A range file has to say the scales with which the biases fit, not only the ONNX file.
+        quantized = with_room_for_biases(model, quantized)
     files = WRITERS[name](model, quantized, folder, metadata=metadata, form=form, **given)
     tensors = [file.with_name(f"{file.name}.data") for file in files]
     return [*files, *(file for file in tensors if file.exists())]

@@ -1,6 +1,7 @@
 """What all platforms have in common."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,9 @@ import onnx
 import pytest
 from platform_networks import platform_case, quantize_all, without
 
+from dipo.config import PlatformConfig
 from dipo.errors import UserError
-from dipo.export.platforms import atlas, imx, magicmind, openvino, qnn, rk, rv, snpe, stpu, ti
+from dipo.export.platforms import atlas, imx, magicmind, openvino, qnn, rk, rv, snpe, stpu, ti, write_target
 from dipo.graph.load import load
 from dipo.graph.plan import make_plan
 from dipo.graph.rules import ALL_WIDTHS
@@ -82,6 +84,21 @@ def test_widths_that_a_file_cannot_say_are_refused(tmp_path, platform, kind):
     with pytest.raises(UserError, match=f"has 6 bits and the target takes 8, set precision.{kind}_bits"):
         platform.write(model, quantized, tmp_path, metadata={})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_range_file_has_the_scale_at_which_a_bias_fits(tmp_path):
+    model, quantized = platform_case(qnn.RULES)
+    layer = quantized.layers["conv2"]
+    next_to_nothing = layer.qparams.scale * np.float32([1, 1e-12, 1, 1])
+    qparams = dataclasses.replace(layer.qparams, scale=next_to_nothing)
+    dead = dataclasses.replace(layer, qparams=qparams, bias=np.float32([0.5, 2.0, 0.5, 0.5]))
+    quantized = dataclasses.replace(quantized, layers={**quantized.layers, "conv2": dead})
+    cfg = PlatformConfig(name="qnn", schema="2.0.0")
+    files = write_target("qnn", model, quantized, tmp_path, metadata={}, cfg=cfg)
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(files[0]).graph.initializer}
+    found = {each["name"]: each["y_scale"] for each in json.loads(files[2].read_text())["encodings"]}
+    np.testing.assert_array_equal(np.float32(found["w2"]), stored["w2_scale"])
+    assert np.abs(dead.bias / found["b2"]).max() < 2**31
 
 
 @pytest.mark.parametrize("platform", [*RANGES, openvino], ids=name_of)
