@@ -137,6 +137,14 @@ def test_what_is_wrong_with_a_later_export_is_said(tiny_job, tmp_path, capsys):
     assert "not finished" in complaint(f"run={run}", "platform=snpe")
 
 
+def test_the_scheme_in_a_file_is_its_own(tiny_job, tmp_path):
+    run = tmp_path / "run"
+    widths = ["precision.weight_bits=4", "precision.act_bits=16", "export.also=[rk,qnn]"]
+    assert main(tiny_job.arguments(f"run.dir={run}", *widths)) == 0
+    found = {name: properties(run / name / "quantized.onnx")["dipo_scheme"] for name in (".", "rk", "qnn")}
+    assert found == {".": "w4a16", "rk": "w8a8", "qnn": "w4a16"}
+
+
 @pytest.mark.parametrize("own", ["trt", "ort", "magicmind"])
 def test_scripts_find_the_range_of_every_tensor(tiny_job, tmp_path, own):
     """Those for TensorRT and MagicMind ask for what every node makes, quantized or not."""

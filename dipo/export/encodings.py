@@ -20,13 +20,19 @@ SCHEMAS = ("0.6.1", "1.0.0", "2.0.0")
 
 
 def encodings(
-    activations: Mapping[str, Encoding], layers: Sequence[LayerRanges], *, schema: str, platform: str
+    activations: Mapping[str, Encoding],
+    layers: Sequence[LayerRanges],
+    constants: Mapping[str, Encoding],
+    *,
+    schema: str,
+    platform: str,
 ) -> dict[str, Any]:
     """The content of an encodings file.
 
     Args:
         activations: By name of the value.
         layers: The quantized layers.
+        constants: By name of the constant; those of no layer.
         schema: Version of the schema.
         platform: Name for messages.
 
@@ -35,7 +41,7 @@ def encodings(
     """
     if schema not in SCHEMAS:
         raise UserError(f"platform={platform}: no encodings schema {schema!r}, choose from {', '.join(SCHEMAS)}")
-    weights = {layer.weight_name: layer.weight for layer in layers}
+    weights = {layer.weight_name: layer.weight for layer in layers} | dict(constants)
     if schema == "2.0.0":
         return {
             "version": schema,

@@ -102,24 +102,32 @@ def write(target: Target, source: Source, folder: Path, *, cfg: PlatformConfig, 
         source.model,
         target.quantized,
         folder,
-        metadata=metadata(source.config, target.name),
+        metadata=metadata(source.config, target),
         cfg=cfg,
         form=form.for_rules(RULES[target.name]),
         beside=_beside(target, source),
     )
 
 
-def metadata(config: Config, target: str) -> dict[str, str]:
+def metadata(config: Config, target: Target) -> dict[str, str]:
     """What an ONNX file says of its origin; the same for the same network, wherever and by whomever it was made."""
+    # Another target may not take the widths that were asked for.
+    scheme = config.precision.title if target.name == config.platform.name else _scheme(target.plan)
     plain = to_plain(config)
     decisive = {name: plain[name] for name in ("algo", "calib", "precision", "platform", "seed")}
     return {
         "dipo_version": dipo.__version__,
         "dipo_algo": config.algo.name,
-        "dipo_platform": target,
-        "dipo_scheme": config.precision.title,
+        "dipo_platform": target.name,
+        "dipo_scheme": scheme,
         "dipo_config": config_hash(decisive),
     }
+
+
+def _scheme(plan: Plan) -> str:
+    """The least widths, such as w4a8: the first and the last layer may have wider ones."""
+    weights = min((layer.spec.bits for layer in plan.layers.values()), default=32)
+    return f"w{weights}a{min((spec.bits for spec in plan.activations.values()), default=32)}"
 
 
 def rehearse(source: Source) -> None:

@@ -85,6 +85,13 @@ def write_encodings(
     """
     known = whole.ranges_of_all(rules.name, model, quantized, weights=rules.weight_widths, activations=rules.act_widths)
     activations = {name: Encoding(each) for name, each in known.items()}
-    content = encodings(activations, list(layer_ranges(model, quantized, known)), schema=schema, platform=rules.name)
+    constants = whole.constants_of_all(model, quantized, symmetric=bool(rules.weight_symmetric))
+    content = encodings(
+        activations,
+        list(layer_ranges(model, quantized, known)),
+        {name: Encoding(each) for name, each in constants.items()},
+        schema=schema,
+        platform=rules.name,
+    )
     paths = write_models(model, quantized, folder, rules=rules, metadata=metadata, form=form)
     return [*paths, write_json(folder / name, content)]

@@ -18,12 +18,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from dipo.errors import UserError
 from dipo.export.float_file import write_models
 from dipo.export.forms import QDQ, Form
 from dipo.export.platforms import whole
 from dipo.export.ranges import CLIPS, Encoding, LayerRanges, layer_ranges
 from dipo.export.text_files import Enum, Fields, proto_text, write_json, write_text
-from dipo.graph.load import name_of
+from dipo.graph.load import name_of, node_name
 from dipo.graph.plan import QuantizedModel
 from dipo.graph.rules import PlatformRules
 from dipo.quant.spec import QParams
@@ -112,8 +113,13 @@ def _layers(model: ir.Model, quantized: QuantizedModel, known: Mapping[str, QPar
             yield _layer(name_of(value), "TIDL_DataLayer", Encoding(known[name_of(value)]), None)
     for node in model.graph:
         made = _made(node)
-        if node.op_type not in LAYER_TYPES or name_of(made) not in known or _is_fused(node):
+        if name_of(made) not in known or _is_fused(node):
             continue
+        if node.op_type not in LAYER_TYPES:
+            raise UserError(
+                f"platform=ti: TIDL has no layer for node '{node_name(node)}' ({node.op_type}), whose output "
+                f"'{name_of(made)}' would have no range: end the model before it, or take this target out"
+            )
         kind = f"TIDL_{LAYER_TYPES[node.op_type]}Layer"
         yield _layer(name_of(made), kind, Encoding(known[name_of(made)]), weights.get(node))
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import onnx_ir as ir
 
-from dipo.export.ranges import check_coverage, check_widths, float_values, spread
-from dipo.graph.load import layers_of, name_of, node_name, weight_of
+from dipo.export.ranges import Encoding, check_coverage, check_widths, float_values, spread
+from dipo.graph.load import array_of, layers_of, name_of, node_name, weight_of
+from dipo.graph.placement import is_float
 from dipo.graph.plan import QuantizedModel
-from dipo.quant.spec import QParams
+from dipo.quant.spec import QParams, QuantSpec, Range, qparams_of
 
 OPERATORS = frozenset(
     {
@@ -25,6 +27,35 @@ only moves values, which has the range of its input."""
 
 FIXED_RANGES = frozenset({"Sigmoid", "Softmax", "Tanh"})
 """Operators whose kernels write a grid of their own: [0, 1) or [-1, 1) with a power of two as its step."""
+
+
+_WITH_OPTIONS = frozenset({"Conv", "ConvTranspose", "Gemm", "Pow", "ReduceMax", "ReduceMean", "ReduceSum", "Resize"})
+_WITH_CONSTANTS = (OPERATORS - _WITH_OPTIONS) | {"Clip", "Where"}
+"""Operators whose constant inputs are data that the device keeps as integers, not options, weights or biases."""
+
+
+def constants_of_all(model: ir.Model, quantized: QuantizedModel, *, symmetric: bool) -> dict[str, QParams]:
+    """Grids of the constants that are no weight and no bias of a layer, such as the slopes of a PRelu, by name.
+
+    They have one scale for all, from the smallest to the largest number, and the width of the widest activation.
+
+    Args:
+        model: The float graph.
+        quantized: Its layers and activations.
+        symmetric: As the target has weights.
+    """
+    bits = max((Encoding(each).bits for each in quantized.activations.values()), default=8)
+    spec = QuantSpec(bits, signed=symmetric, symmetric=symmetric)
+    weights = {name_of(weight) for node in layers_of(model) if (weight := weight_of(node))}
+    found = {}
+    for node in model.graph:
+        for value in node.inputs if node.op_type in _WITH_CONSTANTS and node.domain == "" else ():
+            if value is None or value.const_value is None or not is_float(value) or name_of(value) in weights:
+                continue
+            numbers = array_of(value)
+            if numbers.size and np.isfinite(numbers).all():
+                found[name_of(value)] = qparams_of(Range(float(numbers.min()), float(numbers.max())), spec)
+    return found
 
 
 def ranges_of_all(

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from platform_networks import ALL_VALUES, check_golden, platform_case
+from networks import network, saved
+from platform_networks import ALL_VALUES, check_golden, platform_case, quantize_all
 
 from dipo.errors import UserError
 from dipo.export.platforms import qnn, snpe
 from dipo.export.ranges import spread
-from dipo.graph.load import array_of
+from dipo.graph.load import array_of, load
+from dipo.graph.plan import make_plan
 from dipo.graph.rules import ALL_WIDTHS
 
 SCHEMAS = ["0.6.1", "1.0.0", "2.0.0"]
@@ -146,3 +148,33 @@ def test_unknown_schemas_and_widths(tmp_path, platform):
     with pytest.raises(UserError, match="has 10 bits and the target takes 8 or 16"):
         platform.write(model, quantized, tmp_path, metadata={})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+@pytest.mark.parametrize(("platform", "symmetric"), [(snpe, False), (qnn, True)])
+def test_constants_have_encodings_too(tmp_path, platform, symmetric, schema):
+    """What has none, the converter would calibrate itself."""
+    model = network(
+        """(float[N,3,8,8] x) => (float[N,3,8,8] y) {
+          [conv] a = Conv(x, w, b)
+          [slopes] s = PRelu(a, slope)
+          [cut] c = Clip(s, lo, hi)
+          [shift] d = Add(c, offset)
+          [size] y = Reshape(d, shape)
+        }""",
+        w=(3, 3, 1, 1), b=(3,), slope=np.float32([[[0.25]], [[-0.5]], [[1.0]]]), lo=np.float32(-1), hi=np.float32(6),
+        offset=np.float32([2.5]), shape=np.int64([-1, 3, 8, 8]),
+    )  # fmt: skip
+    loaded = load(saved(model, tmp_path))
+    plan = make_plan(loaded, rules=platform.RULES, weight_bits=8, act_bits=8)
+    platform.write(loaded, quantize_all(loaded, plan, {}), tmp_path, metadata={}, schema=schema)
+    content = json.loads((tmp_path / f"{platform.RULES.name}_encodings.json").read_text())
+    if schema == "2.0.0":
+        found = {each["name"]: np.asarray(each["y_scale"]) for each in content["encodings"]}
+    elif schema == "1.0.0":
+        found = {each["name"]: each["scale"][0] for each in content["param_encodings"]}
+    else:
+        found = {name: each[0]["scale"] for name, each in content["param_encodings"].items()}
+    assert {"w", "slope", "lo", "hi", "offset"} <= found.keys() and "shape" not in found
+    assert found["slope"] == pytest.approx(1 / 127 if symmetric else 1.5 / 255)
+    assert found["offset"] == pytest.approx(2.5 / 127 if symmetric else 2.5 / 255)

@@ -3,11 +3,15 @@ import json
 import numpy as np
 import pytest
 from google.protobuf import text_format
+from networks import network as made_of
+from networks import saved
 from platform_networks import ALL_VALUES, check_golden, parsed, platform_case, quantize_all
 from text_schemas import TIDL, message_of
 
+from dipo.errors import UserError
 from dipo.export.platforms import ti
 from dipo.export.ranges import Encoding, spread
+from dipo.graph.load import load
 from dipo.graph.plan import make_plan
 from dipo.quant.spec import QuantSpec, Range, qparams_of
 
@@ -116,3 +120,16 @@ def test_relu_that_shares_its_input_is_a_layer_of_its_own(tmp_path):
     assert [(layer.layer_name, layer.layer_type) for layer in network.layers] == [
         ("x", "TIDL_DataLayer"), ("c", "TIDL_ConvolutionLayer"), ("r", "TIDL_ReLULayer"), ("y", "TIDL_EltWiseLayer"),
     ]  # fmt: skip
+
+
+def test_an_operator_that_tidl_has_no_layer_for_is_named_and_nothing_is_written(tmp_path):
+    model = made_of(
+        "(float[N,3,8,8] x) => (float[N,3,8,8] y) { [conv] a = Conv(x, w) [odd] y = Erf(a) }", w=(3, 3, 1, 1)
+    )
+    loaded = load(saved(model, tmp_path))
+    plan = make_plan(loaded, rules=ti.RULES, weight_bits=8, act_bits=8)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    with pytest.raises(UserError, match=r"no layer for node 'odd' \(Erf\), whose output 'y'"):
+        ti.write(loaded, quantize_all(loaded, plan, {}), folder, metadata={})
+    assert not list(folder.iterdir())
