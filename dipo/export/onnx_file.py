@@ -9,6 +9,8 @@ import onnx
 import onnx_ir as ir
 from onnxscript.version_converter import convert_version
 
+from dipo.graph.load import quiet
+
 _INLINE_BYTES = 1 << 30
 """Above this the tensors go to a file of their own: protobuf ends at 2 GiB, the graph around the tensors included."""
 
@@ -32,9 +34,13 @@ def save_model(model: ir.Model, path: Path, *, external: bool = False) -> None:
         else:
             ir.save(ir.external_data.load_to_model(model), unfinished)
         onnx.checker.check_model(str(unfinished))
-        if (Path(folder) / data_name).exists():
+        has_data = (Path(folder) / data_name).exists()
+        if has_data:
             (Path(folder) / data_name).replace(path.with_name(data_name))
         unfinished.replace(path)
+    if not has_data:
+        # Tensors of the file that was there before would look as if they belonged to this one.
+        path.with_name(data_name).unlink(missing_ok=True)
 
 
 def has_external_data(model: ir.Model) -> bool:
@@ -50,7 +56,8 @@ def raise_opset(model: ir.Model, opset: int) -> None:
     and 21); it keeps the names of values and of the nodes that it leaves alone.
     """
     if model.opset_imports[""] < opset:
-        convert_version(model, opset, fallback=True)
+        with quiet():
+            convert_version(model, opset, fallback=True)
         assert model.opset_imports[""] == opset
     imports = [onnx.helper.make_opsetid("", model.opset_imports[""])]
     model.ir_version = max(model.ir_version, onnx.helper.find_min_ir_version_for(imports))

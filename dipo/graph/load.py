@@ -52,7 +52,7 @@ def load(path: Path) -> ir.Model:
     RemoveInitializersFromInputsPass()(model)
     _untie_parameters(model)
     layer_names = _layer_names(model)
-    with _quiet():
+    with quiet():
         _optimize(model, path)
         free_batch(model, path)
     for value in model.graph.outputs:
@@ -137,7 +137,7 @@ def _read(path: Path) -> ir.Model:
     if path.is_dir():
         raise UserError(f"model.path={path}: this is a folder, give the path of an ONNX file")
     try:
-        with _quiet():
+        with quiet():
             model = ir.load(path)
     except OSError as error:
         raise UserError(
@@ -204,8 +204,8 @@ def _optimize(model: ir.Model, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """What the optimizer tells about constants that it leaves alone is nothing that a user can act on."""
+def quiet() -> Iterator[None]:
+    """What the optimizer and the converter tell about what they leave alone is nothing that a user can act on."""
     loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     try:

@@ -42,6 +42,12 @@ def test_tensors_of_a_model_in_two_files_are_copied(tmp_path, run):
     assert run(tmp_path / "out" / "m.onnx", {"x": np.ones((1, 64), np.float32)})["y"].shape == (1, 64)
 
 
+def test_a_file_with_its_tensors_inside_leaves_none_beside_it(tmp_path):
+    save_model(model_with_weight(), tmp_path / "m.onnx", external=True)
+    save_model(model_with_weight(), tmp_path / "m.onnx")
+    assert [each.name for each in tmp_path.iterdir()] == ["m.onnx"]
+
+
 def test_invalid_model_leaves_what_was_there(tmp_path):
     path = tmp_path / "m.onnx"
     save_model(model_with_weight(), path)
@@ -70,6 +76,13 @@ def test_raised_opset_converts_what_changed_its_meaning(run, tmp_path):
     for optimize in (False, True):
         before = run(tmp_path / "before.onnx", feeds, optimize=optimize)["y"]
         np.testing.assert_allclose(run(tmp_path / "after.onnx", feeds, optimize=optimize)["y"], before, atol=1e-6)
+
+
+def test_raising_an_old_opset_says_nothing(caplog):
+    model = model_with_weight()
+    model.opset_imports[""] = 10
+    raise_opset(model, 13)
+    assert model.opset_imports[""] == 13 and not caplog.records
 
 
 def test_newer_opset_is_left():
