@@ -11,11 +11,11 @@ from typing import Any
 import yaml
 
 from dipo.errors import UserError
-from dipo.run import CONFIG, REPORT
+from dipo.run import CONFIG, FINGERPRINT, REPORT
 
 QUANTIZED = "quantized.onnx"
-_OWN = frozenset({CONFIG, REPORT, "fingerprint.json", "events.jsonl", "dipo.log"})
-"""What a run keeps for itself."""
+_OWN = frozenset({CONFIG, REPORT, FINGERPRINT, "events.jsonl", "dipo.log", "export.json"})
+"""What a run, and an export from it, keep for themselves."""
 _READ = frozenset({".onnx", ".json", ".txt", ".yaml", ".prototxt", ".cache"})
 """Endings of what is written for others."""
 

@@ -38,6 +38,24 @@ def test_records_of_atlas_and_ti(write, capsys):
         assert "0 0" in words(capsys.readouterr().out)
 
 
+@pytest.mark.parametrize("platform", ["atlas", "ti"])
+def test_a_network_of_an_old_operator_set(write, capsys, platform):
+    run = write(platform)
+    model = onnx.load(run / "deploy.onnx")
+    model.opset_import[0].version = 11
+    onnx.save(model, run / "deploy.onnx")
+    assert main([f"run={run}"]) == 0
+    assert "refused" not in capsys.readouterr().out
+
+
+def test_what_an_export_keeps_for_itself_is_no_file_of_the_target(write, capsys):
+    run = write("ort")
+    (write("rv", below="rv") / "export.json").write_text("{}")
+    assert main([f"run={run}"]) == 0
+    said = capsys.readouterr().out
+    assert "rv_quantized_param.json" in said and "export.json" not in said
+
+
 def test_all_names_the_accepted(write, capsys):
     run = write("ort")
     assert main([f"run={run}", "all=true"]) == 0
