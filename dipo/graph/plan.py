@@ -248,8 +248,7 @@ def _layer_plan(node: ir.Node, rules: PlatformRules, wish: Mapping[str, Any]) ->
     symmetric = wish["weight_symmetric"]
     if symmetric is None:
         symmetric = rules.weight_symmetric if rules.weight_symmetric is not None else wish["weight_bits"] >= 8
-    per_channel, axis = wish["weight_per_channel"], weight_axis(node)
-    per_channel = rules.per_channel(node.op_type) if per_channel is None else per_channel
+    per_channel, axis = rules.per_channel(node.op_type, wish=wish["weight_per_channel"]), weight_axis(node)
     shape = array_of(weight).shape
     num_inputs = shape[input_axis(axis)] if len(shape) > 1 else 1
     block = rules.block(node.op_type, bits=wish["weight_bits"], wish=wish["weight_block"], length=num_inputs)

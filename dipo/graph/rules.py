@@ -85,9 +85,15 @@ class PlatformRules:
             "power_of_two": self.power_of_two,
         }[option]
 
-    def per_channel(self, op_type: str) -> bool:
-        """Whether layers of this operator have a scale for each channel where nobody asks for another."""
-        return self.weight_per_channel and (self.channel_operators is None or op_type in self.channel_operators)
+    def per_channel(self, op_type: str, *, wish: bool | None) -> bool:
+        """Whether layers of this operator have a scale for each channel.
+
+        Args:
+            op_type: The layers'.
+            wish: Whether they should, where the target takes that; None as the target has it.
+        """
+        takes = self.weight_per_channel and (self.channel_operators is None or op_type in self.channel_operators)
+        return takes if wish is None else takes and wish
 
     def block(self, op_type: str, *, bits: int, wish: int | None, length: int) -> int | None:
         """How many inputs of a layer share a scale; None where those of a channel all do.

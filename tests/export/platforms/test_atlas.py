@@ -87,3 +87,14 @@ def test_unsigned_codes_are_moved_to_signed_ones(tmp_path, case):
     }
     file = atlas.write(model, QuantizedModel(quantized.layers, unsigned), tmp_path, metadata={})[3]
     assert {entry["offset"] for entry in json.loads(file.read_text()).values()} == {64 - 128}
+
+
+def test_a_wish_for_channels_changes_convolutions_alone():
+    _, quantized = platform_case(atlas.RULES, weight_per_channel=True)
+    assert {name: layer.qparams.axis for name, layer in quantized.layers.items()} == {
+        "conv1": 0,
+        "conv2": 0,
+        "fc": None,
+    }
+    _, quantized = platform_case(atlas.RULES, weight_per_channel=False)
+    assert {layer.qparams.axis for layer in quantized.layers.values()} == {None}
