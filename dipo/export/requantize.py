@@ -107,6 +107,8 @@ def _same_weight(layer: QuantizedLayer, spec: QuantSpec) -> QuantizedLayer | Non
         return None
     _, zero_point = own.along(layer.codes.ndim)
     for zero in _zeros(own, spec):
+        if zero.min() < spec.qmin or zero.max() > spec.qmax:
+            continue
         codes = layer.codes - zero_point + dataclasses.replace(own, zero_point=zero).along(layer.codes.ndim)[1]
         if codes.min() >= spec.qmin and codes.max() <= spec.qmax:
             return dataclasses.replace(layer, codes=codes, qparams=_on(own, spec, zero))

@@ -139,3 +139,16 @@ def test_differences_are_told_in_words():
     assert differences(plan_of(model, "ort"), plan_of(model, "ort")) == []
     four = plan_of(model, "ort", weight_bits=4, first_last_bits=None)
     assert "3 of 3 weights: 8 bits, not 4" in differences(four, plan_of(model, "qnn"))
+
+
+def test_codes_far_from_zero_do_not_take_a_zero_point_beyond_the_other_grid():
+    model, quantized = platform_case(RULES["ort"], weight_symmetric=False)
+    layers = {}
+    for name, layer in quantized.layers.items():
+        qparams = dataclasses.replace(layer.qparams, zero_point=np.full_like(layer.qparams.zero_point, 255))
+        layers[name] = dataclasses.replace(layer, codes=np.zeros_like(layer.codes), qparams=qparams)
+    quantized = QuantizedModel(layers, quantized.activations)
+    plan = plan_of(model, "ort", weight_bits=4, first_last_bits=None)
+    found = requantize(model, quantized, plan=plan, ranges=RANGES, cfg=CalibConfig(), target="other")
+    for layer in found.quantized.layers.values():
+        assert layer.qparams.zero_point.max() <= layer.qparams.qmax == 15
