@@ -10,7 +10,6 @@ ranges go with `deploy.onnx`, the float network with the weights that the codes 
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from dipo.export.float_file import write_models
 from dipo.export.forms import QDQ, Form, write_quantized
 from dipo.export.qdq import storage_type
 from dipo.export.ranges import all_ranges
+from dipo.export.text_files import write_json, write_text
 from dipo.graph.plan import QuantizedModel
 from dipo.graph.rules import PlatformRules
 from dipo.quant.spec import QParams
@@ -126,12 +126,9 @@ def write_ranges(
     `amax / 127` as the big-endian hexadecimal digits of a float32. TensorRT 11 reads neither, only the QDQ model.
     """
     amax = {name: _amax(qparams) for name, qparams in grids.items()}
-    ranges = folder / "trt_clip_val.json"
-    _write_text(ranges, json.dumps({"blob_range": amax}, indent=2) + "\n")
+    ranges = write_json(folder / "trt_clip_val.json", {"blob_range": amax})
     lines = [f"{name}: {np.array(value / 127, '>f4').tobytes().hex()}" for name, value in amax.items()]
-    cache = folder / "calibration.cache"
-    _write_text(cache, "\n".join([header, *lines]) + "\n")
-    return [ranges, cache]
+    return [ranges, write_text(folder / "calibration.cache", "\n".join([header, *lines]) + "\n")]
 
 
 def _amax(qparams: QParams) -> float:
@@ -168,9 +165,3 @@ def _check_no_blocks(quantized: QuantizedModel, version: str) -> None:
                 f"platform.version {version}: layer {name!r} has a scale for each block, which TensorRT takes from "
                 f"version {_FIRST_WITH_INT4} on, leave out precision.weight_block"
             )
-
-
-def _write_text(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
