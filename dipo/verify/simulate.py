@@ -33,15 +33,21 @@ class Step:
     """Nodes that read quantized values; None: all, and whoever reads the network's outputs."""
 
 
-def run_on_grids(file: Path, steps: Mapping[str, Step], probe: Probe) -> dict[str, NDArray[Any]]:
+def run_on_grids(
+    file: Path, steps: Mapping[str, Step], probe: Probe, *, constants: Mapping[str, NDArray[Any]] | None = None
+) -> dict[str, NDArray[Any]]:
     """The outputs of a float network whose values are rounded to these grids, by name of the output.
 
     Args:
         file: The float network.
         steps: By name of the value.
         probe: What is fed.
+        constants: Numbers in the place of initializers of the file.
     """
     model = onnx.load(file)
+    for tensor in model.graph.initializer:
+        if constants and tensor.name in constants:
+            tensor.CopyFrom(numpy_helper.from_array(constants[tensor.name], tensor.name))
     if any(imported.domain in {"", "ai.onnx"} and imported.version < OPSET for imported in model.opset_import):
         # The float file keeps the operator set that the user's model has.
         model = version_converter.convert_version(model, OPSET)

@@ -1,27 +1,31 @@
 """TIDL's quantization parameters, read by protobuf's own parser; TIDL itself comes with its vendor's SDK alone.
 
 Every layer must be a value of `deploy.onnx`, whose range TIDL takes for what the layer makes; weights must lie on the
-grid of their range, and biases be those of the network. The outputs are those of `deploy.onnx` on these ranges.
+grid of their range, and biases be those of the network. TIDL reads the ranges and the biases' values alone, so the
+outputs are those of `deploy.onnx` with these; no range may contradict `quantized.onnx`, or the scale beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from dipo.verify.atlas import on_grid
+from dipo.verify.compare import DEPLOYED, STEP, Claim, Comparison, numbers
 from dipo.verify.grids import Network
 from dipo.verify.messages import TIDL, read_text
 from dipo.verify.simulate import Step, run_on_grids
 from dipo.verify.verdict import Fate, Probe, Refused, State, Verdict, asking
 
-SIGNED = 1
-"""TIDL's element type."""
+BIAS = 1e-6
+"""How far the number of a bias may be from the network's, relative to it."""
 _CLIPS = frozenset({"Relu", "Clip"})
 
 
@@ -29,27 +33,39 @@ def check(file: Path, probe: Probe) -> Verdict:
     """Parse the parameters, look up their layers, and run them.
 
     Raises:
-        Refused: The file is none of TIDL's, counts its layers wrongly, or `deploy.onnx` cannot be run.
+        Refused: The file is none of TIDL's, counts its layers wrongly, contradicts `quantized.onnx`, or `deploy.onnx`
+            cannot be run.
     """
     content = read_text(file, TIDL)
     if content.num_layers != len(content.layers):
         raise Refused(f"num_layers is {content.num_layers}, and {len(content.layers)} follow")
-    model_file = file.with_name("deploy.onnx")
-    network = Network.read(model_file)
-    producers, values = network.producers(), network.values()
+    beside = Comparison.beside(file)
+    producers, values = beside.deployed.producers(), beside.deployed.values()
     tensors: list[Fate] = []
-    steps: dict[str, Step] = {}
+    known: list[Layer] = []
     for layer in content.layers:
-        if layer.layer_name not in values:
+        if layer.layer_name in values:
+            known.append(_read(layer, _layer_of(layer.layer_name, producers), beside.deployed))
+        else:
             tensors.append(Fate(layer.layer_name, State.IGNORED, "no value of deploy.onnx has this name"))
-            continue
-        output = layer.outputs[0]
-        steps[layer.layer_name] = Step(1 / output.scale[0], 0, signed=output.element_type == SIGNED)
-        tensors.append(Fate(layer.layer_name, State.ACCEPTED))
-        tensors += _parameters(network, layer, _layer_of(layer.layer_name, producers))
+    beside.require((claim for layer in known for claim in layer.claims), file)
+    tensors += [fate for layer in known for fate in layer.fates]
+    biases = {name: array for layer in known for name, array in layer.biases.items()}
     with asking():
-        outputs = run_on_grids(model_file, steps, probe)
+        steps = {layer.name: layer.step for layer in known}
+        outputs = run_on_grids(beside.deployed.folder / DEPLOYED, steps, probe, constants=biases)
     return Verdict(f"protobuf {version('protobuf')}, for TIDL", file, tensors, probe.error_of(outputs))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What the file says of a layer."""
+
+    name: str
+    step: Step
+    claims: Sequence[Claim]
+    fates: Sequence[Fate]
+    biases: Mapping[str, NDArray[np.float32]]
 
 
 def _layer_of(name: str, producers: Mapping[str, onnx.NodeProto]) -> onnx.NodeProto | None:
@@ -60,20 +76,68 @@ def _layer_of(name: str, producers: Mapping[str, onnx.NodeProto]) -> onnx.NodePr
     return node
 
 
-def _parameters(network: Network, layer: Any, node: onnx.NodeProto | None) -> Iterator[Fate]:
-    names = [] if node is None else list(node.input)
+def _read(layer: Any, node: onnx.NodeProto | None, network: Network) -> Layer:
+    """Raises Refused where the layer's numbers contradict each other or its bias is another one."""
+    if not layer.outputs:
+        raise Refused(f"layer {layer.layer_name!r} has no outputs")
+    output = layer.outputs[0]
+    step = Step(_step(output, layer.layer_name), 0, signed=output.min < 0)
+    claims, fates, biases = [_claim(layer.layer_name, output)], [Fate(layer.layer_name, State.ACCEPTED)], {}
     constants = network.constants()
-    for index, found in ((1, layer.weights), (2, layer.bias)):
+    for index, (what, found) in enumerate((("weights", layer.weights), ("bias", layer.bias)), 1):
+        name = node.input[index] if node is not None and len(node.input) > index else None
         if not found:
             continue
-        if len(names) <= index or names[index] not in constants:
-            yield Fate(f"{layer.layer_name} ({'weights' if index == 1 else 'bias'})", State.IGNORED, "no such constant")
+        if name not in constants:
+            fates.append(Fate(f"{layer.layer_name} ({what})", State.IGNORED, "no such constant"))
             continue
-        array = network.array(constants[names[index]])
+        array = network.array(constants[name])
         if index == 1:
-            kept = on_grid(array.astype(np.float64) * found[0].scale[0])
+            claims.append(_claim(name, found[0]))
+            kept = on_grid(array.astype(np.float64) / _step(found[0], name))
         else:
-            kept = array.size == len(found[0].value) and bool(np.allclose(array, found[0].value, rtol=1e-6, atol=0))
-        yield Fate(
-            names[index], State.ACCEPTED if kept else State.RECOMPUTED, "" if kept else "not what is in deploy.onnx"
-        )
+            biases[name] = _bias(array, found[0], name)
+            kept = True
+        why = "" if kept else "not what is in deploy.onnx"
+        fates.append(Fate(name, State.ACCEPTED if kept else State.RECOMPUTED, why))
+    return Layer(layer.layer_name, step, claims, fates, biases)
+
+
+def _claim(name: str, tensor: Any) -> Claim:
+    return Claim(name, name, low=numbers(tensor.min), high=numbers(tensor.max))
+
+
+def _step(tensor: Any, name: str) -> float:
+    """A code's step, as TIDL derives it from the range alone.
+
+    Raises:
+        Refused: The range is none, or the type or the scale beside it are those of another one.
+    """
+    if not (np.isfinite([tensor.min, tensor.max]).all() and max(tensor.max, 0) > tensor.min):
+        raise Refused(f"{name!r} has a range from {tensor.min:.6g} to {tensor.max:.6g}")
+    signed = tensor.min < 0
+    step = float(max(tensor.max, -tensor.min)) / (127 if signed else 255)
+    if tensor.element_type != int(signed):
+        raise Refused(f"{name!r} has element_type {tensor.element_type}, and a range from {tensor.min:.6g}")
+    if not np.allclose([factor * step for factor in tensor.scale], 1, rtol=STEP, atol=0):
+        raise Refused(f"{name!r} has scale {tensor.scale[0]:.6g}, and {1 / step:.6g} by its range")
+    return step
+
+
+def _bias(array: NDArray[Any], said: Any, name: str) -> NDArray[np.float32]:
+    """The values of a bias.
+
+    Raises:
+        Refused: They are not those of the network, or their number and ends not theirs.
+    """
+    values = np.asarray(said.value, np.float32)
+    if said.size != values.size or values.size != array.size:
+        raise Refused(f"bias {name!r} has size {said.size} and {values.size} values, and {array.size} in {DEPLOYED}")
+    wrong = np.flatnonzero(~np.isclose(values, array.reshape(-1), rtol=BIAS, atol=0))
+    if wrong.size:
+        at = int(wrong[0])
+        raise Refused(f"bias {name!r} has value {values[at]:.6g}, and {array.reshape(-1)[at]:.6g} in {DEPLOYED}")
+    ends = [values.min(), values.max()]
+    if not np.allclose([said.min, said.max], ends, rtol=BIAS, atol=0):
+        raise Refused(f"bias {name!r} has a range from {said.min:.6g} to {said.max:.6g}, and its values {ends}")
+    return values.reshape(array.shape)

@@ -1,0 +1,212 @@
+"""What a range file says of its tensors, against the grids that `quantized.onnx` beside it gives to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from dipo.verify.grids import Network
+from dipo.verify.held import Held, held_grids
+from dipo.verify.verdict import Fate, Refused, State
+
+Numbers = NDArray[np.float64]
+
+QUANTIZED, DEPLOYED = "quantized.onnx", "deploy.onnx"
+STEP = 1e-5
+"""How far two steps may be apart, relative to them: some files have single precision."""
+ON_GRID = 1e-2
+"""How far from a code a number may be, in steps, for the same reason."""
+MOST = 1 << 30
+"""The largest code of a bias: `quantized.onnx` has a wider step for one that would be beyond."""
+NAMED = 3
+"""Tensors that a sentence names."""
+BIAS_BITS = 32
+"""Width of biases."""
+
+
+@dataclass(frozen=True, eq=False)
+class Claim:
+    """What a file says of one tensor, in arrays of shape [n]; None where it says nothing."""
+
+    name: str
+    """As the file has it."""
+    tensor: str | None
+    """Its name in `deploy.onnx`; None: there is none."""
+    scale: Numbers | None = None
+    low: Numbers | None = None
+    """What the smallest code stands for."""
+    high: Numbers | None = None
+    offset: Numbers | None = None
+    """To add to codes that count from 0 up, before they are scaled."""
+
+
+def numbers(value: Any) -> Numbers:
+    """A number or a list of them, shape [n].
+
+    Raises:
+        ValueError: Something else, or nothing.
+    """
+    array = np.asarray(value, np.float64).reshape(-1)
+    if not array.size:
+        raise ValueError("a list of numbers is empty")
+    return array
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """`deploy.onnx`, and the grids that its tensors have in `quantized.onnx`."""
+
+    deployed: Network
+    grids: Mapping[str, Sequence[Held]]
+    constants: Mapping[str, onnx.TensorProto]
+
+    @staticmethod
+    def beside(file: Path) -> Comparison:
+        """That of a range file.
+
+        Raises:
+            Refused: A model is missing.
+        """
+        deployed = Network.read(file.with_name(DEPLOYED))
+        quantized = Network.read(file.with_name(QUANTIZED))
+        return Comparison(deployed, held_grids(deployed, quantized), deployed.constants())
+
+    def fates(self, claims: Iterable[Claim]) -> tuple[list[Fate], list[str]]:
+        """The tensors that agree or have an unknown name, and what is wrong with the others."""
+        tensors, wrong = [], []
+        for claim in claims:
+            sentence = self.contradiction(claim)
+            if claim.tensor is None:
+                tensors.append(Fate(claim.name, State.IGNORED, f"nothing in {DEPLOYED} has this name"))
+            elif sentence is not None:
+                wrong.append(sentence)
+            else:
+                why = "" if claim.tensor in self.grids else f"known by name, without a grid in {QUANTIZED}"
+                tensors.append(Fate(claim.name, State.ACCEPTED, why))
+        return tensors, wrong
+
+    def require(self, claims: Iterable[Claim], file: Path) -> None:
+        """Stops at claims that are not so.
+
+        Raises:
+            Refused: It names the tensors.
+        """
+        wrong = [sentence for claim in claims if (sentence := self.contradiction(claim)) is not None]
+        if wrong:
+            raise Refused(sentence_of(wrong, file) or "")
+
+    def contradiction(self, claim: Claim) -> str | None:
+        """What of a claim is not so in `quantized.onnx`; None where all is, or no grid is known there."""
+        values = self._constant(claim.tensor)
+        bad = _bad_numbers(claim)
+        said = [bad] if bad else [_against(claim, held, values) for held in self.grids.get(claim.tensor or "", ())]
+        return None if not said or None in said else f"{claim.name!r} has {said[0]}"
+
+    def _constant(self, name: str | None) -> Numbers | None:
+        tensor = self.constants.get(name or "")
+        return None if tensor is None else self.deployed.array(tensor).astype(np.float64)
+
+
+def sentence_of(wrong: Sequence[str], file: Path) -> str | None:
+    """What is wrong in a file, in one sentence; None where nothing is."""
+    if not wrong:
+        return None
+    more = f", and {len(wrong) - NAMED} tensors more" if len(wrong) > NAMED else ""
+    return f"{file.name} contradicts {QUANTIZED}: {'; '.join(wrong[:NAMED])}{more}"
+
+
+def _bad_numbers(claim: Claim) -> str | None:
+    """What is wrong with the numbers by themselves."""
+    given = [each for each in (claim.scale, claim.low, claim.high, claim.offset) if each is not None]
+    if not all(np.isfinite(each).all() for each in given):
+        return "a number that is not finite"
+    if claim.scale is not None and not np.all(claim.scale > 0):
+        return f"a step of {claim.scale.min():.6g}"
+    if claim.low is not None and claim.high is not None and not np.all(claim.low <= claim.high):
+        return f"a range from {claim.low.min():.6g} to {claim.high.max():.6g}"
+    # What a file says twice has to be the same.
+    if claim.scale is None or claim.low is None or claim.offset is None:
+        return None
+    if np.allclose(claim.low / claim.scale, claim.offset, rtol=STEP, atol=ON_GRID):
+        return None
+    return f"the offset {claim.offset[0]:g}, which is not that of its range"
+
+
+def _against(claim: Claim, held: Held, values: Numbers | None) -> str | None:
+    """What of a claim is not so on a grid; `values` are those of a constant."""
+    if claim.scale is not None and (sentence := _other_step(claim.scale, held, values)) is not None:
+        return sentence
+    if claim.low is None or claim.high is None:
+        return None
+    if held.bits >= BIAS_BITS:
+        largest = 0.0 if values is None else float(np.abs(values).max())
+        close = np.allclose([-claim.low, claim.high], largest, rtol=STEP, atol=0)
+        return (
+            None if close else f"ends {claim.low[0]:.6g} and {claim.high[0]:.6g} around a bias of up to {largest:.6g}"
+        )
+    scale = held.scale if values is None or claim.scale is None else claim.scale
+    low, high = claim.low / scale, claim.high / scale
+    if values is None:
+        agree = _is_range(low + held.zero_point, high + held.zero_point, held)
+    else:
+        # A symmetric range may go without the smallest code.
+        slack = 1.5 * scale.max()
+        reaches = claim.low.min() - slack <= values.min() and values.max() <= claim.high.max() + slack
+        agree = reaches and _is_wide(low, high)
+    if agree:
+        return None
+    ends = [(code - held.zero_point[0]) * held.scale.max() for code in (held.low, held.high)]
+    said, known = (f"{a:.6g} to {b:.6g}" for a, b in ((claim.low.min(), claim.high.max()), ends))
+    return f"a range from {said}, and {known} in {QUANTIZED}"
+
+
+def _other_step(given: Numbers, held: Held, values: Numbers | None) -> str | None:
+    if 1 != given.size != held.scale.size != 1:
+        return f"{given.size} steps, and {held.scale.size} in {QUANTIZED}"
+    if np.allclose(given, held.scale, rtol=STEP, atol=0) or (values is not None and _is_raised(given, held, values)):
+        return None
+    its, right = np.broadcast_arrays(given, held.scale)
+    at = int(np.argmax(np.abs(np.log(its / right))))
+    return f"a step of {its[at]:.6g}, and {right[at]:.6g} in {QUANTIZED}"
+
+
+def _is_raised(given: Numbers, held: Held, values: Numbers) -> bool:
+    """Whether `quantized.onnx` alone has wider steps, for the sake of a bias that int32 would not hold.
+
+    The file's own are then those on which the weight of `deploy.onnx` lies.
+    """
+    if given.size != held.scale.size or np.any(given > held.scale * (1 + STEP)):
+        return False
+    if held.bits >= BIAS_BITS:
+        largest = np.abs(values.reshape(given.size, -1)).max(axis=1)
+        beyond = largest > given * MOST * (1 - STEP)
+        return bool(np.all(beyond | np.isclose(given, held.scale, rtol=STEP, atol=0)))
+    shape = np.ones(values.ndim, int)
+    shape[held.axis] = given.size
+    codes = values / given.reshape(shape if given.size > 1 else ())
+    return bool(np.abs(codes - np.rint(codes)).max() <= ON_GRID and np.abs(codes).max() <= 1 << held.bits)
+
+
+def _is_range(low: Numbers, high: Numbers, held: Held) -> bool:
+    """Whether the ends of a value's range are its codes'; symmetric ranges may go without the smallest."""
+
+    def near(code: Numbers, limit: float) -> bool:
+        return bool(np.allclose(code, limit, rtol=STEP, atol=ON_GRID))
+
+    return near(high, held.high) and (near(low, held.low) or near(low, held.low + 1))
+
+
+def _is_wide(low: Numbers, high: Numbers) -> bool:
+    """Whether a constant's ends are codes, as far apart as some width has them.
+
+    The file may count them from elsewhere than `quantized.onnx`, and in a narrower type.
+    """
+    widths = [(1 << bits) - less for bits in range(2, 17) for less in (1, 2)]
+    wide = any(np.allclose(high - low, width, rtol=STEP, atol=ON_GRID) for width in widths)
+    return wide and bool(np.allclose(low, np.rint(low), rtol=0, atol=ON_GRID * 10))
