@@ -45,12 +45,13 @@ def read_encodings(file: Path) -> dict[str, Encoded]:
         Refused: The file is none of the schemas.
     """
     try:
-        return dict(_entries(json.loads(file.read_text(encoding="utf-8"))))
+        return dict(entries_of(json.loads(file.read_text(encoding="utf-8"))))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Refused(f"no encodings of a known schema: {type(error).__name__} {error}") from error
 
 
-def _entries(content: Mapping[str, Any]) -> Iterator[tuple[str, Encoded]]:
+def entries_of(content: Mapping[str, Any]) -> Iterator[tuple[str, Encoded]]:
+    """The tensors of a file's content and their grids."""
     if content["version"] == "2.0.0":
         yield from ((each["name"], _onnx(each)) for each in content["encodings"])
         return

@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Protocol
 
-from dipo.verify import aimet, atlas, onnx_runtime, openvino, qnn, rknn, tidl
+from dipo.verify import aimet, atlas, onnx_runtime, openvino, qnn, ranges, rknn, tidl
 from dipo.verify.folder import Target
 from dipo.verify.verdict import Probe, Refused, Unavailable, Verdict
 
@@ -38,6 +38,7 @@ class Consumer:
 
 
 CONSUMERS = (
+    *(Consumer(ranges.NAME, ranges.check, files) for files in ranges.FORMS),
     Consumer("ONNX Runtime", onnx_runtime.check, "*.onnx"),
     Consumer("OpenVINO", openvino.check, "*.onnx", frozenset({"openvino"})),
     Consumer("ONNX Runtime's QNN provider", qnn.check, "quantized.onnx", frozenset({"qnn"})),
@@ -66,9 +67,9 @@ def judge(target: Target, file: Path, probe: Probe) -> Iterator[Verdict]:
     asked = [consumer for consumer in CONSUMERS if consumer.reads(target, file)]
     for consumer in asked:
         yield _ask(consumer, file, probe)
-    if not asked:
-        why = next((why for name, why in ELSEWHERE.items() if fnmatch(file.name, name)), "nobody is known to read it")
-        yield Verdict("nobody", file, not_checked=why)
+    why = next((why for name, why in ELSEWHERE.items() if fnmatch(file.name, name)), None)
+    if why is not None or not asked:
+        yield Verdict("nobody", file, not_checked=why or "nobody is known to read it")
 
 
 def _ask(consumer: Consumer, file: Path, probe: Probe) -> Verdict:
