@@ -29,7 +29,10 @@ DESCRIPTION
     it, in its consumer, and says of every tensor whether its numbers were
     accepted, ignored or recomputed, and how far the consumer's outputs are
     from those of quantized.onnx beside the file. A consumer that is not
-    installed is named, and its file counts as not checked.
+    installed is named, and counts as not asked.
+
+    Range files are read by dipo itself, too: a file of another form, and a
+    number that is not that of quantized.onnx, is refused.
 
     ONNX Runtime    every .onnx
     OpenVINO        quantized.onnx of platform=openvino
@@ -94,6 +97,7 @@ def _run(argv: Sequence[str]) -> int:
     words = _words(argv)
     if ("run" in words) == ("file" in words):
         raise UserError("give one of run=FOLDER and file=FILE, as in: python -m dipo.verify run=outputs/...")
+    _check_platform(words)
     samples, every = _samples(words.get("samples", str(SAMPLES))), _flag(words.get("all", "false"))
     return _verify(words, samples=samples, every=every)
 
@@ -101,7 +105,7 @@ def _run(argv: Sequence[str]) -> int:
 def _verify(words: Mapping[str, str], *, samples: int, every: bool) -> int:
     from rich.console import Console
 
-    from dipo.verify.folder import config_of, reported_sqnr, target_of, targets_of
+    from dipo.verify.folder import config_of, data_beside, reported_sqnr, target_of, targets_of
     from dipo.verify.terminal import show
 
     console = Console(highlight=False)
@@ -117,6 +121,7 @@ def _verify(words: Mapping[str, str], *, samples: int, every: bool) -> int:
     else:
         file = Path(words["file"]).expanduser()
         root, targets = file.parent, [target_of(file, words.get("platform"))]
+        data = data_beside(file)
     verdicts = [verdict for target in targets for verdict in _judge(target, data, samples, console)]
     show(verdicts, console, root=root, every=every)
     return int(any(verdict.failed for verdict in verdicts))
@@ -155,6 +160,16 @@ def _words(argv: Sequence[str]) -> dict[str, str]:
             raise UserError(f"{key} has no value: give {OPTIONS[key]}")
         words[key] = value
     return words
+
+
+def _check_platform(words: Mapping[str, str]) -> None:
+    from dipo.config import PLATFORMS
+
+    platform = words.get("platform")
+    if platform is not None and "run" in words:
+        raise UserError(f"platform={platform} goes with file=FILE alone: a run says whose its files are, leave it out")
+    if platform is not None and platform not in PLATFORMS:
+        raise UserError(f"platform '{platform}': {choose(platform, PLATFORMS)}")
 
 
 def _samples(text: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,17 @@ def target_of(file: Path, platform: str | None) -> Target:
     if not file.is_file():
         raise UserError(f"file={file}: there is no such file, give one that a run has written")
     return Target(platform, file.parent, (file,))
+
+
+def data_beside(file: Path) -> Mapping[str, Any] | None:
+    """The `data` section of the run that wrote a file: its configuration lies beside it, or above a target's folder.
+
+    Raises:
+        UserError: The configuration cannot be read.
+    """
+    folder = file.absolute().parent
+    run = next((each for each in (folder, folder.parent) if (each / CONFIG).is_file()), None)
+    return None if run is None else config_of(run).get("data")
 
 
 def config_of(run: Path) -> dict[str, Any]:

@@ -104,20 +104,6 @@ def test_weights_off_the_grid_are_recomputed(write, capsys):
     assert "recomputed w2: lies off the grid" in capsys.readouterr().out
 
 
-def test_a_wrong_range_shows_in_the_error(write, capsys):
-    """The record still parses; that its numbers are not those of the quantized model is seen in the outputs."""
-    run = write("ti")
-    target = table.Target("ti", run, (run / "tidl_quant_params.prototxt",))
-    from dipo.verify.probe import feed_of, make_probe
-
-    probe = make_probe(feed_of(run / "quantized.onnx", data=None, samples=8), run / "quantized.onnx")
-    (good,) = table.judge(target, target.files[0], probe)
-    text = target.files[0].read_text()
-    target.files[0].write_text(text.replace("scale: ", "scale: 1"))
-    (bad,) = table.judge(target, target.files[0], probe)
-    assert good.error.sqnr_db > 60 > bad.error.sqnr_db
-
-
 def test_a_consumer_that_is_not_installed_is_named(write, capsys, monkeypatch):
     def gone(file, probe):
         require("no_such_consumer", get="pip install it")
@@ -170,6 +156,9 @@ def test_every_consumer_says_in_a_sentence_that_it_is_not_there(write, capsys, m
         (["--hepl"], "unknown flag '--hepl': did you mean --help"),
         (["run=nowhere"], "no config.yaml is there"),
         (["file=nowhere.onnx"], "there is no such file"),
+        (["file=x.onnx", "platform=foo"], "platform 'foo': choose from ort, trt"),
+        (["file=x.onnx", "platform=ops"], "platform 'ops': "),
+        (["run=x", "platform=ort"], "platform=ort goes with file=FILE alone"),
         (["run=x", "samples=0"], "samples '0': give a whole number >= 1"),
         (["run=x", "all=yes"], "all 'yes': give true or false"),
     ],
@@ -184,6 +173,17 @@ def test_a_run_without_files(tmp_path, capsys):
     (tmp_path / "config.yaml").write_text("platform: {name: ort}\n")
     assert main([f"run={tmp_path}"]) == 2
     assert "has written no model yet" in capsys.readouterr().err
+
+
+def test_the_run_of_a_file_has_its_samples(write, capsys):
+    run = write("ort")
+    folder = write("trt", below="trt")
+    for file in (run / "quantized.onnx", folder / "deploy.onnx"):
+        assert main([f"file={file}"]) == 0
+        assert "8 samples of the run's samples" in words(capsys.readouterr().out)
+    (run / "config.yaml").unlink()
+    assert main([f"file={run / 'quantized.onnx'}"]) == 0
+    assert "32 samples of noise" in words(capsys.readouterr().out)
 
 
 def test_the_manual(capsys):
