@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from dipo.config import Config, ExportConfig, PlatformConfig, resolve_path
+from dipo.config import Config, ExportConfig, PlatformConfig, resolve_path, to_plain
 from dipo.errors import UserError
 from dipo.export.forms import QDQ
-from dipo.export.platforms import OPTIONS, RULES, check_options
+from dipo.export.platforms import OPTIONS, check_options
 from dipo.launch import guarded
 from dipo.run import FINGERPRINT, DamagedFileError, RunFolder
 from dipo.section import OneOf, Option, choose, from_plain, options, show
@@ -35,7 +35,6 @@ once more, and FOLDER/TARGET/export.json says how much that lost. It needs the m
 
 Options: {options}; model.path, where the model file has moved.
 """
-REPORT = "export.json"
 
 
 @dataclass(frozen=True)
@@ -112,38 +111,25 @@ def export(request: Request) -> int:
         UserError: The run is not finished or damaged, its model is not there, or a target refuses the network.
     """
     from dipo.report.terminal import Terminal
+    from dipo.stages.deliver import EXPORT, deliver
     from dipo.stages.load import form_of
-    from dipo.stages.targets import target_of, write
 
-    stored = from_plain(Config, RunFolder.stored_config(request.run))
+    stored = from_plain(Config, RunFolder.stored_config(request.run, whole=to_plain(Config()), option="run"))
     asked = dataclasses.replace(stored, export=dataclasses.replace(stored.export, **request.export))
     cfg, form = request.platform_config(stored.platform), form_of(asked)
     check_options(request.targets, cfg=cfg, form=form if "format" in request.export else QDQ)
-    folder = RunFolder(request.run, resume=True)
+    folder = RunFolder(request.run, resume=True, option="run")
     try:
         source = _source(folder, request, stored)
+        made = deliver(folder, source, {name: name for name in request.targets}, cfg=cfg, form=form)
         terminal = Terminal()
-        for name in request.targets:
-            place = folder.path / name
-            target = target_of(name, source)
-            former = _former_files(folder, name)
-            files = write(target, source, place, cfg=cfg, form=form.for_rules(RULES[name]))
-            for file in former - {file.name for file in files}:
-                (place / file).unlink(missing_ok=True)
+        for target, files in made.items():
             row = target.row(source, files, cfg=cfg, error=None)
-            folder.write_json(f"{name}/{REPORT}", dataclasses.asdict(row))
-            terminal.show_target(row, str(place))
+            folder.write_json(f"{target.name}/{EXPORT}", dataclasses.asdict(row))
+            terminal.show_target(row, str(folder.path / target.name))
     finally:
         folder.close()
     return 0
-
-
-def _former_files(folder: RunFolder, target: str) -> set[str]:
-    """Names of what an earlier export of the target wrote; with other options some may not be written again."""
-    try:
-        return {Path(file).name for file in folder.read_json(f"{target}/{REPORT}")["files"]}
-    except (DamagedFileError, KeyError):
-        return set()
 
 
 def _source(folder: RunFolder, request: Request, config: Config) -> Source:

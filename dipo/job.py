@@ -34,11 +34,12 @@ from dipo.run import CONFIG, REPORT, DamagedFileError, RunFolder, explain_full_d
 from dipo.stages.checkpoint import STATISTICS, load_calibration, save_calibration, tell_of_damage
 from dipo.stages.clock import Clock
 from dipo.stages.context import Context
+from dipo.stages.deliver import OWN, check_places, deliver
 from dipo.stages.dry_run import show_plan
 from dipo.stages.fingerprint import Stored, compare, fingerprint, same_options, write_fingerprint
 from dipo.stages.load import Loaded, check_parity, form_of, load_job, moments_of_model
 from dipo.stages.network import Kept, save_network
-from dipo.stages.targets import Source, Target, others, rehearse, target_of, write
+from dipo.stages.targets import Source, Target, others, rehearse
 from dipo.stages.transform import transform
 from dipo.stages.verify import source_of, verify, versions
 
@@ -119,6 +120,7 @@ def _explained(folder: RunFolder, terminal: Terminal) -> Iterator[None]:
 
 def _run(begun: Prepared) -> None:
     config, folder, terminal = begun.config, begun.folder, begun.terminal
+    check_places(folder, others(config))
     _log_to(folder.path / "dipo.log")
     resumes = folder.has(CONFIG)
     if begun.stored is not None and begun.stored.other_ranges:
@@ -133,6 +135,8 @@ def _run(begun: Prepared) -> None:
             context = _context(begun, pool, events)
             report = _process(context, parity=begun.parity)
         folder.write_json(REPORT, report.to_plain())
+        if resumes:
+            folder.write_yaml(CONFIG, to_plain(config))  # what the files are now made with
         _tell_of_end(report, events)
     terminal.show(report)
     if report.analysis is not None:
@@ -229,13 +233,9 @@ def _calibrate(context: Context) -> Calibration:
 
 def _export(context: Context, source: Source) -> dict[Target, list[Path]]:
     """The files of the job's own target, which is the first, and of the others, each in a folder of its name."""
-    config, folder = context.config, context.folder.path
-    found = {}
-    for name in [config.platform.name, *others(config)]:
-        target = target_of(name, source)
-        place = folder if name == config.platform.name else folder / name
-        found[target] = write(target, source, place, cfg=config.platform, form=form_of(config))
-    return found
+    config = context.config
+    places = {config.platform.name: OWN, **{name: name for name in others(config)}}
+    return deliver(context.folder, source, places, cfg=config.platform, form=form_of(config))
 
 
 def _tell_of_begin(begun: Prepared, events: Events, *, resumes: bool) -> None:

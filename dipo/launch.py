@@ -97,7 +97,7 @@ def compose_config(overrides: Sequence[str], own: Sequence[Path] = ()) -> Config
         return from_plain(Config, _compose([_translate(override, own) for override in overrides], own))
     from dipo.run import RunFolder
 
-    stored = RunFolder.stored_config(resumed)
+    stored = RunFolder.stored_config(resumed, whole=to_plain(Config()))
     from_plain(Config, stored)
     with tempfile.TemporaryDirectory() as folder:
         # The run's options stand for the presets that it was begun with; others may be named on top of them.

@@ -41,6 +41,7 @@ FILES = {
     "quantized.onnx": "The quantized model; beside it, but for ort and openvino, the platform's range files and "
     "deploy.onnx, the float network that they belong to.",
     "TARGET/": "The files for another target of export.also.",
+    "written.list": "The paths of all the targets' files: those that are not written again are removed.",
     "report.json": "Accuracy, errors end to end and by layer, seconds, memory.",
 }
 STATUS = {

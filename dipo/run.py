@@ -32,6 +32,16 @@ REPORT = "report.json"
 ABOUT = "dipo"
 """The entry in the header of an array file: a digest, and the plain values that go with the arrays."""
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_BEGIN = {"run.resume": "give the folder of one or begin with run.dir=", "run": "give the folder of a finished run"}
+"""By the option that names a folder: what to do where no run is in it."""
+_ANEW = {"run.resume": "begin the run again with run.dir=", "run": "do the run again"}
+"""What to do where a run is damaged."""
+_WRITABLE = {
+    "run.dir": "choose another folder with run.dir=",
+    "run.resume": "make it writable, or copy the run and go on with the copy",
+    "run": "make it writable, or copy the run and name the copy",
+}
+"""What to do where a folder cannot be written."""
 
 
 class DamagedFileError(Exception):
@@ -41,17 +51,22 @@ class DamagedFileError(Exception):
 class RunFolder:
     """Writes a run's files, each under a temporary name that becomes the final one when it is complete."""
 
-    def __init__(self, path: Path, *, resume: bool = False) -> None:
+    def __init__(self, path: Path, *, resume: bool = False, option: str | None = None) -> None:
         """Makes the folder, or takes up the one of an earlier run; no other process can have it at the same time.
+
+        Args:
+            path: The folder.
+            resume: A run was begun in it.
+            option: By which the user named it; null: `run.resume` or `run.dir`.
 
         Raises:
             UserError: It cannot be made or written, holds another run or, to `resume`, none, or is in use.
         """
         self.path = path
         self.made = not path.exists()
-        self.option = "run.resume" if resume else "run.dir"
+        self.option = option or ("run.resume" if resume else "run.dir")
         if resume and not (path / CONFIG).is_file():
-            raise _no_run(path)
+            raise _no_run(path, self.option)
         if not resume and (path / CONFIG).exists():
             raise UserError(
                 f"run.dir={path}: the folder holds another run, choose another one, or go on with it: run.resume={path}"
@@ -63,11 +78,14 @@ class RunFolder:
             self.lock: int | None = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise UserError(
-                f"{self.option}={path}: cannot be written ({error.strerror}), choose another folder with run.dir="
+                f"{self.option}={path}: cannot be written ({error.strerror}), {_WRITABLE[self.option]}"
             ) from error
         self._take_lock()
-        for left in path.rglob(".*.part"):
-            left.unlink(missing_ok=True)  # of a process that was killed
+        for left in list(path.rglob(".*.part")):  # of a process that was killed
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink(missing_ok=True)
 
     def _take_lock(self) -> None:
         try:
@@ -82,20 +100,32 @@ class RunFolder:
             log.warning("%s cannot be locked (%s)", self.path, error.strerror)
 
     @staticmethod
-    def stored_config(path: Path) -> dict[str, Any]:
+    def stored_config(
+        path: Path, *, whole: Mapping[str, Any] | None = None, option: str = "run.resume"
+    ) -> dict[str, Any]:
         """The configuration that a run was begun with.
 
+        Args:
+            path: The run's folder.
+            whole: A configuration with every section and option, all of which have to be there.
+            option: By which the user named the folder.
+
         Raises:
-            UserError: There is none, or it cannot be read.
+            UserError: There is none, it cannot be read, or part of it is missing.
         """
         if not (path / CONFIG).is_file():
-            raise _no_run(path)
+            raise _no_run(path, option)
+        damaged = f"{option}={path}: its {CONFIG} is damaged"
         try:
             content = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
         except (OSError, UnicodeError, yaml.YAMLError) as error:
-            raise UserError(f"run.resume={path}: its {CONFIG} is damaged, begin the run again with run.dir=") from error
+            raise UserError(f"{damaged}, {_ANEW[option]}") from error
         if not isinstance(content, dict):
-            raise UserError(f"run.resume={path}: its {CONFIG} is damaged, begin the run again with run.dir=")
+            raise UserError(f"{damaged}, {_ANEW[option]}")
+        missing = _missing(whole or {}, content)
+        if missing:
+            others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise UserError(f"{damaged} or another version's ({missing[0]}{others} is not in it), {_ANEW[option]}")
         return content
 
     @property
@@ -124,6 +154,21 @@ class RunFolder:
         shutil.rmtree(self.path / UNITS, ignore_errors=True)
 
     @contextlib.contextmanager
+    def staging(self) -> Iterator[Path]:
+        """A folder for files that get their final place when all of them are complete; it goes away at the end."""
+        path = self.path / f".staging.{os.getpid()}.part"
+        with explain_full_disk(self.path, self._go_on):
+            path.mkdir()
+            try:
+                yield path
+            finally:
+                shutil.rmtree(path)
+
+    @property
+    def _go_on(self) -> str:
+        return "export again" if self.option == "run" else f"go on with run.resume={self.path}"
+
+    @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:
         """A path to write to, renamed to `name` at the end; removed where the writing fails.
 
@@ -136,7 +181,7 @@ class RunFolder:
         final = self.path / name
         temporary = final.with_name(f".{final.name}.{os.getpid()}.part")
         try:
-            with explain_full_disk(self.path):
+            with explain_full_disk(self.path, self._go_on):
                 final.parent.mkdir(parents=True, exist_ok=True)
                 yield temporary
                 with temporary.open("rb") as written:
@@ -214,8 +259,12 @@ class RunFolder:
 
 
 @contextlib.contextmanager
-def explain_full_disk(path: Path) -> Iterator[None]:
+def explain_full_disk(path: Path, go_on: str | None = None) -> Iterator[None]:
     """Turns the error of a full disk into a sentence that says how to go on.
+
+    Args:
+        path: The run's folder.
+        go_on: What to do once there is space; null: go on with the run.
 
     Raises:
         JobError: The disk is full.
@@ -227,11 +276,23 @@ def explain_full_disk(path: Path) -> Iterator[None]:
         in_words = os.strerror(errno.ENOSPC).lower() in str(error).lower()
         if not (error.errno in FULL if isinstance(error, OSError) else in_words):
             raise
-        raise JobError(f"{path}: no space is left on the disk, free some and go on with run.resume={path}") from error
+        remedy = go_on or f"go on with run.resume={path}"
+        raise JobError(f"{path}: no space is left on the disk, free some and {remedy}") from error
 
 
-def _no_run(path: Path) -> UserError:
-    return UserError(f"run.resume={path}: no run was begun there, give the folder of one or begin with run.dir=")
+def _no_run(path: Path, option: str) -> UserError:
+    return UserError(f"{option}={path}: no run was begun there, {_BEGIN[option]}")
+
+
+def _missing(whole: Mapping[str, Any], content: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Sections and options of `whole` that `content` lacks."""
+    found = []
+    for name, value in whole.items():
+        if name not in content:
+            found.append(prefix + name)
+        elif isinstance(value, Mapping) and isinstance(content[name], Mapping):
+            found += _missing(value, content[name], f"{prefix}{name}.")
+    return found
 
 
 def _digest(arrays: Mapping[str, NDArray[Any]], about: str) -> str:

@@ -21,6 +21,10 @@ def contents(folder):
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "export.json"}
 
 
+def files_of(folder):
+    return {path.name for path in folder.iterdir() if path.is_file()}
+
+
 @pytest.mark.parametrize("algo", ["algo=brecq", "algo.steps=[equalize,bias_correction]"])
 def test_a_job_writes_other_targets_and_so_does_its_folder_later_without_samples(tiny_job, tmp_path, algo):
     run = tmp_path / "run"
@@ -77,6 +81,77 @@ def test_an_export_leaves_no_files_of_the_one_before(tiny_job, tmp_path):
     (run / "trt" / "notes.txt").write_text("the user's own")
     assert export([f"run={run}", "platform=trt", "platform.version=11"]) == 0
     assert {file.name for file in (run / "trt").iterdir()} == {"quantized.onnx", "export.json", "notes.txt"}
+
+
+def test_an_export_leaves_no_files_of_the_job_before(tiny_job, tmp_path):
+    run = tmp_path / "run"
+    assert main(tiny_job.arguments(f"run.dir={run}", "export.also=[trt]")) == 0
+    (run / "trt" / "notes.txt").write_text("the user's own")
+    assert (run / "trt" / "calibration.cache").exists()
+    assert export([f"run={run}", "platform=trt", "platform.version=11"]) == 0
+    assert files_of(run / "trt") == {"quantized.onnx", "export.json", "notes.txt"}
+
+
+def test_a_job_leaves_no_files_of_itself_with_other_options(tiny_job, tmp_path):
+    run = tmp_path / "run"
+    assert main(tiny_job.arguments(f"run.dir={run}", "platform=trt", "platform.version=10", "export.also=[snpe]")) == 0
+    (run / "notes.txt").write_text("the user's own")
+    before, newer = files_of(run), ["platform.version=11"]
+    assert main([f"run.resume={run}", *newer]) == 0
+    lost = {"deploy.onnx", "calibration.cache", "trt_clip_val.json"}
+    assert lost < before and files_of(run) == before - lost
+    assert main([f"run.resume={run}", "platform.version=10"]) == 0, "the run is now one for 11"
+    assert files_of(run) == before
+
+
+def test_a_job_leaves_no_files_of_its_other_targets_with_other_options(tiny_job, tmp_path):
+    run = tmp_path / "run"
+    assert main(tiny_job.arguments(f"run.dir={run}")) == 0
+    assert export([f"run={run}", "platform=[trt,snpe]"]) == 0
+    assert main([f"run.resume={run}", "export.also=[trt]", "platform.version=11", "calib.method=mse"]) == 0
+    assert files_of(run / "trt") == {"quantized.onnx"}
+    assert files_of(run / "snpe") == {"quantized.onnx", "deploy.onnx", "snpe_encodings.json", "export.json"}
+
+
+def test_a_run_without_a_list_of_its_files_has_its_report(tiny_job, tmp_path):
+    run = tmp_path / "run"
+    assert main(tiny_job.arguments(f"run.dir={run}", "platform=trt", "export.also=[snpe]")) == 0
+    (run / "written.list").write_text("../kept.txt\n/kept.txt\n")
+    (tmp_path / "kept.txt").write_text("another's")
+    (run / "snpe" / "export.json").write_text("{")
+    assert main([f"run.resume={run}", "platform.version=11"]) == 0
+    assert not (run / "calibration.cache").exists()
+    assert "export.json" not in files_of(run / "snpe")
+    assert (tmp_path / "kept.txt").exists()
+
+
+@pytest.mark.parametrize("targets", ["[trt,snpe,rk]", "[snpe,trt]"])
+def test_where_one_target_refuses_nothing_is_written_for_any(tiny_job, tmp_path, capsys, targets):
+    run = tmp_path / "run"
+    assert main(tiny_job.arguments(f"run.dir={run}", "precision.skip=[head]")) == 0
+    before = set(run.rglob("*"))
+    assert export([f"run={run}", f"platform={targets}"]) == 2
+    assert "platform=snpe: no range for tensors" in capsys.readouterr().err
+    assert set(run.rglob("*")) == before
+    report = (run / "report.json").read_bytes()
+    assert main([f"run.resume={run}", "export.also=[trt,snpe]"]) == 2
+    assert set(run.rglob("*")) == before and (run / "report.json").read_bytes() == report
+
+
+def test_what_lies_in_the_way_of_a_targets_files_is_named(tiny_job, tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "snpe").write_text("")
+    assert main(tiny_job.arguments(f"run.dir={run}", "export.also=[snpe]")) == 2
+    assert f"run.dir={run}: snpe in it is a file" in capsys.readouterr().err
+    assert main(tiny_job.arguments(f"run.dir={run}")) == 0
+    assert export([f"run={run}", "platform=[trt,snpe]"]) == 2
+    assert f"run={run}: snpe in it is a file" in capsys.readouterr().err
+    (run / "snpe").unlink()
+    (run / "snpe" / "deploy.onnx").mkdir(parents=True)
+    assert export([f"run={run}", "platform=[trt,snpe]"]) == 2
+    assert "snpe/deploy.onnx in it is a folder" in capsys.readouterr().err
+    assert not (run / "trt").exists()
 
 
 @pytest.mark.parametrize("schema", ["0.6.1", "1.0.0", "2.0.0"])
