@@ -18,7 +18,7 @@ from dipo.errors import UserError
 from dipo.export.forms import QDQ
 from dipo.export.platforms import OPTIONS, check_options
 from dipo.launch import guarded
-from dipo.run import FINGERPRINT, DamagedFileError, RunFolder
+from dipo.run import CONFIG, FINGERPRINT, DamagedFileError, RunFolder
 from dipo.section import OneOf, Option, choose, from_plain, options, show
 
 if TYPE_CHECKING:
@@ -134,16 +134,19 @@ def export(request: Request) -> int:
 
 def _source(folder: RunFolder, request: Request, config: Config) -> Source:
     """The network of the run."""
-    from dipo.stages.checkpoint import STATISTICS, load_calibration
+    from dipo.stages.checkpoint import load_calibration
     from dipo.stages.load import equalized_model, plan_for
     from dipo.stages.network import load_network
     from dipo.stages.targets import Source
 
     if not folder.finished:
-        raise UserError(f"run={folder.path}: the run is not finished, go on with it: run.resume={folder.path}")
+        raise UserError(
+            f"run={folder.path}: the run is not finished, go on with it first: python -m dipo.launch run.resume=..."
+        )
     try:
+        _check_config(folder, config)
         kept = load_network(folder)
-        statistics = load_calibration(folder).statistics if folder.has(STATISTICS) else {}
+        statistics = load_calibration(folder).statistics if _has_statistics(folder, config) else {}
         model = _model(folder, request, config)
     except DamagedFileError as error:
         raise UserError(
@@ -154,6 +157,31 @@ def _source(folder: RunFolder, request: Request, config: Config) -> Source:
         model = equalized_model(config, model, plan, kept.least_outputs).model
         plan = plan_for(config.platform.name, config, model)
     return Source(config, model, plan, kept.quantized, statistics)
+
+
+def _check_config(folder: RunFolder, config: Config) -> None:
+    """Looks for options that are not those of the run.
+
+    Raises:
+        UserError: There is one.
+        DamagedFileError: The run does not say which ones it had.
+    """
+    from dipo.stages.fingerprint import decisive_options
+
+    kept = folder.read_json(FINGERPRINT)
+    for name, value in decisive_options(config).items():
+        if kept.get(name) != value:
+            raise UserError(
+                f"run={folder.path}: its {CONFIG} says {name}={show(value)} and its {FINGERPRINT} "
+                f"{show(kept.get(name))}, so one is damaged or changed: put it back, or do the run again"
+            )
+
+
+def _has_statistics(folder: RunFolder, config: Config) -> bool:
+    """Whether calibration kept what it saw; every run has it but those without samples."""
+    from dipo.stages.checkpoint import STATISTICS
+
+    return config.calib.method != "batchnorm" or folder.has(STATISTICS)
 
 
 def _model(folder: RunFolder, request: Request, config: Config) -> ir.Model:

@@ -151,12 +151,24 @@ def test_the_same_files_at_another_place_are_taken(finished, tmp_path, tiny_job)
     assert same_outcome(finished, folder)
 
 
-@pytest.mark.parametrize(("name", "content"), [("config.yaml", "a: ["), ("config.yaml", ""), ("fingerprint.json", "{")])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.yaml", "a: ["),
+        ("config.yaml", ""),
+        ("config.yaml", 100),
+        ("config.yaml", -20),
+        ("fingerprint.json", "{"),
+    ],
+)
 def test_damaged_files_without_which_nothing_goes_on(finished, tmp_path, capsys, name, content):
     folder = ended_early(finished, tmp_path / "ended")
-    (folder / name).write_text(content)
+    whole = (folder / name).read_text()
+    (folder / name).write_text(content if isinstance(content, str) else whole[:content])
     assert main([f"run.resume={folder}"]) == 2
-    assert f"{name} is damaged" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"run.resume={folder}: its {name} is damaged" in error
+    assert "begin the run again with run.dir=" in error
 
 
 def test_a_config_never_makes_objects(finished, tmp_path, capsys):

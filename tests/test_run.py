@@ -73,6 +73,20 @@ def test_a_folder_without_permission_is_refused(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(UserError, match="Permission denied"):
         RunFolder(tmp_path)
+    with pytest.raises(UserError, match=r"^run\.dir=.*choose another folder"):
+        RunFolder(tmp_path)
+
+
+@pytest.mark.parametrize("option", ["run", "run.resume"])
+def test_a_run_that_cannot_be_written_is_named_by_its_option(folder, monkeypatch, option):
+    def denied(**_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    folder.write_yaml("config.yaml", {})
+    folder.close()
+    monkeypatch.setattr("tempfile.TemporaryFile", denied)
+    with pytest.raises(UserError, match=rf"^{option}=.*Permission denied.*make it writable, or copy the run"):
+        RunFolder(folder.path, resume=True, option=option)
 
 
 def test_two_processes_cannot_have_one_folder(folder):
@@ -88,8 +102,10 @@ def test_what_a_killed_process_left_half_written_goes_away(folder):
     (folder.path / "units").mkdir()
     (folder.path / "units" / ".3.safetensors.77.part").write_bytes(b"half")
     folder.close()
+    (folder.path / ".staging.77.part" / "snpe").mkdir(parents=True)
     RunFolder(folder.path, resume=True)
     assert not list((folder.path / "units").iterdir())
+    assert not list(folder.path.glob(".*"))
 
 
 def test_arrays_come_back_bit_for_bit_with_what_goes_with_them(folder):

@@ -1,14 +1,18 @@
 """Files for other targets: with a job, and later from its folder."""
 
+import errno
 import json
+import os
 import shutil
 
 import numpy as np
 import onnx
 import pytest
 
+from dipo.errors import JobError
 from dipo.export_command import main as export
 from dipo.launch import main
+from dipo.run import RunFolder
 
 ALL = "[snpe,qnn,rv,rk,atlas,ti,imx,magicmind,stpu,openvino,trt]"
 
@@ -198,7 +202,8 @@ def test_what_is_wrong_with_a_later_export_is_said(tiny_job, tmp_path, capsys):
     assert "platform is missing" in complaint(f"run={run}")
     assert "did you mean snpe" in complaint(f"run={run}", "platform=snpee")
     assert "unknown option 'platfrom': did you mean platform" in complaint(f"run={run}", "platfrom=snpe")
-    assert "no run was begun there" in complaint(f"run={tmp_path / 'nowhere'}", "platform=snpe")
+    nowhere = complaint(f"run={tmp_path / 'nowhere'}", "platform=snpe")
+    assert f"run={tmp_path / 'nowhere'}: no run was begun there, give the folder of a finished run" in nowhere
     other = tmp_path / "other.onnx"
     other.write_bytes(tiny_job.model.read_bytes()[:-100])
     assert str(other) in complaint(f"run={run}", "platform=snpe", f"model.path={other}")
@@ -231,3 +236,55 @@ def test_scripts_find_the_range_of_every_tensor(tiny_job, tmp_path, own):
         assert json.loads((folder / file).read_text())["blob_range"].keys() == names
     lines = ((run if own == "trt" else run / "trt") / "calibration.cache").read_text().splitlines()[1:]
     assert {line.rpartition(": ")[0] for line in lines} == names
+
+
+@pytest.fixture
+def damaged(tiny_job, tmp_path, capsys):
+    """Exports from a run after a file of it was changed; gives the complaint, which names the option that was typed."""
+
+    def of(name, change, *words):
+        run = tmp_path / "run"
+        assert main(tiny_job.arguments(f"run.dir={run}", "precision.weight_bits=4")) == 0
+        path = run / name
+        text = None if change is None else change(path.read_text())
+        path.unlink()
+        if text is not None:
+            path.write_text(text)
+        capsys.readouterr()
+        assert export([f"run={run}", "platform=qnn", *words]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"dipo: run={run}: ") and error.count("\n") == 1
+        assert "run.resume=" not in error and "run.dir=" not in error
+        assert not (run / "qnn").exists()
+        return error
+
+    return of
+
+
+@pytest.mark.parametrize("length", [0, 100, -20])
+def test_a_cut_configuration_is_no_configuration(damaged, length):
+    assert "its config.yaml is damaged" in damaged("config.yaml", lambda text: text[:length])
+
+
+def test_a_configuration_that_is_not_the_runs_is_refused(damaged):
+    error = damaged("config.yaml", lambda text: text.replace("weight_bits: 4", "weight_bits: 8"))
+    assert "config.yaml says precision.weight_bits=8 and its fingerprint.json 4" in error
+
+
+def test_missing_statistics_are_named(damaged):
+    assert "its statistics.safetensors is missing or damaged" in damaged("statistics.safetensors", None)
+
+
+def test_a_run_that_is_at_work_or_cannot_be_written_is_named_as_it_was_given(tiny_job, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(tiny_job.arguments(f"run.dir={run}")) == 0
+    folder = RunFolder(run, resume=True)
+    assert export([f"run={run}", "platform=snpe"]) == 2
+    assert f"run={run}: another process is at work" in capsys.readouterr().err
+    folder.close()
+    with (
+        pytest.raises(JobError, match="free some and export again"),
+        RunFolder(run, resume=True, option="run").staging(),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert not list(run.glob(".*"))

@@ -35,9 +35,6 @@ def fingerprint(config: Config, loaded: Loaded, *, device: str) -> dict[str, Any
     Raises:
         UserError: The samples cannot be read.
     """
-    plain = to_plain(config)
-    options = {f"{section}.{name}": value for section in SECTIONS for name, value in plain[section].items()}
-    options |= {f"{section}.{name}": plain[section][name] for section, names in SINGLE.items() for name in names}
     return {
         "model": digest_files(model_files(loaded.path)),
         "data": loaded.data.calib.digest(),
@@ -45,8 +42,15 @@ def fingerprint(config: Config, loaded: Loaded, *, device: str) -> dict[str, Any
         "device": device,
         "dipo": dipo.__version__,
         "torch": torch.__version__,
-        **options,
+        **decisive_options(config),
     }
+
+
+def decisive_options(config: Config) -> dict[str, Any]:
+    """By name: the options that decide results."""
+    plain = to_plain(config)
+    options = {f"{section}.{name}": value for section in SECTIONS for name, value in plain[section].items()}
+    return options | {f"{section}.{name}": plain[section][name] for section, names in SINGLE.items() for name in names}
 
 
 def write_fingerprint(folder: RunFolder, own: Mapping[str, Any], *, pieces: int) -> None:
