@@ -14,6 +14,8 @@ from dipo.section import Between, OneOf, Section, show
 ZOO = Path(__file__).parent / "zoo"
 DATA_FREE = frozenset({"equalize", "bias_correction"})
 """Steps that need no samples."""
+FIRST_VERSION = 5
+"""The first major version of TensorRT with the calibrator that a calibration cache names."""
 PLATFORMS = ("ort", "trt", "snpe", "qnn", "rv", "rk", "atlas", "ti", "imx", "magicmind", "stpu", "openvino")
 
 
@@ -81,6 +83,16 @@ class PlatformConfig(Section):
     """Schema of the encodings file (snpe, qnn); null: 0.6.1 for snpe, 1.0.0 for qnn."""
     winograd: bool = False
     """Convolutions of 3x3 run as Winograd's (stpu)."""
+
+    def __post_init__(self) -> None:
+        """Check each option, then whether the version is old."""
+        super().__post_init__()
+        major = (self.version or "").partition(".")[0]
+        if major.isdecimal() and int(major) < FIRST_VERSION:
+            raise UserError(
+                f"platform.version {self.version!r}: TensorRT reads such files from version {FIRST_VERSION} on, give "
+                "yours, such as 8.6.1 or 10.13.0"
+            )
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import yaml
 from dipo.config import Config, ExportConfig, PlatformConfig, resolve_path, to_plain
 from dipo.errors import UserError
 from dipo.export.forms import QDQ
-from dipo.export.platforms import OPTIONS, check_options
+from dipo.export.platforms import OPTIONS, check_options, form_remarks
 from dipo.launch import guarded
 from dipo.run import CONFIG, FINGERPRINT, DamagedFileError, RunFolder
 from dipo.section import OneOf, Option, choose, from_plain, options, show
@@ -117,14 +117,14 @@ def export(request: Request) -> int:
     stored = from_plain(Config, RunFolder.stored_config(request.run, whole=to_plain(Config()), option="run"))
     asked = dataclasses.replace(stored, export=dataclasses.replace(stored.export, **request.export))
     cfg, form = request.platform_config(stored.platform), form_of(asked)
-    check_options(request.targets, cfg=cfg, form=form if "format" in request.export else QDQ)
+    check_options(request.targets, cfg=cfg, form=form if "format" in request.export else QDQ, all_take_form=True)
     folder = RunFolder(request.run, resume=True, option="run")
     try:
         source = _source(folder, request, stored)
         made = deliver(folder, source, {name: name for name in request.targets}, cfg=cfg, form=form)
         terminal = Terminal()
         for target, files in made.items():
-            row = target.row(source, files, cfg=cfg, error=None)
+            row = target.row(source, files, cfg=cfg, error=None).with_notes(form_remarks(target.name, form=form))
             folder.write_json(f"{target.name}/{EXPORT}", dataclasses.asdict(row))
             terminal.show_target(row, str(folder.path / target.name))
     finally:

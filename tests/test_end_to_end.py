@@ -172,3 +172,51 @@ def test_compiled_kernels_give_what_eager_ones_do(tiny_job, tmp_path):
     assert compiled["error"]["deployed_vs_fp32"]["sqnr_db"] == pytest.approx(
         eager["error"]["deployed_vs_fp32"]["sqnr_db"], abs=1
     )
+
+
+def test_sizes_count_tensors_beside_the_models(tiny_job, tmp_path, capsys):
+    model = tmp_path / "beside.onnx"
+    onnx.save(onnx.load(tiny_job.model), model, save_as_external_data=True, location="beside.bin", size_threshold=0)
+    report = run(tiny_job, tmp_path / "run", f"model.path={model}")
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "run").glob("quantized.onnx*")}
+    assert sizes.keys() == {"quantized.onnx", "quantized.onnx.data"}
+    whole = model.stat().st_size + (tmp_path / "beside.bin").stat().st_size
+    assert report["files"] == {"float": whole, **sizes}
+    written = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("written:"))
+    assert f"({sum(sizes.values()) / whole:.2f} of the float file)" in written
+    assert ".data" not in written
+
+
+def test_a_file_that_computes_something_else_is_told_of_aloud(tiny_job, tmp_path, capsys, monkeypatch):
+    def disturbed(*arguments, **named):
+        noise = np.random.default_rng(0).standard_normal
+        return {
+            name: array + (0.3 * array.std() * noise(array.shape)).astype(array.dtype)
+            for name, array in run_model(*arguments, **named).items()
+        }
+
+    assert run(tiny_job, tmp_path / "well")["notes"] == []
+    monkeypatch.setattr("dipo.stages.verify.run_model", disturbed)
+    report = run(tiny_job, tmp_path / "run")
+    decibels = report["error"]["deployed_vs_simulated"]["sqnr_db"]
+    assert 5 < decibels < 20
+    (note,) = report["notes"]
+    assert note["name"] == "quantized.onnx"
+    assert f"only {decibels:.1f} dB from the simulation" in note["what"]
+    assert f"python -m dipo.verify run={tmp_path / 'run'}" in note["what"]
+    assert f"note: quantized.onnx: {note['what']}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        (("precision.weight_block=2", "platform=trt"), 1),
+        (("precision.weight_block=2", "platform=trt", "precision=w4a8", "precision.first_last_bits=null"), 0),
+        (("precision.weight_block=2",), 0),
+        (("precision.weight_block=4096",), 1),
+        ((), 0),
+    ],
+)
+def test_blocks_that_no_layer_has_are_told_of(tiny_job, tmp_path, options, count):
+    report = run(tiny_job, tmp_path / "run", *options)
+    assert [note["name"] for note in report["notes"]].count("precision.weight_block") == count

@@ -177,6 +177,8 @@ def test_ti_is_simulated_with_powers_of_two(tiny_job, tmp_path):
     [
         (["platform.schema=1.0.0"], "platform.schema: only snpe or qnn has it, not ort, leave it out"),
         (["platform.version=eleven", "platform=trt"], "platform.version 'eleven': give TensorRT's version"),
+        (["platform.version=0", "platform=trt"], "platform.version '0': TensorRT reads such files from version 5 on"),
+        (["platform.version=4.9", "platform=trt"], "platform.version '4.9': TensorRT"),
         (["export.format=qop", "platform=trt"], "export.format=qop: platform trt keeps biases float"),
         (["platform=rk", "precision.weight_bits=4"], "has 4 bits and the target takes 8"),
         (["platform=snpe", "precision.skip=[head]"], "platform=snpe: no range for tensors"),
@@ -202,6 +204,10 @@ def test_what_is_wrong_with_a_later_export_is_said(tiny_job, tmp_path, capsys):
     assert "platform is missing" in complaint(f"run={run}")
     assert "did you mean snpe" in complaint(f"run={run}", "platform=snpee")
     assert "unknown option 'platfrom': did you mean platform" in complaint(f"run={run}", "platfrom=snpe")
+    for targets in ("[snpe,trt]", "[trt,snpe]"):
+        error = complaint(f"run={run}", f"platform={targets}", "export.format=qop")
+        assert "export.format=qop: platform trt keeps biases float" in error
+    assert "platform.version '0'" in complaint(f"run={run}", "platform=trt", "platform.version=0")
     nowhere = complaint(f"run={tmp_path / 'nowhere'}", "platform=snpe")
     assert f"run={tmp_path / 'nowhere'}: no run was begun there, give the folder of a finished run" in nowhere
     other = tmp_path / "other.onnx"
@@ -288,3 +294,18 @@ def test_a_run_that_is_at_work_or_cannot_be_written_is_named_as_it_was_given(tin
     ):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert not list(run.glob(".*"))
+
+
+def test_a_target_that_does_not_take_the_form_says_which_it_has(tiny_job, tmp_path, capsys):
+    run = tmp_path / "run"
+    said = "quantized.onnx is written with export.format=qdq, not qop"
+    assert main(tiny_job.arguments(f"run.dir={run}", "export.format=qop", "export.also=[trt,snpe]")) == 0
+    assert capsys.readouterr().out.count(said) == 1
+    rows = {row["name"]: row for row in json.loads((run / "report.json").read_text())["targets"]}
+    assert said in rows["trt"]["notes"][-1] and not rows["snpe"]["notes"]
+    assert properties(run / "trt" / "quantized.onnx")["dipo_form"] == "qdq"
+    assert properties(run / "snpe" / "quantized.onnx")["dipo_form"] == "qop"
+    assert export([f"run={run}", "platform=[snpe,trt]"]) == 0
+    assert capsys.readouterr().out.count(said) == 1
+    assert export([f"run={run}", "platform=[snpe,trt]", "export.format=qdq"]) == 0
+    assert said not in capsys.readouterr().out

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from dipo.report.analysis import AnalysisReport
@@ -75,6 +76,10 @@ class TargetRow:
     files: dict[str, int]
     """Bytes of each file."""
 
+    def with_notes(self, notes: Sequence[str]) -> TargetRow:
+        """The row with some more notes."""
+        return replace(self, notes=[*self.notes, *notes])
+
 
 @dataclass(frozen=True)
 class Report:
@@ -106,7 +111,7 @@ class Report:
     notes: list[Note]
     """What is odd about the network, and what was left undone."""
     files: dict[str, int]
-    """Bytes of each file for the target, and of the float model as `float`."""
+    """Bytes of each file for the target, and of the float model as `float`, its files of tensors included."""
     seconds: dict[str, float]
     peak_rss_mb: dict[str, float]
     """By process: `driver`, `worker 0`, ..."""
@@ -119,6 +124,10 @@ class Report:
     def to_plain(self) -> dict[str, Any]:
         """As nested dictionaries and lists."""
         return asdict(self)
+
+    def model_size(self, name: str) -> int:
+        """Bytes of a written model, those of its file of tensors included."""
+        return self.files[name] + self.files.get(f"{name}.data", 0)
 
     def worst_layers(self, count: int) -> list[LayerRow]:
         """The layers with the lowest SQNR."""

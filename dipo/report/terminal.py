@@ -169,10 +169,14 @@ def _narrow_cells(row: AnalysisRow) -> tuple[str, str]:
 def _costs(report: Report) -> Text:
     times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items())
     float_size = report.files["float"]
+    models = [name for name in report.files if name.endswith(".onnx")]
+    beside = {"float", *(f"{name}.data" for name in models)}
     sizes = ", ".join(
-        f"{name} {_size(size)}" + (f" ({size / float_size:.2f} of the float file)" if name.endswith(".onnx") else "")
+        f"{name} {_size(report.model_size(name))} ({report.model_size(name) / float_size:.2f} of the float file)"
+        if name in models
+        else f"{name} {_size(size)}"
         for name, size in report.files.items()
-        if name != "float"
+        if name not in beside
     )
     return Text(f"time: {times}\nwritten: {sizes}")
 

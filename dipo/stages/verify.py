@@ -20,19 +20,21 @@ from dipo.algo.simulate import LayerError, Simulated
 from dipo.config import Config
 from dipo.data.dataset import Dataset
 from dipo.errors import UserError
-from dipo.export.platforms import RULES, remarks
+from dipo.export.platforms import RULES, form_remarks, remarks
 from dipo.export.runtime import run_model
-from dipo.graph.load import layers_of, node_name
+from dipo.graph.load import layers_of, model_files, node_name
 from dipo.graph.plan import QuantizedModel
-from dipo.report.measures import accuracy, cosine, output_error, sqnr_db
+from dipo.report.measures import NO_NOISE_DB, OutputError, accuracy, cosine, output_error, sqnr_db
 from dipo.report.report import EqualizedRow, LayerRow, Note, Report, TargetRow
 from dipo.stages.context import Context
-from dipo.stages.load import Loaded
+from dipo.stages.load import Loaded, form_of
 from dipo.stages.targets import Source, Target
 from dipo.stages.transform import Transformed
 
 PROFILE_SAMPLES = 64
 """Samples whose layers are compared one by one."""
+FAR_DB = 20.0
+"""SQNR of the file against the simulation below which the user is told: rounding in another order keeps above it."""
 PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "numpy", "ray")
 
 
@@ -64,9 +66,16 @@ def verify(
         simulated = _simulate(context, dataset, done.quantized)
         source = source_of(context, done.quantized, calibration)
         targets = [_target_row(context, dataset, source, target, list(its)) for target, its in others.items()]
-        deployed, labels = _deploy(config, dataset, next(file for file in files if file.suffix == ".onnx"))
+        written = next(file for file in files if file.suffix == ".onnx")
+        deployed, labels = _deploy(config, dataset, written)
         peaks = context.pool.ask("peak_rss_mb")
     _check_labels(labels, simulated.fp_outputs)
+
+    error = {
+        "simulated_vs_fp32": output_error(simulated.fp_outputs, simulated.q_outputs),
+        "deployed_vs_fp32": output_error(simulated.fp_outputs, deployed),
+        "deployed_vs_simulated": output_error(simulated.q_outputs, deployed),
+    }
 
     def top1(outputs: Mapping[str, NDArray[np.float32]]) -> float | None:
         return None if labels is None else accuracy(outputs, labels)
@@ -84,11 +93,7 @@ def verify(
             "simulated": top1(simulated.q_outputs),
             "deployed": top1(deployed),
         },
-        error={
-            "simulated_vs_fp32": output_error(simulated.fp_outputs, simulated.q_outputs),
-            "deployed_vs_fp32": output_error(simulated.fp_outputs, deployed),
-            "deployed_vs_simulated": output_error(simulated.q_outputs, deployed),
-        },
+        error=error,
         layers=[_layer_row(name, error) for name, error in simulated.layers.items()],
         units=done.units,
         not_reconstructed=[
@@ -96,8 +101,16 @@ def verify(
         ],
         analysis=done.analysis,
         equalized=_equalized(loaded),
-        notes=[*_notes(loaded, calibration), *_target_notes(config)],
-        files={"float": loaded.path.stat().st_size, **{file.name: file.stat().st_size for file in files}},
+        notes=[
+            *_distance_notes(context, written, error["deployed_vs_simulated"]),
+            *_option_notes(config, loaded),
+            *_notes(loaded, calibration),
+            *_target_notes(config),
+        ],
+        files={
+            "float": sum(file.stat().st_size for file in model_files(loaded.path)),
+            **{file.name: file.stat().st_size for file in files},
+        },
         seconds=context.clock.seconds,
         peak_rss_mb=_peaks(config, peaks),
         workers={
@@ -122,7 +135,8 @@ def source_of(context: Context, quantized: QuantizedModel, calibration: Calibrat
 def _target_row(context: Context, dataset: Dataset, source: Source, target: Target, files: list[Path]) -> TargetRow:
     found = _simulate(context, dataset, target.quantized, target)
     error = output_error(found.fp_outputs, found.q_outputs)
-    return target.row(source, files, cfg=context.config.platform, error=error)
+    row = target.row(source, files, cfg=context.config.platform, error=error)
+    return row.with_notes(form_remarks(target.name, form=form_of(context.config)))
 
 
 def _simulate(context: Context, dataset: Dataset, quantized: QuantizedModel, target: Target | None = None) -> Simulated:
@@ -188,6 +202,29 @@ def _notes(loaded: Loaded, calibration: Calibration) -> list[Note]:
     found = [Note(odd.name, odd.what) for odd in oddities(loaded.model, loaded.plan, calibration.statistics)]
     refused = [] if loaded.equalized is None else loaded.equalized.refusals
     return found + [Note(refusal.where, f"equalization: {refusal.reason}") for refusal in refused]
+
+
+def _distance_notes(context: Context, written: Path, error: OutputError) -> list[Note]:
+    """Whether the file computes something else than what was simulated."""
+    if not -NO_NOISE_DB < error.sqnr_db < FAR_DB:
+        return []
+    what = (
+        f"ONNX Runtime's outputs are only {error.sqnr_db:.1f} dB from the simulation, python -m dipo.verify "
+        f"run={context.folder.path} looks for the tensor"
+    )
+    return [Note(written.name, what)]
+
+
+def _option_notes(config: Config, loaded: Loaded) -> list[Note]:
+    """Options that no layer follows."""
+    block = config.precision.weight_block
+    if block is None or any(layer.spec.block is not None for layer in loaded.plan.layers.values()):
+        return []
+    what = (
+        f"without effect: {config.platform.name} has no blocks of {block} weights for any of these layers (their "
+        "kind, bits or number of inputs), leave it out"
+    )
+    return [Note("precision.weight_block", what)]
 
 
 def _target_notes(config: Config) -> list[Note]:

@@ -91,13 +91,14 @@ def on_grids_of(rules: PlatformRules, model: ir.Model, quantized: QuantizedModel
     return QuantizedModel(quantized.layers, activations)
 
 
-def check_options(names: Iterable[str], *, cfg: PlatformConfig, form: Form) -> None:
+def check_options(names: Iterable[str], *, cfg: PlatformConfig, form: Form, all_take_form: bool = False) -> None:
     """Looks for options that mean nothing to the targets.
 
     Args:
-        names: The targets; the form of the files is that of the first.
+        names: The targets.
         cfg: The options.
         form: How `quantized.onnx` is written.
+        all_take_form: The form is asked for of all targets, not of the first alone.
 
     Raises:
         UserError: There is one, or TensorRT's version is none.
@@ -110,11 +111,23 @@ def check_options(names: Iterable[str], *, cfg: PlatformConfig, form: Form) -> N
             raise UserError(f"platform.{option}: only {readers} has it, not {', '.join(names)}, leave it out")
     if cfg.version is not None:
         trt.cache_header(cfg.version)
-    if form != form.for_rules(RULES[names[0]]):
-        raise UserError(
-            f"export.format={form.format}: platform {names[0]} keeps biases float, which integer operators do not "
-            "take, set export.format=qdq"
-        )
+    for name in names if all_take_form else names[:1]:
+        if form != form.for_rules(RULES[name]):
+            raise UserError(
+                f"export.format={form.format}: platform {name} keeps biases float, which integer operators do not "
+                "take, set export.format=qdq"
+            )
+
+
+def form_remarks(name: str, *, form: Form) -> list[str]:
+    """What the user should know of the form of a target's files."""
+    taken = form.for_rules(RULES[name])
+    if taken == form:
+        return []
+    return [
+        f"its biases stay float, which integer operators do not take: quantized.onnx is written with "
+        f"export.format={taken.format}, not {form.format}"
+    ]
 
 
 def remarks(name: str, *, cfg: PlatformConfig) -> list[str]:
