@@ -47,15 +47,21 @@ def check(file: Path, probe: Probe) -> Verdict:
 def _fates(network: Network, optimized: Network) -> Iterator[Fate]:
     constants = optimized.constants()
     read = {name for node in optimized.model.graph.node for name in node.input if name in constants}
-    scales = {(array.size, array.tobytes()) for name in read if (array := optimized.array(constants[name])).size}
-    biases = _bias_steps(network)
+    held = {(array.size, array.tobytes()) for name in read if (array := optimized.array(constants[name])).size}
+    biases, stored = _bias_steps(network), network.constants()
+
+    def reads(name: str) -> bool:
+        """Codes may have another name: equal constants, as the biases and zero points of nothing but zeros, are one."""
+        array = network.array(stored[name])
+        return name in read or (array.size, array.tobytes()) in held
+
     for grid in network.grids():
-        if grid.output in biases and grid.name in read:
+        if grid.output in biases and grid.name in stored and reads(grid.name):
             # The operator takes the codes, and computes their step itself.
             kept = np.allclose(np.resize(biases[grid.output], grid.scale.shape), grid.scale, rtol=1e-4, atol=0)
             why = "" if kept else "its step is not input x weight"
             yield Fate(grid.name, State.ACCEPTED if kept else State.RECOMPUTED, why)
-        elif (grid.scale.size, grid.scale.tobytes()) in scales:
+        elif (grid.scale.size, grid.scale.tobytes()) in held:
             yield Fate(grid.name, State.ACCEPTED)
         elif grid.stored and grid.output in constants:
             yield Fate(grid.name, State.ACCEPTED, "dequantized once, while loading")

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import numpy as np
+import onnx
 import pytest
 from onnx import numpy_helper
 
@@ -36,6 +37,18 @@ def test_a_scale_that_the_optimized_graph_lost(write):
     scale.CopyFrom(numpy_helper.from_array(np.float32(0.123), "c2_scale"))
     fates = list(onnx_runtime._fates(network, optimized))
     assert [fate.name for fate in fates if fate.state is State.IGNORED] == ["c2"]
+
+
+@pytest.mark.parametrize("name", ["b1", "b2"])
+def test_a_bias_of_zeros_that_the_optimizer_merges_with_other_zeros(write, name):
+    folder = write("qnn")
+    file = folder / "quantized.onnx"
+    model = onnx.load(file)
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == f"{name}_quantized")
+    bias.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(bias)), bias.name))
+    onnx.save(model, file)
+    fates = {fate.name: fate for fate in onnx_runtime.check(file, probe_of(folder)).tensors}
+    assert fates[bias.name] == Fate(bias.name, State.ACCEPTED)
 
 
 def test_openvino(write):
