@@ -77,7 +77,7 @@ def insert_qoperators(
             "set export.format=qdq"
         )
     rules = dataclasses.replace(rules, int8_kernels=True)
-    exported = insert_qdq(model, _with_sources_of_moves(model, quantized), rules=rules, storage=storage)
+    exported = insert_qdq(model, _with_sources_of_moves(model, quantized, rules), rules=rules, storage=storage)
     for node in list(exported.graph):
         find = _move if node.op_type in _MOVING else _KERNELS.get(node.op_type)
         kernel = find(node) if find is not None and node.domain == "" else None
@@ -89,16 +89,19 @@ def insert_qoperators(
     return exported
 
 
-def _with_sources_of_moves(model: ir.Model, quantized: QuantizedModel) -> QuantizedModel:
+def _with_sources_of_moves(model: ir.Model, quantized: QuantizedModel, rules: PlatformRules) -> QuantizedModel:
     """What an operator only moved, and is quantized behind it, is quantized before it: the codes are the same.
 
-    Rounding is monotone, so it changes places with a MaxPool as it does with a Reshape.
+    Rounding is monotone, so it changes places with a MaxPool as it does with a Reshape. An output of the network that
+    stays float would be rounded with it.
     """
     activations = dict(quantized.activations)
     for node in reversed(list(model.graph)):
         source = node.inputs[0] if node.op_type in _MOVING and node.domain == "" else None
         qparams = activations.get(node.outputs[0].name or "")
         if source is None or source.name is None or qparams is None or source.const_value is not None:
+            continue
+        if node.outputs[0].is_graph_output() and not rules.quantize_outputs:
             continue
         if source.name not in activations and len(source.uses()) == 1 and not source.is_graph_output():
             activations[source.name] = qparams

@@ -140,6 +140,20 @@ def test_value_with_another_reader_is_not_quantized_before_a_move(tmp_path, run)
     assert_computes_what_the_definition_says(case, tmp_path / "q.onnx", run)
 
 
+def test_a_float_output_of_the_network_is_not_quantized_before_a_move(tmp_path, run):
+    model = random_model(
+        """<ir_version: 8, opset_import: ["": 13]> g (float[2,4,6,6] x) => (float[2,4,6,6] m, float[2,4,6,6] y) {
+            r = Relu(x)
+            m = Identity(r)
+            y = Sigmoid(m)
+        }"""
+    )
+    feeds = {"x": np.random.default_rng(0).normal(size=(2, 4, 6, 6)).astype(np.float32)}
+    case = quantize(model, feeds, weights=W8, acts=A8, layers={}, values=["m"])
+    write(case, tmp_path / "q.onnx")
+    np.testing.assert_array_equal(run(tmp_path / "q.onnx", feeds)["m"], np.maximum(feeds["x"], 0))
+
+
 def test_clip_folds_into_the_output_where_the_limits_do_it_exactly(tmp_path, run):
     text = "lo = Constant<value_float=-0.2>() \n hi = Constant<value_float=0.4>() \n [conv] c = Conv(x, w, b)"
     case = small_case(
