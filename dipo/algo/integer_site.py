@@ -161,6 +161,8 @@ def _written(
         if reader is None or reader.op_type not in PASS_THROUGH - {"Pad"}:
             return None
         behind = reader.outputs[0]
+        if behind.is_graph_output() and not quantize_outputs:
+            return None
     limits = (grid.qmin, grid.qmax)
     if activation is not None:
         limits = _limits(functions[activation], grid)

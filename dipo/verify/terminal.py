@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dipo.verify.verdict import Fate, State, Verdict
+from dipo.verify.verdict import FAR_DB, Fate, State, Verdict
 
 SHOWN = 5
 """Tensors of a state that are named unless all are asked for."""
@@ -83,6 +83,10 @@ def _lines(verdict: Verdict, *, every: bool) -> list[str]:
         lines.append(f"not checked: {verdict.not_checked}")
     if verdict.refused is not None:
         lines.append(f"refused: {verdict.refused}")
+    if verdict.far:
+        lines.append(
+            f"its outputs are less than {FAR_DB:g} dB from those of quantized.onnx: it computes something else"
+        )
     for state in (State.ACCEPTED, State.RECOMPUTED, State.IGNORED):
         fates = [fate for fate in verdict.tensors if fate.state is state]
         if state is State.ACCEPTED and not every:

@@ -32,6 +32,10 @@ class State(StrEnum):
     """The consumer has a grid of its own for it."""
 
 
+FAR_DB = 15.0
+"""Below this the consumer does not compute the quantized network: other rounding alone leaves 20 dB and more."""
+
+
 @dataclass(frozen=True)
 class Fate:
     """One tensor of a file."""
@@ -59,8 +63,13 @@ class Verdict:
 
     @property
     def failed(self) -> bool:
-        """Whether the file was refused, or a tensor of it ignored."""
-        return self.refused is not None or any(fate.state is State.IGNORED for fate in self.tensors)
+        """Whether the file was refused, a tensor of it ignored, or something else computed."""
+        return self.refused is not None or self.far or any(fate.state is State.IGNORED for fate in self.tensors)
+
+    @property
+    def far(self) -> bool:
+        """Whether the consumer's outputs are those of another network; `deploy.onnx` is one, without the grids."""
+        return self.error is not None and self.error.sqnr_db < FAR_DB and self.file.name != "deploy.onnx"
 
     def count(self, state: State) -> int:
         """Tensors of this state."""

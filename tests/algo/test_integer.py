@@ -198,6 +198,20 @@ def test_what_leaves_the_network_is_float_though_others_read_it_as_codes(tmp_pat
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_what_leaves_the_network_behind_a_move_is_float_too(tmp_path):
+    body = (
+        "g = GlobalAveragePool(x) e = Flatten(g) [a] h = MatMul(e, w2) r = Relu(h) f = Flatten(r) [z] y = MatMul(f, w3)"
+    )
+    model = network(tmp_path / "float.onnx", body, outputs=", float[batch,4] f")
+    samples, path = samples_on_ties(), tmp_path / "quantized.onnx"
+    plan = make_plan(model, rules=RULES["ort"], weight_bits=8, act_bits=8, first_last_bits=None)
+    quantized = quantize(model, plan, samples)
+    write_qdq(model, quantized, path, rules=RULES["ort"], metadata={})
+    expected = run_model(path, [{"x": samples.numpy()}], threads=1)["f"]
+    found = simulated(model, plan, quantized, samples, rules=RULES["ort"]).q_outputs["f"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_layers_are_compared_before_they_are_cut_off_and_rounded(tmp_path):
     """The profile tells of a layer's own output, which an integer kernel never shows."""
     model, samples = network(tmp_path / "float.onnx", NETWORKS["conv"]), samples_on_ties()

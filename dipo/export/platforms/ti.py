@@ -112,21 +112,19 @@ def _layers(model: ir.Model, quantized: QuantizedModel, known: Mapping[str, QPar
         if name_of(value) in known:
             yield _layer(name_of(value), "TIDL_DataLayer", Encoding(known[name_of(value)]), None)
     for node in model.graph:
-        made = _made(node)
-        if name_of(made) not in known or _is_fused(node):
-            continue
-        if node.op_type not in LAYER_TYPES:
-            raise UserError(
-                f"platform=ti: TIDL has no layer for node '{node_name(node)}' ({node.op_type}), whose output "
-                f"'{name_of(made)}' would have no range: end the model before it, or take this target out"
-            )
-        kind = f"TIDL_{LAYER_TYPES[node.op_type]}Layer"
-        yield _layer(name_of(made), kind, Encoding(known[name_of(made)]), weights.get(node))
+        names = [] if _is_fused(node) else [name_of(_made(value)) for value in node.outputs if value.name]
+        for name in (name for name in names if name in known):
+            if node.op_type not in LAYER_TYPES:
+                raise UserError(
+                    f"platform=ti: TIDL has no layer for node '{node_name(node)}' ({node.op_type}), whose output "
+                    f"'{name}' would have no range: end the model before it, or take this target out"
+                )
+            kind = f"TIDL_{LAYER_TYPES[node.op_type]}Layer"
+            yield _layer(name, kind, Encoding(known[name]), weights.get(node))
 
 
-def _made(node: ir.Node) -> ir.Value:
-    """What the layer makes, behind the activation functions that it is fused with."""
-    value = node.outputs[0]
+def _made(value: ir.Value) -> ir.Value:
+    """What a layer makes in the place of a value, behind the activation functions that it is fused with."""
     while len(readers := value.consumers()) == 1 and not value.is_graph_output() and readers[0].op_type in CLIPS:
         value = readers[0].outputs[0]
     return value

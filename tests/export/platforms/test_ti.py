@@ -133,3 +133,14 @@ def test_an_operator_that_tidl_has_no_layer_for_is_named_and_nothing_is_written(
     with pytest.raises(UserError, match=r"no layer for node 'odd' \(Erf\), whose output 'y'"):
         ti.write(loaded, quantize_all(loaded, plan, {}), folder, metadata={})
     assert not list(folder.iterdir())
+
+
+def test_each_output_of_a_layer_has_its_range(tmp_path):
+    text = """(float[N,4,8,8] x) => (float[N,2,8,8] y) {
+      [conv] a = Conv(x, w) [two] b, c = Split<axis=1>(a, sizes) [cut] d = Relu(c) [sum] y = Add(b, d)
+    }"""
+    loaded = load(saved(made_of(text, w=(4, 4, 1, 1), sizes=np.int64([2, 2])), tmp_path))
+    plan = make_plan(loaded, rules=ti.RULES, weight_bits=8, act_bits=8)
+    content = ti.write(loaded, quantize_all(loaded, plan, {}), tmp_path, metadata={})[2].read_text()
+    layers = text_format.Parse(content, message_of(TIDL, "TIDLNetQuantParams")).layers
+    assert [layer.layer_name for layer in layers] == ["x", "a", "b", "d", "y"]
