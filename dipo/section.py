@@ -7,7 +7,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -37,7 +37,8 @@ def show(value: object) -> str:
 class OneOf:
     """The value is one of these; of a list, every member."""
 
-    choices: tuple[str, ...]
+    choices: Collection[str]
+    """A tuple, or a registry, whose names may grow."""
 
     def complaint(self, value: Any) -> str | None:
         """What is wrong with `value`; None where nothing is."""

@@ -1,0 +1,82 @@
+"""Names for things that others may add to: steps, targets, range methods, operators.
+
+What comes with dipo is listed in one place. What another package brings, it announces as an entry point, of the group
+that the registry names, in its `pyproject.toml`:
+
+    [project.entry-points."dipo.targets"]
+    mydevice = "mypackage.mydevice:TARGET"
+
+A name is known without importing what it stands for; that is loaded when somebody asks for it, in each process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from importlib import metadata
+from typing import Generic, TypeVar
+
+from dipo.errors import UserError
+
+EntryT = TypeVar("EntryT")
+
+
+class Registry(Mapping[str, EntryT], Generic[EntryT]):
+    """What has a name: dipo's own first, in the order of their list, then that of other packages, by name."""
+
+    def __init__(self, kind: str, own: Mapping[str, EntryT], *, group: str) -> None:
+        """Lists dipo's own.
+
+        Args:
+            kind: What the entries are, for messages: `step`.
+            own: Those that come with dipo, by name.
+            group: Of the entry points that other packages announce theirs by.
+        """
+        self.kind, self.group = kind, group
+        self._own = dict(own)
+        self._loaded: dict[str, EntryT] = {}
+
+    @cached_property
+    def _announced(self) -> dict[str, metadata.EntryPoint]:
+        found = sorted(metadata.entry_points(group=self.group), key=lambda point: point.name)
+        for point in found:
+            if point.name in self._own:
+                raise UserError(
+                    f"{self.kind} '{point.name}' of {_origin(point)}: dipo has one of that name, rename it there"
+                )
+        return {point.name: point for point in found}
+
+    def __getitem__(self, name: str) -> EntryT:
+        """The entry of that name.
+
+        Raises:
+            KeyError: There is none.
+            UserError: Another package announces it, and it cannot be imported.
+        """
+        if name in self._own:
+            return self._own[name]
+        if name not in self._loaded:
+            point = self._announced[name]
+            try:
+                self._loaded[name] = point.load()
+            except (ImportError, AttributeError) as error:
+                raise UserError(
+                    f"{self.kind} '{name}' of {_origin(point)}: {point.value} cannot be imported ({error}), "
+                    "mend or uninstall that package"
+                ) from error
+        return self._loaded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._own
+        yield from self._announced
+
+    def __len__(self) -> int:
+        return len(self._own) + len(self._announced)
+
+    def __contains__(self, name: object) -> bool:
+        # Mapping's own would import what the name stands for. Dipo's names need no look at the installed packages.
+        return name in self._own or name in self._announced
+
+
+def _origin(point: metadata.EntryPoint) -> str:
+    return "another package" if point.dist is None else point.dist.name
