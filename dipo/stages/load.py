@@ -74,7 +74,7 @@ def load_job(config: Config) -> Loaded:
     path = resolve_path(config.model.path)
     model = load(path)
     data = _samples(config, model, path)
-    has_samples = config.data.path is not None
+    has_samples = config.data.is_given
     check_options([config.platform.name, *config.export.also], cfg=config.platform, form=form_of(config))
     plan = plan_for(config.platform.name, config, model)
     check_patterns("algo.sparsity_skip", config.algo.sparsity_skip, list(plan.layers), list(plan.layers))
@@ -157,14 +157,16 @@ def _samples(config: Config, model: ir.Model, path: Path) -> Datasets:
     """The user's samples, or noise where nothing asks for any."""
     inputs = [_input_spec(value, path) for value in model.graph.inputs]
     data = config.data
-    if data.path is None:
+    if not data.is_given:
         if config.needs_samples:
             raise UserError("no samples: give data.path=<file or folder>, or take +algo=dfq, which needs none")
         noise = make_noise(inputs, num=NOISE_SAMPLES, seed=config.seed, mean=data.mean, std=data.std)
         return Datasets(calib=noise, eval=None)
     return open_datasets(
-        path=resolve_path(data.path),
+        path=None if data.path is None else resolve_path(data.path),
+        source=data.source,
         eval_path=None if data.eval_path is None else resolve_path(data.eval_path),
+        eval_source=data.eval_source,
         inputs=inputs,
         num=data.num,
         eval_num=data.eval_num,
