@@ -58,11 +58,10 @@ from dipo.cluster.layout import even_shares, shards_of
 from dipo.cluster.work import AloneWork, Job, TimedResult, Work
 from dipo.cluster.worker import Worker
 from dipo.composition import reconstruction_of
-from dipo.config import Config, resolve_path
+from dipo.config import Config, compose_config, resolve_path
 from dipo.export.platforms import RULES
 from dipo.graph.units import Unit, find_units
 from dipo.job import PARALLEL_PIECES
-from dipo.launch import compose_config
 from dipo.stages.load import load_job
 from dipo.stages.parallel import polish_iters, rounds
 from dipo.stages.seeds import unit_seed

@@ -27,9 +27,9 @@ from dipo.algo.reconstruct import Phase, reconstruct
 from dipo.algo.sweep import Sweep, Training
 from dipo.algo.trainer import Piece
 from dipo.composition import reconstruction_of
+from dipo.config import compose_config
 from dipo.graph.torch_module import GraphModule, channels_last
 from dipo.graph.units import find_units
-from dipo.launch import compose_config
 from dipo.quant import kernels
 from dipo.stages.load import load_job
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from dipo.config import Config
-from dipo.presets import default_choices, find_presets, summary
+from dipo.config.presets import default_choices, find_presets, summary
 from dipo.section import Option, Section, options, parts, show
 
 DESCRIPTION = """

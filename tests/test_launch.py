@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import dipo
-from dipo.config import Config, DataConfig
+from dipo.config import Config, DataConfig, compose_config
+from dipo.config.presets import default_choices, find_presets, packaged_folder
 from dipo.errors import UserError
-from dipo.launch import compose_config, main
-from dipo.presets import default_choices, find_presets, packaged_folder
+from dipo.launch import main
 
 PRESETS = find_presets([])
 MOBILENET = ["+model=mobilenet"]

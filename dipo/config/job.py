@@ -11,7 +11,7 @@ from dipo.errors import UserError
 from dipo.recipe import AlgoConfig, CalibConfig, PrecisionConfig
 from dipo.section import Between, OneOf, Section, show
 
-ZOO = Path(__file__).parent / "zoo"
+ZOO = Path(__file__).parents[1] / "zoo"
 DATA_FREE = frozenset({"equalize", "bias_correction"})
 """Steps that need no samples."""
 FIRST_VERSION = 5
