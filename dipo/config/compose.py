@@ -6,6 +6,7 @@ The only file that knows Hydra, which is imported when something is composed.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 import tempfile
 import threading
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from dipo.config.job import Config, to_plain
+from dipo.config.job import ClusterConfig, Config, to_plain
 from dipo.config.presets import PRIMARY, defaults, find_presets, packaged_folder, refuse_shadowing
 from dipo.errors import UserError
 from dipo.section import all_options, choose, choose_option, from_plain
@@ -49,7 +50,7 @@ def compose_config(overrides: Sequence[str], own: Sequence[Path] = ()) -> Config
     with tempfile.TemporaryDirectory() as folder:
         # The run's options stand for the presets that it was begun with; others may be named on top of them.
         groups = [entry if isinstance(entry, str) else dict.fromkeys(entry) for entry in defaults()]
-        primary = {"defaults": groups, **_without(stored)}
+        primary = {"defaults": groups, **_to_go_on_with(stored, overrides)}
         (Path(folder) / f"{PRIMARY}.yaml").write_text(yaml.safe_dump(primary), encoding="utf-8")
         words = [_translate(override, own) for override in overrides]
         return from_plain(Config, _compose(words, [*own, packaged_folder().resolve()], primary=Path(folder)))
@@ -70,10 +71,19 @@ def _resumed(overrides: Sequence[str]) -> Path | None:
     return Path(values[-1].strip("'\"")).expanduser()
 
 
-def _without(stored: dict[str, Any]) -> dict[str, Any]:
-    """A run's configuration less what belongs to the process that began it."""
-    run = {key: value for key, value in stored.get("run", {}).items() if key not in {"dir", "resume"}}
-    return {**stored, "run": run}
+def _to_go_on_with(stored: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return a run's configuration less what belongs to the process that began it.
+
+    That is its folder; and where other workers are to go on, with `cluster=inline` instead of Ray say, all about the
+    workers that results do not depend on: ten workers are nothing for one process.
+    """
+    run = {key: value for key, value in stored["run"].items() if key not in {"dir", "resume"}}
+    cluster = stored["cluster"]
+    if any(re.match(r"\+{0,2}cluster=", word) for word in overrides):
+        kept = {*ClusterConfig.DECISIVE, "grad_shards"}
+        own = dataclasses.asdict(ClusterConfig())
+        cluster = {key: value if key in kept else own[key] for key, value in cluster.items()}
+    return {**stored, "run": run, "cluster": cluster}
 
 
 def _translate(override: str, own: Sequence[Path]) -> str:
@@ -92,6 +102,8 @@ def _translate(override: str, own: Sequence[Path]) -> str:
     if not value:
         raise UserError(f"{key} has no value: give {option.wanted()}")
     literal = option.type is str and not option.is_list and option.limit is None
+    if option.nests and value.startswith("{"):
+        value = f"[{value}]"  # Hydra would merge the mapping into the list of a preset
     return f"++{key}={_value(key, value, literal=literal)}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from dipo.errors import UserError
 from dipo.recipe import AlgoConfig, CalibConfig, PrecisionConfig
@@ -110,6 +110,9 @@ class ExportConfig(Section):
 @dataclass(frozen=True)
 class ClusterConfig(Section):
     """Who does the work."""
+
+    DECISIVE: ClassVar = ("schedule", "threads", "compile")
+    """Options that results depend on; so do `grad_shards`, whose default follows others."""
 
     kind: Annotated[str, OneOf(("ray", "inline"))] = "ray"
     """Ray's workers, or this process."""
