@@ -32,8 +32,6 @@ from dipo.graph.load import layers_of, load, name_of, node_name
 from dipo.graph.plan import Plan, make_plan
 from dipo.graph.torch_module import GraphModule, channels_last
 from dipo.graph.wishes import check_patterns, fitting
-from dipo.recipe import PrecisionConfig
-from dipo.section import options
 
 log = logging.getLogger("dipo")
 
@@ -106,10 +104,8 @@ def plan_for(target: str, config: Config, model: ir.Model, *, fit: bool = False)
     Raises:
         UserError: The target cannot do what the options say, or they match nothing.
     """
-    precision = config.precision
-    wishes = {option.name: getattr(precision, option.name) for option in options(PrecisionConfig)}
     rules = RULES[target]
-    return make_plan(model, rules=rules, **(fitting(rules, wishes) if fit else wishes))
+    return make_plan(model, rules, fitting(rules, config.precision) if fit else config.precision)
 
 
 def form_of(config: Config) -> Form:
