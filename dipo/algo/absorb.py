@@ -13,8 +13,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from dipo.algo.links import Link, Passed, Refusal, clip_limits, filters_of, keeps_shifts
+from dipo.graph.accessors import array_of, bias_of, node_name, weight_of
 from dipo.graph.batch_norm import batch_norm_of, set_batch_norm
-from dipo.graph.load import array_of, bias_of, node_name, weight_of
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dipo.algo.captures import Batch, read_ahead
 from dipo.algo.integer import IntegerKernels, integer_kernels
-from dipo.graph.load import bias_of, layers_of, name_of, node_name, opset_of, weight_of
+from dipo.graph.accessors import bias_of, layers_of, name_of, node_name, opset_of, weight_of
 from dipo.graph.ops.ordered import ordered_conv
 from dipo.graph.ops.reader import NodeReader, TorchOp
 from dipo.graph.plan import Plan, QuantizedModel

@@ -16,7 +16,7 @@ from dipo.algo.pair import Pair
 from dipo.algo.program import fuse
 from dipo.algo.reconstruct import Phase, reconstruct, tuning
 from dipo.algo.trainer import Piece, UnitProblem
-from dipo.graph.load import name_of, opset_of
+from dipo.graph.accessors import name_of, opset_of
 from dipo.graph.plan import QuantizedLayer
 from dipo.graph.units import Unit
 from dipo.quant.kernels import Kernels

@@ -31,8 +31,8 @@ from dipo.cluster.malloc import keep_freed_memory
 from dipo.cluster.metrics import Metrics, NoMetrics
 from dipo.cluster.work import AloneWork, Job, Shard, TimedResult, UnitCost, Work
 from dipo.data.samples import Dataset
+from dipo.graph.accessors import node_name
 from dipo.graph.batch_norm import BatchNorm
-from dipo.graph.load import node_name
 from dipo.graph.plan import Plan, QuantizedLayer, QuantizedModel
 from dipo.graph.rules import PlatformRules
 from dipo.graph.torch_module import GraphModule, channels_last

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from dipo.graph.load import array_of, bias_of, is_layer, name_of, node_name, weight_axis, weight_of
+from dipo.graph.accessors import array_of, bias_of, is_layer, name_of, node_name, weight_axis, weight_of
 from dipo.graph.placement import PASS_THROUGH, is_float, pass_through_source, quantized_values
 from dipo.graph.rules import BOUNDED, PlatformRules
 from dipo.graph.scheme import LayerScheme, act_spec, layer_scheme, weight_spec

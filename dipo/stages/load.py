@@ -28,7 +28,8 @@ from dipo.errors import UserError
 from dipo.export.forms import Form
 from dipo.export.platforms import RULES, check_options
 from dipo.export.runtime import run_model
-from dipo.graph.load import layers_of, load, name_of, node_name
+from dipo.graph.accessors import layers_of, name_of, node_name
+from dipo.graph.load import load
 from dipo.graph.plan import Plan, make_plan
 from dipo.graph.torch_module import GraphModule, channels_last
 from dipo.graph.wishes import check_patterns, fitting

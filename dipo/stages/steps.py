@@ -12,8 +12,8 @@ from dipo.algo.reconstruct import Phase
 from dipo.algo.sweep import UnitResult
 from dipo.cluster.work import Work
 from dipo.composition import STEPS
+from dipo.graph.accessors import layers_of, node_name
 from dipo.graph.batch_norm import batch_norm_of
-from dipo.graph.load import layers_of, node_name
 from dipo.graph.plan import edge_layers
 from dipo.graph.units import Unit
 from dipo.stages.context import Context

@@ -17,7 +17,8 @@ from dipo.algo.simulate import Simulated, simulate
 from dipo.export.platforms import RULES
 from dipo.export.qdq import write_qdq
 from dipo.export.runtime import run_model
-from dipo.graph.load import array_of, bias_of, layers_of, load, node_name, weight_axis, weight_of
+from dipo.graph.accessors import array_of, bias_of, layers_of, node_name, weight_axis, weight_of
+from dipo.graph.load import load
 from dipo.graph.plan import Plan, QuantizedLayer, QuantizedModel, make_plan
 from dipo.graph.rules import PlatformRules
 from dipo.graph.torch_module import GraphModule

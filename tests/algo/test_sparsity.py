@@ -9,7 +9,7 @@ from networks import images, network, saved
 from dipo.algo.gram import gram
 from dipo.algo.sparsity import Pattern, prune_by_error, prune_layer, smallest
 from dipo.algo.weight_rows import WeightRows, target_of
-from dipo.graph.load import array_of, name_of
+from dipo.graph.accessors import array_of, name_of
 from dipo.recipe import AlgoConfig, CalibConfig
 
 CALIB = CalibConfig(method="minmax")

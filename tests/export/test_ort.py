@@ -6,7 +6,8 @@ import pytest
 from export_networks import codes_of, evaluate, fit, quantize, random_model, residual_case
 
 from dipo.export.platforms import RULES, WRITERS, ort
-from dipo.graph.load import array_of, load, node_name
+from dipo.graph.accessors import array_of, node_name
+from dipo.graph.load import load
 from dipo.graph.plan import QuantizedLayer, QuantizedModel, make_plan
 from dipo.quant.spec import QuantSpec
 from dipo.recipe import PrecisionConfig

@@ -6,7 +6,8 @@ from networks import network, saved, tiny_cnn
 
 from dipo.errors import UserError
 from dipo.export.platforms import RULES
-from dipo.graph.load import array_of, layers_of, load, name_of, node_name, weight_of
+from dipo.graph.accessors import array_of, layers_of, name_of, node_name, weight_of
+from dipo.graph.load import load
 from dipo.graph.plan import Plan, make_plan
 from dipo.quant.ranges import weight_qparams
 from dipo.quant.spec import Range

@@ -13,7 +13,7 @@ import onnx.parser
 import onnx_ir as ir
 from onnx.numpy_helper import from_array
 
-from dipo.graph.load import array_of
+from dipo.graph.accessors import array_of
 from dipo.graph.plan import Plan, QuantizedLayer, QuantizedModel, make_plan
 from dipo.graph.rules import PlatformRules
 from dipo.quant.spec import QParams, QuantSpec, Range, qparams_between, qparams_of

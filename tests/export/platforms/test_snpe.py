@@ -11,7 +11,8 @@ from platform_networks import ALL_VALUES, check_golden, platform_case, quantize_
 from dipo.errors import UserError
 from dipo.export.platforms import qnn, snpe
 from dipo.export.ranges import spread
-from dipo.graph.load import array_of, load
+from dipo.graph.accessors import array_of
+from dipo.graph.load import load
 from dipo.graph.plan import make_plan
 from dipo.graph.rules import ALL_WIDTHS
 from dipo.recipe import PrecisionConfig
