@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from dipo.algo.captures import cut
 from dipo.algo.links import Link, Passed, Refusal, clip_limits, filters_of, keeps_shifts
 from dipo.data.samples import Dataset
+from dipo.graph.accessors import array_of, bias_of, layers_of, name_of, node_name, weight_of
 from dipo.graph.batch_norm import batch_norm_of, set_batch_norm
-from dipo.graph.load import array_of, bias_of, layers_of, name_of, node_name, weight_of
 from dipo.graph.torch_module import GraphModule, channels_last
 
 ABSORPTION_SAMPLES, ABSORPTION_BATCH = 64, 16

@@ -23,7 +23,7 @@ from dipo.algo.bench import Bench, Shared
 from dipo.algo.captures import Batch, StoredRows, channel_sum, read_ahead
 from dipo.algo.findings import Analysis, Sums
 from dipo.algo.simulate import simulated_constants
-from dipo.graph.load import layers_of, name_of, node_name
+from dipo.graph.accessors import layers_of, name_of, node_name
 from dipo.graph.plan import Plan, QuantizedModel
 from dipo.graph.rules import PlatformRules
 from dipo.graph.torch_module import GraphModule, Step

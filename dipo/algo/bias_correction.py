@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dipo.algo.captures import Batch, Capture
 from dipo.algo.pair import LayerOutputs, Pair
-from dipo.graph.load import name_of
+from dipo.graph.accessors import name_of
 from dipo.graph.plan import QuantizedLayer
 from dipo.graph.units import Unit
 

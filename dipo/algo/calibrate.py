@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dipo.algo.bench import Bench
 from dipo.algo.captures import Batch, StoredRows, channel_sum, read_ahead
 from dipo.algo.weight_rows import rounded
-from dipo.graph.load import array_of, layers_of, name_of, node_name
+from dipo.graph.accessors import array_of, layers_of, name_of, node_name
 from dipo.graph.plan import Plan, QuantizedModel
 from dipo.graph.torch_module import GraphModule
 from dipo.quant.observers import Observer, Statistics

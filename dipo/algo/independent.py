@@ -17,7 +17,7 @@ from dipo.algo.pair import Pair
 from dipo.algo.steps.reconstruction import Reconstruction
 from dipo.algo.trainer import Piece
 from dipo.algo.unit_solver import UnitResult, UnitWork
-from dipo.graph.load import node_name
+from dipo.graph.accessors import node_name
 from dipo.graph.plan import Plan, QuantizedModel
 from dipo.graph.torch_module import GraphModule
 from dipo.graph.units import Unit

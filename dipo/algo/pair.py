@@ -14,7 +14,7 @@ import torch
 
 from dipo.algo.captures import Batch, Capture, StoredRows, channel_sum
 from dipo.algo.exchange import Exchange
-from dipo.graph.load import bias_of, layers_of, name_of, node_name, weight_of
+from dipo.graph.accessors import bias_of, layers_of, name_of, node_name, weight_of
 from dipo.graph.plan import Plan, QuantizedLayer, QuantizedModel
 from dipo.graph.torch_module import GraphModule, Hook, channels_last
 from dipo.graph.units import Unit

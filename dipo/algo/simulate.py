@@ -16,7 +16,7 @@ from dipo.algo.bench import Bench, Shared
 from dipo.algo.captures import Batch, StoredRows, read_ahead
 from dipo.algo.integer import IntegerKernels, integer_kernels
 from dipo.data.samples import Dataset
-from dipo.graph.load import bias_of, layers_of, name_of, node_name, opset_of, weight_of
+from dipo.graph.accessors import bias_of, layers_of, name_of, node_name, opset_of, weight_of
 from dipo.graph.ops.ordered import ordered_conv
 from dipo.graph.ops.reader import NodeReader, TorchOp
 from dipo.graph.plan import Plan, QuantizedModel

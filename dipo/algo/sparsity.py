@@ -18,7 +18,7 @@ from dipo.algo.gram import gram
 from dipo.algo.pair import Pair
 from dipo.algo.steps.sparsify import UNSTRUCTURED, SparsifyOptions
 from dipo.algo.weight_rows import WeightRows, rounded, target_of
-from dipo.graph.load import node_name
+from dipo.graph.accessors import node_name
 from dipo.graph.plan import QuantizedLayer
 from dipo.graph.units import Unit
 from dipo.recipe import CalibConfig

@@ -14,7 +14,7 @@ from dipo.algo.reconstruct import reconstruct
 from dipo.algo.steps.reconstruction import ReconstructionOptions
 from dipo.algo.trainer import UnitProblem
 from dipo.algo.unit_solver import UnitResult, UnitWork
-from dipo.graph.load import name_of, opset_of
+from dipo.graph.accessors import name_of, opset_of
 from dipo.quant.spec import QParams
 
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from dipo.algo.pair import ChannelMoments, Pair
 from dipo.algo.weight_rows import WeightRows, nearest_codes, rounded, target_of
+from dipo.graph.accessors import name_of, node_name
 from dipo.graph.batch_norm import BatchNorm
-from dipo.graph.load import name_of, node_name
 from dipo.graph.plan import QuantizedLayer
 from dipo.graph.units import Unit
 from dipo.recipe import CalibConfig

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 
 import onnx_ir as ir
 
-from dipo.graph.load import layers_of, node_name
+from dipo.graph.accessors import layers_of, node_name
 from dipo.graph.plan import LayerPlan, Plan
 from dipo.graph.rules import PlatformRules
 from dipo.report.measures import NO_NOISE_DB, Distance, Sums, sqnr_db

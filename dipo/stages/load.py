@@ -25,12 +25,11 @@ from dipo.errors import UserError
 from dipo.export.forms import Form
 from dipo.export.platforms import RULES, check_options
 from dipo.export.runtime import run_model
-from dipo.graph.load import load, name_of
+from dipo.graph.accessors import name_of
+from dipo.graph.load import load
 from dipo.graph.plan import Plan, make_plan
 from dipo.graph.torch_module import GraphModule, channels_last
 from dipo.graph.wishes import fitting
-from dipo.recipe import PrecisionConfig
-from dipo.section import options
 
 NOISE_SAMPLES = 64
 """Samples of noise on which a job without others is checked."""
@@ -130,10 +129,8 @@ def plan_for(target: str, config: Config, model: ir.Model, *, fit: bool = False)
     Raises:
         UserError: The target cannot do what the options say, or they match nothing.
     """
-    precision = config.precision
-    wishes = {option.name: getattr(precision, option.name) for option in options(PrecisionConfig)}
     rules = RULES[target]
-    return make_plan(model, rules=rules, **(fitting(rules, wishes) if fit else wishes))
+    return make_plan(model, rules, fitting(rules, config.precision) if fit else config.precision)
 
 
 def form_of(config: Config) -> Form:

@@ -23,7 +23,8 @@ from dipo.data.dataset import Dataset
 from dipo.errors import UserError
 from dipo.export.platforms import RULES, form_remarks, remarks
 from dipo.export.runtime import run_model
-from dipo.graph.load import layers_of, model_files, node_name
+from dipo.graph.accessors import layers_of, node_name
+from dipo.graph.load import model_files
 from dipo.graph.plan import QuantizedModel
 from dipo.report.analysis import report_analysis
 from dipo.report.measures import NO_NOISE_DB, OutputError, accuracy, cosine, output_error, sqnr_db

@@ -21,7 +21,7 @@ from dipo.graph.load import load
 from dipo.graph.plan import make_plan
 from dipo.quant.bias import quantize_bias
 from dipo.quant.spec import QParams
-from dipo.recipe import CalibConfig
+from dipo.recipe import CalibConfig, PrecisionConfig
 from dipo.report.analysis import report_analysis
 
 CPU = torch.device("cpu")
@@ -78,7 +78,7 @@ class Case:
 def make_case(tmp_path, proto, shape, *, bits=4, num=12, batch_size=4, weights="mse", **options):
     model = load(saved(proto, tmp_path))
     options = {"first_last_bits": None, **options}
-    plan = make_plan(model, rules=RULES["ort"], weight_bits=bits, act_bits=bits, **options)
+    plan = make_plan(model, RULES["ort"], PrecisionConfig(weight_bits=bits, act_bits=bits, **options))
     samples = torch.randn(num, *shape, generator=torch.Generator().manual_seed(3))
     batches = cut(num, batch_size)
     case = Case(model, plan, None, samples, batches)

@@ -11,7 +11,7 @@ from dipo.algo.gram import gram
 from dipo.algo.sparsity import Pattern, prune_by_error, pruned_layers, smallest
 from dipo.algo.steps.sparsify import Sparsify, SparsifyOptions
 from dipo.algo.weight_rows import WeightRows, target_of
-from dipo.graph.load import array_of, name_of
+from dipo.graph.accessors import array_of, name_of
 from dipo.recipe import CalibConfig
 
 CALIB = CalibConfig(method="minmax")
