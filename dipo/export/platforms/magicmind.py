@@ -12,7 +12,7 @@ from dipo.export.float_file import write_models
 from dipo.export.forms import QDQ, Form
 from dipo.export.ranges import Encoding, all_ranges, check_coverage, check_widths
 from dipo.export.text_files import write_json
-from dipo.graph.load import is_layer, name_of, node_name
+from dipo.graph.accessors import is_layer, name_of, node_name
 from dipo.graph.plan import QuantizedModel
 from dipo.graph.rules import PlatformRules
 from dipo.quant.spec import QParams

@@ -20,7 +20,7 @@ from dipo.export.forms import QDQ, Form
 from dipo.export.platforms import whole
 from dipo.export.ranges import Encoding, LayerRanges, layer_ranges
 from dipo.export.text_files import write_json
-from dipo.graph.load import array_of, name_of, node_name, weight_axis
+from dipo.graph.accessors import array_of, name_of, node_name, weight_axis
 from dipo.graph.plan import QuantizedModel
 from dipo.graph.rules import PlatformRules
 

@@ -24,7 +24,7 @@ from dipo.export.forms import QDQ, Form
 from dipo.export.platforms import whole
 from dipo.export.ranges import CLIPS, Encoding, LayerRanges, layer_ranges
 from dipo.export.text_files import Enum, Fields, proto_text, write_json, write_text
-from dipo.graph.load import name_of, node_name
+from dipo.graph.accessors import name_of, node_name
 from dipo.graph.plan import QuantizedModel
 from dipo.graph.rules import PlatformRules
 from dipo.quant.spec import QParams

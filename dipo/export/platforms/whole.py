@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from dipo.export.ranges import Encoding, check_coverage, check_widths, float_values, spread
-from dipo.graph.load import array_of, layers_of, name_of, node_name, weight_of
+from dipo.graph.accessors import array_of, layers_of, name_of, node_name, weight_of
 from dipo.graph.placement import is_float
 from dipo.graph.plan import QuantizedModel
 from dipo.quant.spec import QParams, QuantSpec, Range, qparams_of
