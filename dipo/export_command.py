@@ -184,7 +184,7 @@ def _has_statistics(folder: RunFolder, config: Config) -> bool:
     """Whether calibration kept what it saw; every run has it but those without samples."""
     from dipo.stages.checkpoint import STATISTICS
 
-    return config.calib.method != "batchnorm" or folder.has(STATISTICS)
+    return config.calib.reads_statistics or folder.has(STATISTICS)
 
 
 def _model(folder: RunFolder, request: Request, config: Config) -> ir.Model:
