@@ -55,8 +55,12 @@ class Loaded:
     """Whether `data` holds the user's samples, not noise."""
 
 
-def load_job(config: Config) -> Loaded:
+def load_job(config: Config, *, model: ir.Model | None = None) -> Loaded:
     """Reads the model, finds the samples, makes the plan.
+
+    Args:
+        config: The job.
+        model: What the configuration's model is once it is loaded; None: it is read.
 
     Raises:
         UserError: One of them is missing or wrong.
@@ -64,7 +68,7 @@ def load_job(config: Config) -> Loaded:
     if config.model.path is None:
         raise UserError("no model: give +model=mobilenet or model.path=<file.onnx>")
     path = resolve_path(config.model.path)
-    model = load(path)
+    model = load(path) if model is None else model
     data = _samples(config, model, path)
     has_samples = config.data.is_given
     check_options([config.platform.name, *config.export.also], cfg=config.platform, form=form_of(config))
@@ -147,7 +151,7 @@ def _observed(config: Config, model: ir.Model, plan: Plan) -> tuple[str, ...]:
 
 def _samples(config: Config, model: ir.Model, path: Path) -> Datasets:
     """The user's samples, or noise where nothing asks for any."""
-    inputs = [_input_spec(value, path) for value in model.graph.inputs]
+    inputs = input_specs(model, source=f"model.path={path}")
     data = config.data
     if not data.is_given:
         if config.needs_samples:
@@ -183,11 +187,23 @@ def moments_of_model(model: ir.Model, data: DataConfig) -> dict[str, Moments]:
     return moments_of(model, input_moments(model, low=low, high=high, **spread))
 
 
-def _input_spec(value: ir.Value, path: Path) -> InputSpec:
-    if value.shape is None or value.dtype is None:
-        raise UserError(f"model.path={path}: input {value.name!r} has no declared shape and type, export it with both")
-    shape = tuple(size if isinstance(size, int) else None for size in value.shape)
-    return InputSpec(name=name_of(value), shape=shape, dtype=value.dtype.numpy())
+def input_specs(model: ir.Model, *, source: str) -> list[InputSpec]:
+    """Return the model's inputs, as samples have to fit them.
+
+    Args:
+        model: Normalised.
+        source: What messages call it.
+
+    Raises:
+        UserError: One has no declared shape or type.
+    """
+    found = []
+    for value in model.graph.inputs:
+        if value.shape is None or value.dtype is None:
+            raise UserError(f"{source}: input {value.name!r} has no declared shape and type, export it with both")
+        shape = tuple(size if isinstance(size, int) else None for size in value.shape)
+        found.append(InputSpec(name=name_of(value), shape=shape, dtype=value.dtype.numpy()))
+    return found
 
 
 def check_parity(loaded: Loaded, *, threads: int) -> float:
