@@ -59,7 +59,7 @@ from dipo.cluster.work import AloneWork, Job, TimedResult, Work
 from dipo.cluster.worker import Worker
 from dipo.composition import reconstruction_of
 from dipo.config import Config, resolve_path
-from dipo.export.platforms import RULES
+from dipo.export.targets import TARGETS
 from dipo.graph.units import Unit, find_units
 from dipo.job import PARALLEL_PIECES
 from dipo.launch import compose_config
@@ -260,7 +260,7 @@ class Subject:
         loaded = load_job(config)
         # The walk with half the samples has to have as many pieces.
         self.batches = cut(effort.samples, effort.samples // (2 * PARALLEL_PIECES))
-        job = Job(loaded.plan, RULES[config.platform.name], loaded.data.calib, "cpu", 1, config.cluster.compile)
+        job = Job(loaded.plan, TARGETS[config.platform.name].spec, loaded.data.calib, "cpu", 1, config.cluster.compile)
         self.new_worker: Callable[[], Worker] = lambda: Worker(job, loaded.model)
         self.worker = self.new_worker()
         self.units = find_units(loaded.model, granularity=str(learned.unit))

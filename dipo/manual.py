@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
+import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -142,15 +144,22 @@ def _options(width: int) -> Iterator[list[str]]:
 
 
 def _docs(section: type[Section]) -> dict[str, str]:
-    """What stands beneath each field in the source of a section."""
-    docs = {}
-    (definition,) = ast.parse(inspect.getsource(section)).body
-    assert isinstance(definition, ast.ClassDef)
-    for statement, below in pairwise(definition.body):
-        match statement, below:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                docs[name] = " ".join(text.split())
+    """What stands beneath each field in the source of a section, and of those whose options it has too."""
+    docs: dict[str, str] = {}
+    for part in section.__mro__:
+        definition = _classes(part.__module__).get(part.__name__) if vars(part).get("__annotations__") else None
+        for statement, below in pairwise(definition.body if definition else ()):
+            match statement, below:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    docs.setdefault(name, " ".join(text.split()))
     return docs
+
+
+@functools.cache
+def _classes(module: str) -> dict[str, ast.ClassDef]:
+    """The classes of a module by name, as its source has them."""
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
+    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
 def _type(option: Option) -> str:

@@ -16,7 +16,7 @@ from dipo.graph.load import bias_of, layers_of, name_of, node_name, opset_of, we
 from dipo.graph.ops.ordered import ordered_conv
 from dipo.graph.ops.reader import NodeReader, TorchOp
 from dipo.graph.plan import Plan, QuantizedModel
-from dipo.graph.rules import PlatformRules
+from dipo.graph.target_spec import TargetSpec
 from dipo.graph.torch_module import GraphModule, Hook, channels_last
 from dipo.quant.bias import quantize_bias
 from dipo.quant.functional import TorchQParams, fake_quantize
@@ -65,7 +65,7 @@ def simulate(
     *,
     plan: Plan,
     quantized: QuantizedModel,
-    rules: PlatformRules,
+    rules: TargetSpec,
     batches: Sequence[Batch],
     inputs: Callable[[Batch], Mapping[str, torch.Tensor]],
     profile_samples: int,
@@ -151,7 +151,7 @@ def _quantizers(plan: Plan, quantized: QuantizedModel, kernels: IntegerKernels, 
 
 
 def simulated_constants(
-    model: ir.Model, *, plan: Plan, quantized: QuantizedModel, rules: PlatformRules, device: torch.device
+    model: ir.Model, *, plan: Plan, quantized: QuantizedModel, rules: TargetSpec, device: torch.device
 ) -> dict[str, torch.Tensor]:
     """Weights and biases by name of the initializer, as the target keeps them."""
     constants = {}

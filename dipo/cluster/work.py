@@ -11,7 +11,7 @@ from dipo.algo.sweep import UnitResult
 from dipo.algo.trainer import Piece
 from dipo.data.samples import Dataset
 from dipo.graph.plan import Plan
-from dipo.graph.rules import PlatformRules
+from dipo.graph.target_spec import TargetSpec
 from dipo.graph.units import Unit
 from dipo.recipe import AlgoConfig
 
@@ -21,7 +21,7 @@ class Job:
     """What every worker is told at its start."""
 
     plan: Plan
-    rules: PlatformRules
+    rules: TargetSpec
     calib: Dataset
     device: str
     """`cpu` or `cuda`."""

@@ -34,7 +34,7 @@ from dipo.data.samples import Dataset
 from dipo.graph.batch_norm import BatchNorm
 from dipo.graph.load import node_name
 from dipo.graph.plan import Plan, QuantizedLayer, QuantizedModel
-from dipo.graph.rules import PlatformRules
+from dipo.graph.target_spec import TargetSpec
 from dipo.graph.torch_module import GraphModule, channels_last
 from dipo.graph.units import Unit
 from dipo.quant import kernels
@@ -227,7 +227,7 @@ class Worker:
         dataset: Dataset,
         profile_samples: int,
         plan: Plan | None = None,
-        rules: PlatformRules | None = None,
+        rules: TargetSpec | None = None,
     ) -> Simulated:
         """Both networks on these batches of a data set, by the job's plan and rules or by those of another target."""
         self.done = 0

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from dipo.graph.load import array_of, bias_of, is_layer, name_of, node_name, weight_axis, weight_of
 from dipo.graph.placement import PASS_THROUGH, is_float, pass_through_source, quantized_values
-from dipo.graph.rules import BOUNDED, PlatformRules
 from dipo.graph.signs import positive_values
+from dipo.graph.target_spec import BOUNDED, TargetSpec
 from dipo.graph.wishes import check_patterns, check_widths, check_wishes
 from dipo.quant.spec import QParams, QuantSpec, input_axis
 
@@ -108,7 +108,7 @@ class QuantizedModel:
 def make_plan(
     model: ir.Model,
     *,
-    rules: PlatformRules,
+    rules: TargetSpec,
     weight_bits: int,
     act_bits: int,
     weight_per_channel: bool | None = None,
@@ -209,7 +209,7 @@ def _chosen(*, wish: bool | None, rule: bool | None) -> bool:
     return bool(rule if wish is None else wish)
 
 
-def _powers(rules: PlatformRules, *, wish: bool | None) -> bool:
+def _powers(rules: TargetSpec, *, wish: bool | None) -> bool:
     return _chosen(wish=wish, rule=rules.power_of_two or rules.prefers_power_of_two)
 
 
@@ -242,7 +242,7 @@ def _bits_of(value: ir.Value, input_bits: Mapping[str, int], least_bits: int) ->
     return max(wanted, default=least_bits)
 
 
-def _layer_plan(node: ir.Node, rules: PlatformRules, wish: Mapping[str, Any]) -> LayerPlan:
+def _layer_plan(node: ir.Node, rules: TargetSpec, wish: Mapping[str, Any]) -> LayerPlan:
     weight, bias = weight_of(node), bias_of(node)
     assert weight is not None
     symmetric = wish["weight_symmetric"]

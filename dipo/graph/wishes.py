@@ -8,10 +8,10 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from dipo.errors import UserError
-from dipo.graph.rules import PlatformRules
+from dipo.graph.target_spec import TargetSpec
 
 
-def fitting(rules: PlatformRules, wishes: Mapping[str, Any]) -> dict[str, Any]:
+def fitting(rules: TargetSpec, wishes: Mapping[str, Any]) -> dict[str, Any]:
     """What a target can do of wishes that were made for another one.
 
     Widths that it lacks become the next wider one, or the widest; what it takes in one way alone is left to it.
@@ -32,7 +32,7 @@ def fitting(rules: PlatformRules, wishes: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _takes(rules: PlatformRules, option: str, wish: object) -> bool:
+def _takes(rules: TargetSpec, option: str, wish: object) -> bool:
     if option == _BLOCK:
         return wish is None or bool(rules.weight_blocks)
     return wish is None or rules.only(option) in (None, wish)
@@ -50,7 +50,7 @@ _WORDS = {
 """By option: what a target takes that takes false alone, and true alone."""
 
 
-def check_wishes(rules: PlatformRules, wishes: Iterable[Mapping[str, Any]]) -> None:
+def check_wishes(rules: TargetSpec, wishes: Iterable[Mapping[str, Any]]) -> None:
     """Looks for what the target cannot do.
 
     Raises:
@@ -69,7 +69,7 @@ def check_wishes(rules: PlatformRules, wishes: Iterable[Mapping[str, Any]]) -> N
             raise UserError(f"precision.{_BLOCK}: blocks are parts of channels, leave out weight_per_channel=false")
 
 
-def check_widths(rules: PlatformRules, *, weights: Mapping[str, int], activations: Mapping[str, int]) -> None:
+def check_widths(rules: TargetSpec, *, weights: Mapping[str, int], activations: Mapping[str, int]) -> None:
     """Looks for widths that the target does not have.
 
     Args:

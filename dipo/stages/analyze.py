@@ -6,7 +6,7 @@ import functools
 
 from dipo.algo.compare_scales import compare_scales
 from dipo.algo.findings import Analysis
-from dipo.export.platforms import RULES
+from dipo.export.targets import TARGETS
 from dipo.graph.plan import QuantizedModel
 from dipo.report.analysis import AnalysisReport, report_analysis
 from dipo.stages.context import Context
@@ -19,7 +19,7 @@ SENSITIVITY_SAMPLES = 64
 
 def analyze(context: Context, quantized: QuantizedModel) -> AnalysisReport:
     """Shards the samples over the workers and rates the layers by what they found."""
-    loaded, rules = context.loaded, RULES[context.config.platform.name]
+    loaded, rules = context.loaded, TARGETS[context.config.platform.name].spec
     samples = min(ANALYSIS_SAMPLES, len(loaded.data.calib))
     sensitivity, size = min(SENSITIVITY_SAMPLES, samples), context.config.data.batch_size
     parts: list[Analysis] = context.over_samples(

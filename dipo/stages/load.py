@@ -26,8 +26,8 @@ from dipo.data.dataset import Dataset, Datasets, InputSpec, open_datasets
 from dipo.data.noise import make_noise
 from dipo.errors import UserError
 from dipo.export.forms import Form
-from dipo.export.platforms import RULES, check_options
 from dipo.export.runtime import run_model
+from dipo.export.targets import TARGETS, check_options
 from dipo.graph.load import layers_of, load, name_of, node_name
 from dipo.graph.plan import Plan, make_plan
 from dipo.graph.torch_module import GraphModule, channels_last
@@ -75,7 +75,7 @@ def load_job(config: Config) -> Loaded:
     model = load(path)
     data = _samples(config, model, path)
     has_samples = config.data.path is not None
-    check_options([config.platform.name, *config.export.also], cfg=config.platform, form=form_of(config))
+    check_options([config.platform.name, *config.export.also], config.platform.given, form=form_of(config))
     plan = plan_for(config.platform.name, config, model)
     check_patterns("algo.sparsity_skip", config.algo.sparsity_skip, list(plan.layers), list(plan.layers))
     equalized, least = None, None
@@ -108,7 +108,7 @@ def plan_for(target: str, config: Config, model: ir.Model, *, fit: bool = False)
     """
     precision = config.precision
     wishes = {option.name: getattr(precision, option.name) for option in options(PrecisionConfig)}
-    rules = RULES[target]
+    rules = TARGETS[target].spec
     return make_plan(model, rules=rules, **(fitting(rules, wishes) if fit else wishes))
 
 
@@ -119,7 +119,8 @@ def form_of(config: Config) -> Form:
 
 def _observed(config: Config, model: ir.Model, plan: Plan) -> tuple[str, ...]:
     """Values that the target leaves float and another would quantize: its files can then be written from this run."""
-    likes = {(r.operators, r.fuse_residual_add, r.quantize_outputs): name for name, r in RULES.items()}
+    specs = {name: target.spec for name, target in TARGETS.items()}
+    likes = {(s.operators, s.fuse_residual_add, s.quantize_outputs): name for name, s in specs.items()}
     found = {value: None for name in likes.values() for value in plan_for(name, config, model, fit=True).activations}
     return tuple(value for value in found if value not in plan.activations)
 

@@ -163,13 +163,13 @@ def _words(argv: Sequence[str]) -> dict[str, str]:
 
 
 def _check_platform(words: Mapping[str, str]) -> None:
-    from dipo.config import PLATFORMS
+    from dipo.export.targets import TARGETS
 
     platform = words.get("platform")
     if platform is not None and "run" in words:
         raise UserError(f"platform={platform} goes with file=FILE alone: a run says whose its files are, leave it out")
-    if platform is not None and platform not in PLATFORMS:
-        raise UserError(f"platform '{platform}': {choose(platform, PLATFORMS)}")
+    if platform is not None and platform not in TARGETS:
+        raise UserError(f"platform '{platform}': {choose(platform, TARGETS)}")
 
 
 def _samples(text: str) -> int:

@@ -15,7 +15,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from dipo.verify.compare import Claim, Comparison, numbers
+from dipo.export.range_file import Claim, numbers
+from dipo.verify.compare import Comparison
 from dipo.verify.messages import ATLAS, read_text
 from dipo.verify.simulate import Step, run_on_grids
 from dipo.verify.verdict import Fate, Probe, State, Verdict, asking

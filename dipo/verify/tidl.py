@@ -17,8 +17,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from dipo.export.range_file import Claim, numbers
 from dipo.verify.atlas import on_grid
-from dipo.verify.compare import DEPLOYED, STEP, Claim, Comparison, numbers
+from dipo.verify.compare import DEPLOYED, STEP, Comparison
 from dipo.verify.grids import Network
 from dipo.verify.messages import TIDL, read_text
 from dipo.verify.simulate import Step, run_on_grids

@@ -17,7 +17,7 @@ from dipo.algo.exchange import NoExchange
 from dipo.algo.pair import Pair
 from dipo.algo.sweep import Sweep
 from dipo.algo.trainer import Piece, Trainer
-from dipo.export.platforms import RULES
+from dipo.export.targets import TARGETS
 from dipo.graph.load import load
 from dipo.graph.plan import Plan, QuantizedModel, make_plan
 from dipo.graph.units import find_units
@@ -28,7 +28,7 @@ from dipo.recipe import AlgoConfig, CalibConfig
 def case_of(model, tmp_path, shape, *, weight_bits=3, num=32):
     """A network of one input `x`, planned and calibrated."""
     loaded = load(saved(model, tmp_path))
-    plan = make_plan(loaded, rules=RULES["ort"], weight_bits=weight_bits, act_bits=8, first_last_bits=None)
+    plan = make_plan(loaded, rules=TARGETS["ort"].spec, weight_bits=weight_bits, act_bits=8, first_last_bits=None)
     g = torch.Generator().manual_seed(0)
     # Correlated: of independent inputs the nearest codes are the best.
     samples = torch.randn(num, *[1] * len(shape), generator=g) + 0.3 * torch.randn(num, *shape, generator=g)

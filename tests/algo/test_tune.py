@@ -8,7 +8,7 @@ from sweeps import CPU, sweep
 
 from dipo.algo.reconstruct import tuning
 from dipo.algo.simulate import simulate
-from dipo.export.platforms import RULES
+from dipo.export.targets import TARGETS
 from dipo.graph.plan import QuantizedModel
 from dipo.recipe import AlgoConfig
 
@@ -17,8 +17,8 @@ CFG = AlgoConfig(tune_iters=60, batch_size=16, lr_scale=1e-3, lr_bias=2e-3, lr_a
 
 def error_of(case, quantized):
     result = simulate(
-        case.model, plan=case.plan, quantized=quantized, rules=RULES["ort"], batches=case.batches, inputs=case.inputs,
-        profile_samples=0, device=CPU, progress=lambda _: None,
+        case.model, plan=case.plan, quantized=quantized, rules=TARGETS["ort"].spec,
+        batches=case.batches, inputs=case.inputs, profile_samples=0, device=CPU, progress=lambda _: None,
     )  # fmt: skip
     return float(((result.fp_outputs["logits"] - result.q_outputs["logits"]) ** 2).mean())
 
