@@ -111,7 +111,7 @@ def test_a_consumer_that_is_not_installed_is_named(write, capsys, monkeypatch):
     monkeypatch.setitem(table.CONSUMERS, "ONNX Runtime", gone)
     assert main([f"run={write('ort')}"]) == 0
     said = words(capsys.readouterr().out)
-    assert "Nowhere unchecked" in said and "no_such_consumer is not installed: pip install it" in said
+    assert "ONNX Runtime unchecked" in said and "no_such_consumer is not installed: pip install it" in said
     with pytest.raises(Unavailable):
         require("no_such_consumer.part", get="")
 
