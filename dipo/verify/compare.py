@@ -15,7 +15,7 @@ from dipo.export.encodings import BIAS_BITS
 from dipo.export.range_file import Claim
 from dipo.verify.grids import Network
 from dipo.verify.held import Held, held_grids
-from dipo.verify.verdict import Fate, Refused, State
+from dipo.verify.verdict import Fate, State
 
 Numbers = NDArray[np.float64]
 
@@ -62,16 +62,6 @@ class Comparison:
                 why = "" if claim.tensor in self.grids else f"known by name, without a grid in {QUANTIZED}"
                 tensors.append(Fate(claim.name, State.ACCEPTED, why))
         return tensors, wrong
-
-    def require(self, claims: Iterable[Claim], file: Path) -> None:
-        """Stops at claims that are not so.
-
-        Raises:
-            Refused: It names the tensors.
-        """
-        wrong = [sentence for claim in claims if (sentence := self.contradiction(claim)) is not None]
-        if wrong:
-            raise Refused(sentence_of(wrong, file) or "")
 
     def contradiction(self, claim: Claim) -> str | None:
         """What of a claim is not so in `quantized.onnx`; None where all is, or no grid is known there."""

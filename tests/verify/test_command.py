@@ -91,7 +91,7 @@ def test_text_that_protobuf_does_not_take(write, capsys):
     record = run / "tidl_quant_params.prototxt"
     record.write_text(record.read_text().replace("bit_depth", "bits"))
     assert main([f"run={run}"]) == 1
-    assert "refused: no TIDLNetQuantParams" in capsys.readouterr().out
+    assert "refused: ValueError: no TIDLNetQuantParams" in capsys.readouterr().out
 
 
 def test_weights_off_the_grid_are_recomputed(write, capsys):

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dipo.export.range_file import Claim, Names
+from dipo.export.protobuf_text import Schema, parse
+from dipo.export.range_file import Claim, Names, numbers
 from dipo.export.target import DEPLOYED, QUANTIZED, Export, Target, TargetFile, TargetOptions
 from dipo.export.text_files import Fields, proto_text
 from dipo.graph.target_spec import TargetSpec
@@ -27,6 +28,34 @@ if TYPE_CHECKING:
 
 _PER_CHANNEL = frozenset({"Conv"})
 _CODES = (-128, 127)
+RECORD = Schema(
+    {
+        "SingleLayerRecord": [
+            ("scale_d", 1, "FLOAT", "OPTIONAL"),
+            ("offset_d", 2, "INT32", "OPTIONAL"),
+            ("scale_w", 3, "FLOAT", "REPEATED"),
+            ("offset_w", 4, "INT32", "REPEATED"),
+            ("shift_bit", 5, "UINT32", "REPEATED"),
+            ("skip_fusion", 6, "BOOL", "OPTIONAL"),
+        ],
+        "MapFiledEntry": [("key", 1, "STRING", "OPTIONAL"), ("value", 2, "SingleLayerRecord", "OPTIONAL")],
+        "ScaleOffsetRecord": [("record", 1, "MapFiledEntry", "REPEATED")],
+    }
+)
+"""AMCT's definition of the record."""
+
+
+def read_record(text: str, names: Names) -> Iterator[Claim]:
+    """Read the record back: the factors of what each layer reads, and of its weight."""
+    for entry in parse(text, RECORD).record:
+        value = entry.value
+        low, high = (numbers((code - value.offset_d) * value.scale_d) for code in _CODES)
+        data = Claim(
+            f"{entry.key} (scale_d, offset_d)", names.input_of(entry.key, 0), numbers(value.scale_d), low, high
+        )
+        yield data if entry.key in names.nodes else Claim(entry.key, None)
+        if value.scale_w and names.input_of(entry.key, 1) is not None:
+            yield Claim(f"{entry.key} (scale_w)", names.input_of(entry.key, 1), scale=numbers(value.scale_w))
 
 
 def read_params(text: str, names: Names) -> Iterator[Claim]:
@@ -56,7 +85,7 @@ class Atlas(Target[TargetOptions]):
     files = (
         QUANTIZED,
         DEPLOYED,
-        TargetFile("scale_offset_record.txt", readers=("protobuf, for AMCT",)),
+        TargetFile("scale_offset_record.txt", read=read_record, readers=("protobuf, for AMCT",)),
         TargetFile("atlas_quant_param.json", read=read_params, elsewhere="the user's scripts read it"),
     )
 

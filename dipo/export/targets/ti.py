@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dipo.errors import UserError
+from dipo.export.protobuf_text import Schema, parse
 from dipo.export.range_file import Claim, Names
 from dipo.export.target import DEPLOYED, QUANTIZED, Export, Target, TargetFile, TargetOptions
 from dipo.export.targets import full_integer
@@ -27,6 +28,7 @@ from dipo.graph.target_spec import TargetSpec
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx
     import onnx_ir as ir
     from numpy.typing import NDArray
 
@@ -45,8 +47,61 @@ LAYER_TYPES = {
     "Squeeze": "Squeeze", "Sub": "Sub", "Tanh": "Tanh", "Transpose": "Transpose", "Upsample": "Resize",
 }  # fmt: skip
 """TIDL's names of layers, `TIDL_<name>Layer`. Other operators run outside of it."""
+PARAMETERS = Schema(
+    {
+        "TidlTensorQuantParams": [
+            ("min", 1, "FLOAT", "OPTIONAL"),
+            ("max", 2, "FLOAT", "OPTIONAL"),
+            ("size", 3, "UINT32", "OPTIONAL"),
+            ("element_type", 4, "UINT32", "OPTIONAL"),
+            ("scale", 5, "DOUBLE", "REPEATED"),
+            ("zero_point", 6, "UINT32", "REPEATED"),
+            ("value", 7, "DOUBLE", "REPEATED"),
+        ],
+        "TidlLayerQuantParams": [
+            ("layer_name", 1, "STRING", "OPTIONAL"),
+            ("layer_type", 2, "STRING", "OPTIONAL"),
+            ("bit_depth", 3, "UINT32", "OPTIONAL"),
+            ("outputs", 4, "TidlTensorQuantParams", "REPEATED"),
+            ("weights", 5, "TidlTensorQuantParams", "REPEATED"),
+            ("bias", 6, "TidlTensorQuantParams", "REPEATED"),
+            ("slope", 7, "TidlTensorQuantParams", "REPEATED"),
+        ],
+        "TIDLNetQuantParams": [
+            ("num_layers", 1, "INT32", "OPTIONAL"),
+            ("quant_type", 2, "TidlQuantType", "OPTIONAL"),
+            ("calib_type", 3, "TidlCalibType", "OPTIONAL"),
+            ("layers", 4, "TidlLayerQuantParams", "REPEATED"),
+        ],
+    },
+    enums={
+        "TidlQuantType": {"SYMMETRIC": 1, "ASYMMETRIC": 2},
+        "TidlCalibType": {"PERTENSOR": 1, "PERCHANNEL": 2},
+    },
+)
+"""TIDL's definition of its parameters."""
+_CLIPS = frozenset({"Relu", "Clip"})
 _UNSIGNED, _SIGNED = 0, 1
 """TIDL's element types of 8 bits."""
+
+
+def read_parameters(text: str, names: Names) -> Iterator[Claim]:
+    """Read the parameters back: the range of what each layer makes, and of its weight."""
+    producers = {name: node for node in names.nodes.values() for name in node.output}
+    for layer in parse(text, PARAMETERS).layers:
+        for tensor in layer.outputs[:1]:
+            yield names.claim(layer.layer_name, low=tensor.min, high=tensor.max)
+        node = layer_of(layer.layer_name, producers)
+        for name in node.input[1:2] if node is not None and layer.weights else ():
+            yield names.claim(name, low=layer.weights[0].min, high=layer.weights[0].max)
+
+
+def layer_of(name: str, producers: Mapping[str, onnx.NodeProto]) -> onnx.NodeProto | None:
+    """Return the node that makes a value, before the activation functions that it is fused with."""
+    node = producers.get(name)
+    while node is not None and node.op_type in _CLIPS and node.input[0] in producers:
+        node = producers[node.input[0]]
+    return node
 
 
 def read_blobs(text: str, names: Names) -> Iterator[Claim]:
@@ -84,7 +139,7 @@ class Ti(Target[TargetOptions]):
     files = (
         QUANTIZED,
         DEPLOYED,
-        TargetFile("tidl_quant_params.prototxt", readers=("protobuf, for TIDL",)),
+        TargetFile("tidl_quant_params.prototxt", read=read_parameters, readers=("protobuf, for TIDL",)),
         TargetFile("ti_blob_range.txt", read=read_lines, elsewhere="the user's scripts read it"),
         TargetFile("ti_blob_range.json", read=read_blobs, elsewhere="the user's scripts read it"),
     )
@@ -148,19 +203,15 @@ def _layers(model: ir.Model, quantized: QuantizedModel, known: Mapping[str, QPar
 
 def _made(value: ir.Value) -> ir.Value:
     """What a layer makes in the place of a value, behind the activation functions that it is fused with."""
-    from dipo.export.ranges import CLIPS
-
-    while len(readers := value.consumers()) == 1 and not value.is_graph_output() and readers[0].op_type in CLIPS:
+    while len(readers := value.consumers()) == 1 and not value.is_graph_output() and readers[0].op_type in _CLIPS:
         value = readers[0].outputs[0]
     return value
 
 
 def _is_fused(node: ir.Node) -> bool:
     """Whether an activation function belongs to the layer before it."""
-    from dipo.export.ranges import CLIPS
-
     data = node.inputs[0] if node.inputs else None
-    if node.op_type not in CLIPS or data is None or data.producer() is None:
+    if node.op_type not in _CLIPS or data is None or data.producer() is None:
         return False
     return len(data.uses()) == 1 and not data.is_graph_output()
 
