@@ -25,7 +25,7 @@ from dipo.algo.findings import Analysis, Sums
 from dipo.algo.simulate import simulated_constants
 from dipo.graph.accessors import layers_of, name_of, node_name
 from dipo.graph.plan import Plan, QuantizedModel
-from dipo.graph.rules import PlatformRules
+from dipo.graph.target_spec import TargetSpec
 from dipo.graph.torch_module import GraphModule, Step
 from dipo.quant.functional import TorchQParams, fake_quantize
 
@@ -52,7 +52,7 @@ def analyze(
     *,
     plan: Plan,
     quantized: QuantizedModel,
-    rules: PlatformRules,
+    rules: TargetSpec,
     batches: Sequence[Batch],
     inputs: Callable[[Batch], Mapping[str, torch.Tensor]],
     sensitivity_samples: int,

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from dipo.graph.accessors import array_of, bias_of, is_layer, name_of, node_name, weight_axis, weight_of
 from dipo.graph.placement import PASS_THROUGH, is_float, pass_through_source, quantized_values
-from dipo.graph.rules import BOUNDED, PlatformRules
 from dipo.graph.scheme import LayerScheme, act_spec, layer_scheme, weight_spec
 from dipo.graph.signs import positive_values
+from dipo.graph.target_spec import BOUNDED, TargetSpec
 from dipo.graph.wishes import check_patterns, check_widths, check_wishes
 from dipo.quant.spec import QParams, QuantSpec, input_axis
 from dipo.recipe import PrecisionConfig
@@ -107,7 +107,7 @@ class QuantizedModel:
         return QuantizedModel(layers, activations | shared)
 
 
-def make_plan(model: ir.Model, rules: PlatformRules, precision: PrecisionConfig) -> Plan:
+def make_plan(model: ir.Model, rules: TargetSpec, precision: PrecisionConfig) -> Plan:
     """Decide what is quantized.
 
     Activations take `precision.act_bits` where a layer multiplies them. Those that only additions, poolings and the
@@ -218,7 +218,7 @@ def _bits_of(value: ir.Value, input_bits: Mapping[str, int], least_bits: int) ->
     return max(wanted, default=least_bits)
 
 
-def _layer_plan(node: ir.Node, scheme: LayerScheme, rules: PlatformRules, *, power_of_two: bool | None) -> LayerPlan:
+def _layer_plan(node: ir.Node, scheme: LayerScheme, rules: TargetSpec, *, power_of_two: bool | None) -> LayerPlan:
     weight, bias, axis = weight_of(node), bias_of(node), weight_axis(node)
     assert weight is not None
     shape = array_of(weight).shape

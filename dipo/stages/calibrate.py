@@ -7,7 +7,7 @@ import functools
 from dipo.algo.analytic import data_free_ranges
 from dipo.algo.calibrate import Calibration, ObserveBatches, Observed, activation_ranges, quantize_model
 from dipo.algo.step import NetworkState
-from dipo.export.platforms import RULES, on_grids_of
+from dipo.export.targets import TARGETS
 from dipo.graph.plan import QuantizedModel
 from dipo.run import DamagedFileError
 from dipo.stages.checkpoint import STATISTICS, load_calibration, save_calibration, tell_of_damage
@@ -29,7 +29,7 @@ def calibrate(context: Context, *, observe: bool) -> NetworkState:
     return NetworkState(
         model=loaded.model,
         plan=loaded.plan,
-        rules=RULES[config.platform.name],
+        rules=TARGETS[config.platform.name].spec,
         quantized=quantized,
         calibration=calibration,
         calib=config.calib,
@@ -64,4 +64,4 @@ def _quantize(context: Context, calibration: Calibration) -> QuantizedModel:
     else:
         ranges = activation_ranges(loaded.plan, calibration.statistics, cfg=config.calib)
     quantized = quantize_model(loaded.model, plan=loaded.plan, ranges=ranges, cfg=config.calib)
-    return on_grids_of(RULES[config.platform.name], loaded.model, quantized)
+    return TARGETS[config.platform.name].on_grids(loaded.model, quantized)

@@ -25,7 +25,7 @@ from dipo.cluster.messages import Job
 from dipo.cluster.pool import Pool, start_pool
 from dipo.config import Config, to_plain
 from dipo.errors import JobError, UserError
-from dipo.export.platforms import RULES, on_grids_of
+from dipo.export.targets import TARGETS
 from dipo.report.events import FILE as EVENTS
 from dipo.report.events import Events, config_hash
 from dipo.report.report import Report
@@ -39,7 +39,7 @@ from dipo.stages.deliver import OWN, check_places, deliver
 from dipo.stages.fingerprint import Stored, compare, fingerprint, write_fingerprint
 from dipo.stages.load import Loaded, check_parity, form_of, load_job
 from dipo.stages.network import Kept, save_network
-from dipo.stages.targets import Source, Target, others, rehearse
+from dipo.stages.targets import Retargeted, Source, others, rehearse
 from dipo.stages.transform import Transformed, transform
 from dipo.stages.verify import source_of, verify, versions
 
@@ -189,8 +189,8 @@ def finish(context: Context, done: Transformed, calibration: Calibration, *, par
         UserError: A target refuses the network, or the labels do not fit its outputs.
     """
     # Learned scales may differ again where the target has one for several values.
-    rules = RULES[context.config.platform.name]
-    done = dataclasses.replace(done, quantized=on_grids_of(rules, context.loaded.model, done.quantized))
+    target = TARGETS[context.config.platform.name]
+    done = dataclasses.replace(done, quantized=target.on_grids(context.loaded.model, done.quantized))
     source = source_of(context, done.quantized, calibration)
     with context.stage("export"):
         save_network(context.folder, Kept(done.quantized, context.loaded.change.record))
@@ -215,7 +215,7 @@ def start_workers(prepared: Prepared, folder: RunFolder, events: Events) -> Pool
     config, loaded = prepared.config, prepared.loaded
     job = Job(
         plan=loaded.plan,
-        rules=RULES[config.platform.name],
+        rules=TARGETS[config.platform.name].spec,
         calib=loaded.data.calib,
         device=prepared.device,
         threads=config.cluster.threads,
@@ -227,7 +227,7 @@ def start_workers(prepared: Prepared, folder: RunFolder, events: Events) -> Pool
         return start_pool(job, loaded.model, cfg=config.cluster, notify=events.emit, keep_log=keep_log)
 
 
-def _export(context: Context, source: Source) -> dict[Target, list[Path]]:
+def _export(context: Context, source: Source) -> dict[Retargeted, list[Path]]:
     """The files of the job's own target, which is the first, and of the others, each in a folder of its name."""
     config = context.config
     places = {config.platform.name: OWN, **{name: name for name in others(config)}}

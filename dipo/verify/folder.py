@@ -11,13 +11,12 @@ from typing import Any
 import yaml
 
 from dipo.errors import UserError
+from dipo.export.target import QUANTIZED
+from dipo.export.targets import TARGETS
 from dipo.run import CONFIG, FINGERPRINT, REPORT
 
-QUANTIZED = "quantized.onnx"
 _OWN = frozenset({CONFIG, REPORT, FINGERPRINT, "events.jsonl", "dipo.log", "export.json"})
 """What a run, and an export from it, keep for themselves."""
-_READ = frozenset({".onnx", ".json", ".txt", ".yaml", ".prototxt", ".cache"})
-"""Endings of what is written for others."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Target:
     @property
     def quantized(self) -> Path | None:
         """The quantized model; None where there is none."""
-        path = self.folder / QUANTIZED
+        path = self.folder / QUANTIZED.name
         return path if path.is_file() else None
 
 
@@ -46,7 +45,7 @@ def targets_of(run: Path) -> list[Target]:
     own = _files(run)
     if not own:
         raise UserError(f"run={run}: the run has written no model yet, go on with run.resume={run}")
-    below = [folder for folder in sorted(run.iterdir()) if folder.is_dir() and (folder / QUANTIZED).is_file()]
+    below = [folder for folder in sorted(run.iterdir()) if folder.is_dir() and (folder / QUANTIZED.name).is_file()]
     return [Target(platform, run, own), *(Target(folder.name, folder, _files(folder)) for folder in below)]
 
 
@@ -105,9 +104,10 @@ def _files(folder: Path) -> tuple[Path, ...]:
 
 
 def _sorted(files: Iterator[Path]) -> list[Path]:
-    """Models first."""
+    """What is written for others, by its endings; models first."""
+    endings = {".onnx", *(Path(declared.name).suffix for target in TARGETS.values() for declared in target.files)}
     written = [
         file for file in files
-        if file.suffix in _READ and file.name not in _OWN and not file.name.startswith(".")
+        if file.suffix in endings and file.name not in _OWN and not file.name.startswith(".")
     ]  # fmt: skip
     return sorted(written, key=lambda file: (file.suffix != ".onnx", file.name))
