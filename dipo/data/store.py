@@ -24,9 +24,6 @@ from dipo.data.samples import InputSpec, Parts, shape_text
 from dipo.data.stored_array import open_npy
 from dipo.errors import UserError
 
-Data = Mapping[str, Any] | Iterable[Any]
-"""Arrays by name, or an iterable of what `elements` knows: read once, to its end or to the number that is asked for."""
-
 
 def is_store(path: Path) -> bool:
     """Tell whether a folder has .npy files."""
@@ -53,13 +50,13 @@ def read_store(path: Path, *, inputs: Sequence[InputSpec], how: Preprocessing, t
 
 
 def write_store(
-    path: Path, data: Data, *, inputs: Sequence[InputSpec], how: Preprocessing, num: int | None, title: str
+    path: Path, data: Any, *, inputs: Sequence[InputSpec], how: Preprocessing, num: int | None, title: str
 ) -> None:
     """Write samples from memory into a new store.
 
     Args:
         path: Its folder, which is not there yet.
-        data: The samples.
+        data: Arrays by name, or an iterable of what `elements` knows, which is read once.
         inputs: The model's inputs.
         how: Layout and normalisation that the samples will be read with.
         num: Samples after which an iterable is left alone; None: never.

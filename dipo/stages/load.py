@@ -73,23 +73,49 @@ def load_job(config: Config, *, model: ir.Model | None = None) -> Loaded:
     has_samples = config.data.is_given
     check_options([config.platform.name, *config.export.also], config.platform.given, form=form_of(config))
     steps = config.algo.make_steps()
-    plan = plan_for(config.platform.name, config, model)
+    loaded = Loaded(
+        path, model, data, plan_for(config.platform.name, config, model), [], FloatChange(model), has_samples
+    )
+    return with_float_steps(loaded, steps, config)
+
+
+def with_float_steps(loaded: Loaded, steps: Sequence[Step], config: Config) -> Loaded:
+    """Check steps, and run those among them that change the float network.
+
+    Args:
+        loaded: The job, with the steps that it had before.
+        steps: Those behind them.
+        config: The job's, all steps included.
+
+    Raises:
+        UserError: A step's options do not fit the network, or no layer is left to quantize.
+    """
     for step in steps:
-        step.check(plan)
-    change = FloatChange(model)
-    if plan.layers:
-        network = FloatNetwork(
-            model, plan, data.calib, has_samples, functools.partial(moments_of_model, model, config.data)
-        )
-        change = change_float(network, steps, config)
-        model, plan = change.model, plan_for(config.platform.name, config, change.model)
+        step.check(loaded.plan)
+    change = loaded.change
+    if loaded.plan.layers:
+        moments = functools.partial(moments_of_model, loaded.model, config.data)
+        network = FloatNetwork(loaded.model, loaded.plan, loaded.data.calib, loaded.has_samples, moments)
+        change = _joined(change, change_float(network, steps, config))
+    loaded = dataclasses.replace(loaded, model=change.model, steps=[*loaded.steps, *steps], change=change)
+    return planned(loaded, config)
+
+
+def planned(loaded: Loaded, config: Config) -> Loaded:
+    """Make the job's plan for its network as it is.
+
+    Raises:
+        UserError: The target cannot do what the options say, or no layer is left to quantize.
+    """
+    model = loaded.model
+    plan = plan_for(config.platform.name, config, model)
     if not plan.layers:
         raise UserError(
-            f"model.path={path}: no layer is left to quantize (Conv, ConvTranspose, Gemm or MatMul with constant "
-            "weights, and not in precision.skip)"
+            f"model.path={loaded.path}: no layer is left to quantize (Conv, ConvTranspose, Gemm or MatMul with "
+            "constant weights, and not in precision.skip)"
         )
     plan = dataclasses.replace(plan, observed=_observed(config, model, plan))
-    return Loaded(path, model, data, plan, steps, change, has_samples)
+    return dataclasses.replace(loaded, plan=plan)
 
 
 def change_float(
@@ -108,10 +134,7 @@ def change_float(
         if not isinstance(step, FloatStep):
             continue
         change = step.change(network, record=record)
-        kept = (
-            None if done.record is None and change.record is None else {**(done.record or {}), **(change.record or {})}
-        )
-        done = FloatChange(change.model, kept, [*done.chains, *change.chains], [*done.refusals, *change.refusals])
+        done = _joined(done, change)
         network = dataclasses.replace(
             network,
             model=change.model,
@@ -119,6 +142,13 @@ def change_float(
             moments=functools.partial(moments_of_model, change.model, config.data),
         )
     return done
+
+
+def _joined(first: FloatChange, second: FloatChange) -> FloatChange:
+    """Both changes as one."""
+    kept = None if first.record is None and second.record is None else {**(first.record or {}), **(second.record or {})}
+    chains, refusals = [*first.chains, *second.chains], [*first.refusals, *second.refusals]
+    return FloatChange(second.model, kept, chains, refusals)
 
 
 def plan_for(target: str, config: Config, model: ir.Model, *, fit: bool = False) -> Plan:
