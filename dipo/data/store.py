@@ -69,6 +69,7 @@ def write_store(
     with _writing(path) as folder:
         if whole is not None:
             _write_whole(folder, whole, title)
+            read_store(folder, inputs=inputs, how=how, title=title)  # refuses what does not fit
         elif hasattr(data, "__iter__") or hasattr(data, "__getitem__"):
             _write_elements(folder, _elements(data, title), inputs=inputs, how=how, num=num, title=title)
         else:
@@ -93,6 +94,8 @@ def _write_whole(folder: Path, arrays: Mapping[str, Any], title: str) -> None:
         file = folder / _file_name(str(name))
         if file.exists():
             raise UserError(f"{source}: another array has the name {file.stem}, name them like the model's inputs")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise UserError(f"{source}: a sample has NaN or Inf, repair or remove it")
         np.save(file, array)
 
 

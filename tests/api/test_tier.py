@@ -22,7 +22,7 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("target", ["ort", "rk"])
+@pytest.mark.parametrize("target", ["ort", "openvino"])
 @pytest.mark.parametrize("schedule", ["sequential", "parallel"])
 def test_one_by_one_gives_the_bytes_of_quantize(model: Path, tmp_path: Path, target: str, schedule: str) -> None:
     options = {**OPTIONS, "cluster.schedule": schedule}
@@ -60,7 +60,7 @@ def test_a_network_says_what_is_planned(model: Path) -> None:
 
 def test_steps_branch_off(model: Path) -> None:
     """The same calibrated network may be taken for several experiments."""
-    with dipo.load(model, IMAGES, precision="w3a8", options=OPTIONS) as network:
+    with dipo.load(model, IMAGES, precision={"weight_bits": 3}, options=OPTIONS) as network:
         first = dipo.calibrate(network)
         before = dipo.evaluate(first)
         short, long = (dipo.apply(first, "adaround", iters=iters) for iters in (1, 30))
@@ -73,11 +73,11 @@ def test_another_plan_needs_no_second_reading(model: Path) -> None:
     def once() -> Any:
         yield IMAGES
 
-    with dipo.load(model, once(), precision="w2a8", options=OPTIONS) as network:
+    with dipo.load(model, once(), precision={"weight_bits": 2, "first_last_bits": None}, options=OPTIONS) as network:
         worst = min(dipo.evaluate(dipo.calibrate(network)).layers, key=lambda row: row.sqnr_db).name
         better = dipo.plan(network, precision={"overrides": {worst: {"weight_bits": 8}}})
         assert {layer.name: layer.weight_bits for layer in better.layers}[worst] == 8
-        assert {layer.name: layer.weight_bits for layer in network.layers}[worst] != 8 or len(network.layers) == 1
+        assert {layer.name: layer.weight_bits for layer in network.layers}[worst] != 8
         other = dipo.plan(better, target="trt", calib="mse", precision="w8a8")
         assert {layer.weight_bits for layer in other.layers} == {8}
         assert dipo.evaluate(dipo.calibrate(other)).platform == "trt"
