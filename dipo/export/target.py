@@ -45,15 +45,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TargetOptions(Section):
-    """The options of a target, which the user gives as `platform.options={name:value}`; by itself, none.
-
-    Those of dipo's own targets are options of `platform` themselves.
-    """
+    """The options of a target, which the user gives as `platform.options={name:value}`; by itself, none."""
 
     @classmethod
     def prefix(cls) -> str:
         """Return what stands before the options' names."""
         return "platform.options."
+
+
+@dataclass(frozen=True)
+class PlatformOptions(TargetOptions):
+    """The options of one of dipo's own targets, which the user gives as `platform.name=value`."""
+
+    @classmethod
+    def prefix(cls) -> str:
+        """Return what stands before the options' names."""
+        return "platform."
 
 
 OptionsT = TypeVar("OptionsT", bound=TargetOptions)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dipo.export.range_file import Claim, Names, numbers
-from dipo.export.target import DEPLOYED, QUANTIZED, Export, Target, TargetFile, TargetOptions
+from dipo.export.target import DEPLOYED, QUANTIZED, Export, PlatformOptions, Target, TargetFile
 from dipo.export.targets import full_integer
 from dipo.graph.target_spec import TargetSpec
 
@@ -39,7 +39,7 @@ _WINOGRAD = ((2, 0, 0), (1, 1, 1), (1, -1, 1), (0, 0, 2))
 
 
 @dataclass(frozen=True)
-class StpuOptions(TargetOptions):
+class StpuOptions(PlatformOptions):
     """Options of the STPU."""
 
     winograd: bool = False
