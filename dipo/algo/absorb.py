@@ -12,8 +12,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from dipo.algo.links import Link, Passed, Refusal, clip_limits, filters_of, keeps_shifts
+from dipo.algo.links import Link, Passed, Refusal, filters_of, keeps_shifts
 from dipo.graph.batch_norm import batch_norm_of, set_batch_norm
+from dipo.graph.limits import clip_limits
 from dipo.graph.load import array_of, bias_of, node_name, weight_of
 
 
@@ -48,7 +49,7 @@ def amounts_of(
     for passed in link.between:
         limits = clip_limits(passed.node)
         if limits is not None:
-            amounts = np.clip(amounts, 0.0, limits[1] / scales)
+            amounts = np.clip(amounts, 0.0, limits.high / scales)
     if not amounts.any():
         return None
     reason = _obstacle(link)

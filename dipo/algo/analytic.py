@@ -10,9 +10,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from dipo.algo.links import find_links, mean_response
-from dipo.algo.normal import Moments
 from dipo.graph.load import array_of, layers_of, name_of, node_name, weight_of
 from dipo.graph.plan import Plan, QuantizedLayer, QuantizedModel
+from dipo.quant.gaussian import Moments
 from dipo.quant.ranges import Range
 
 

@@ -22,6 +22,7 @@ import onnx_ir as ir
 import torch
 
 from dipo.algo.integer_site import Grid, Site, find_site, hold_codes
+from dipo.graph import operators
 from dipo.graph.load import bias_of, name_of, node_name, weight_axis, weight_of
 from dipo.graph.ops.reader import TorchOp
 from dipo.graph.plan import Plan, QuantizedLayer, QuantizedModel
@@ -146,7 +147,9 @@ def _add_layer(
     # On a GPU a convolution may go a way that is not exact in float32.
     dtype = torch.float32 if largest < EXACT and device.type == "cpu" else torch.float64
     kernels.constants[name_of(weight)] = channels_last(torch.as_tensor(codes, device=device).to(dtype))
-    num_dims = 1 if node.op_type != "Conv" else codes.ndim - 1
+    facts = operators.of(node).weight
+    assert facts is not None
+    num_dims = codes.ndim - 1 if facts.spatial else 1
     addend: torch.Tensor | None = None
     if bias is not None and bias_codes is not None:
         fits = largest + int(np.abs(bias_codes.astype(np.int64)).max()) < EXACT

@@ -25,20 +25,10 @@ from onnx_ir.passes.common import InlinePass, RemoveInitializersFromInputsPass
 from onnxscript import optimizer
 
 from dipo.errors import UserError
+from dipo.graph import operators
 from dipo.graph.batch import free_batch, fresh_name, replace_input
 from dipo.graph.batch_norm import find_batch_norms, record_batch_norms
-
-LAYER_OPERATORS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-ACTIVATION_OPERATORS = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "HardSwish", "HardSigmoid", "Sigmoid", "Gelu"})
-
-
-QUANTIZED_OPERATORS = frozenset(
-    {
-        "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "MatMulNBits",
-        "QLinearConv", "QLinearMatMul", "QGemm",
-    }
-)  # fmt: skip
-"""Some of them are ONNX Runtime's own; one of them anywhere says that the file is no float model."""
+from dipo.graph.operators import Kind
 
 
 def load(path: Path) -> ir.Model:
@@ -82,35 +72,50 @@ def layers_of(model: ir.Model) -> Iterator[ir.Node]:
 
 def is_layer(node: ir.Node) -> bool:
     """Whether the node multiplies its input by a constant weight."""
-    return node.op_type in LAYER_OPERATORS and node.domain == "" and weight_of(node) is not None
+    return weight_of(node) is not None
 
 
 def weight_of(node: ir.Node) -> ir.Value | None:
     """The constant weight that the node multiplies by, if it has one."""
-    if node.op_type == "Gemm" and node.attributes.get_int("transA", 0) != 0:
+    facts = operators.of(node).weight
+    # A Gemm of turned data has its channels elsewhere.
+    if facts is None or node.attributes.get_int("transA", 0) != 0:
         return None
-    value = node.inputs[1] if len(node.inputs) > 1 else None
+    value = _input(node, facts.port)
     if value is None or value.const_value is None:
         return None
     # A vector has no axis of output channels.
-    return None if node.op_type == "MatMul" and len(value.const_value.shape) < 2 else value
+    return None if len(value.const_value.shape) < 2 else value
 
 
 def bias_of(node: ir.Node) -> ir.Value | None:
     """The constant bias that the node adds, if it has one."""
-    value = node.inputs[2] if node.op_type != "MatMul" and len(node.inputs) > 2 else None
+    facts = operators.of(node).weight
+    value = _input(node, facts.bias_port) if facts is not None and facts.bias_port is not None else None
     return value if value is not None and value.const_value is not None else None
 
 
 def weight_axis(node: ir.Node) -> int:
     """Axis of the weight that counts output channels."""
-    weight = weight_of(node)
-    assert weight is not None and weight.shape is not None
-    if node.op_type == "ConvTranspose":
-        return 1
-    if node.op_type == "Gemm":
-        return 0 if node.attributes.get_int("transB", 0) else 1
-    return len(weight.shape) - 1 if node.op_type == "MatMul" else 0
+    weight, facts = weight_of(node), operators.of(node).weight
+    assert weight is not None and weight.shape is not None and facts is not None
+    axis = facts.channel_axis % len(weight.shape)
+    return 1 - axis if is_turned(node) else axis
+
+
+def is_turned(node: ir.Node) -> bool:
+    """Whether a layer's weight lies with its two axes exchanged."""
+    facts = operators.of(node).weight
+    return facts is not None and facts.turned_by is not None and node.attributes.get_int(facts.turned_by, 0) != 0
+
+
+def _input(node: ir.Node, port: int) -> ir.Value | None:
+    return node.inputs[port] if len(node.inputs) > port else None
+
+
+def _is_weighted(node: ir.Node) -> bool:
+    """Whether it is of the operators that layers are, with a constant weight or without."""
+    return operators.of(node).weight is not None
 
 
 def array_of(value: ir.Value) -> NDArray[Any]:
@@ -155,7 +160,7 @@ def _read(path: Path) -> ir.Model:
 
 def _refuse_unusable(model: ir.Model, path: Path) -> None:
     for node in model.graph:
-        if node.op_type in QUANTIZED_OPERATORS:
+        if operators.of(node).kind is Kind.QUANTIZED:
             raise UserError(
                 f"model.path={path}: node {node.name!r} is {node.op_type}, the model is quantized already, "
                 "give the float one"
@@ -222,7 +227,7 @@ def quiet() -> Iterator[None]:
 def _untie_parameters(model: ir.Model) -> None:
     """Gives each layer its own weight and bias: the optimizer folds nothing into one that others read."""
     for node in model.graph:
-        if node.op_type not in LAYER_OPERATORS:
+        if not _is_weighted(node):
             continue
         for index, value in enumerate(node.inputs):
             if value is not None and value.is_initializer() and len(value.uses()) > 1:
@@ -234,7 +239,7 @@ def _layer_names(model: ir.Model) -> dict[str, str]:
     return {
         weight: node.name
         for node in model.graph
-        if node.op_type in LAYER_OPERATORS and node.name and (weight := _second_input(node))
+        if _is_weighted(node) and node.name and (weight := _second_input(node))
     }
 
 
@@ -246,9 +251,9 @@ def _name_nodes(model: ir.Model, layer_names: dict[str, str]) -> None:
     """Layers first, so that nothing else takes their names; one that the optimizer replaced is known by its weight."""
     kept = set(layer_names.values())
     taken: set[str] = set()
-    for node in sorted(model.graph, key=lambda node: node.op_type not in LAYER_OPERATORS):
+    for node in sorted(model.graph, key=lambda node: not _is_weighted(node)):
         wish = node.name or node.op_type
-        if node.op_type in LAYER_OPERATORS and wish not in kept:
+        if _is_weighted(node) and wish not in kept:
             wish = layer_names.get(_second_input(node) or "", wish)
         node.name = fresh_name(wish, taken)
         taken.add(node.name)

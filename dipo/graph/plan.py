@@ -11,9 +11,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from dipo.graph import operators
 from dipo.graph.load import array_of, bias_of, is_layer, name_of, node_name, weight_axis, weight_of
-from dipo.graph.placement import PASS_THROUGH, is_float, pass_through_source, quantized_values
-from dipo.graph.rules import BOUNDED, PlatformRules
+from dipo.graph.placement import is_float, pass_through_source, quantized_values
+from dipo.graph.rules import PlatformRules
 from dipo.graph.signs import positive_values
 from dipo.graph.wishes import check_patterns, check_widths, check_wishes
 from dipo.quant.spec import QParams, QuantSpec, input_axis
@@ -163,7 +164,7 @@ def make_plan(
     }
     check_wishes(rules, [{**grid, "act_signed": act_signed, "act_symmetric": act_symmetric}, *overrides.values()])
     edge = edge_layers(model)
-    nodes = [node for node in model.graph if node.op_type in rules.operators and not _matches(node, skip)]
+    nodes = [node for node in model.graph if operators.key_of(node) in rules.operators and not _matches(node, skip)]
     layers: dict[str, LayerPlan] = {}
     input_bits: dict[str, int] = {}
     for node in filter(is_layer, nodes):
@@ -191,9 +192,11 @@ def make_plan(
             for name, spec in activations.items()
         }
     activations |= {
-        name: activations[name].between(BOUNDED[node.op_type])
+        name: activations[name].between(int(bounds[0]))
         for node in model.graph
-        if node.op_type in rules.fixed_ranges and (name := name_of(node.outputs[0])) in activations
+        if operators.key_of(node) in rules.fixed_ranges
+        and (bounds := operators.of(node).output_range)
+        and (name := name_of(node.outputs[0])) in activations
     }
     plan = Plan(layers=layers, activations=activations, shared=shared)
     check_widths(
@@ -236,7 +239,7 @@ def _bits_of(value: ir.Value, input_bits: Mapping[str, int], least_bits: int) ->
     """The width that the layers reading the value want, through pass-through operators too; else `least_bits`."""
     wanted = [input_bits[name_of(value)]] if name_of(value) in input_bits else []
     for use in value.uses():
-        if use.node.op_type in PASS_THROUGH:
+        if operators.of(use.node).on_codes:
             below = _bits_of(use.node.outputs[0], input_bits, 0)
             wanted += [below] if below else []
     return max(wanted, default=least_bits)

@@ -20,7 +20,6 @@ from dipo.algo.captures import cut
 from dipo.algo.equalize import Equalized, equalize
 from dipo.algo.links import Refusal
 from dipo.algo.moments import input_moments, moments_of
-from dipo.algo.normal import Moments
 from dipo.config import Config, DataConfig, resolve_path
 from dipo.data.dataset import Dataset, Datasets, InputSpec, open_datasets
 from dipo.data.noise import make_noise
@@ -32,6 +31,7 @@ from dipo.graph.load import layers_of, load, name_of, node_name
 from dipo.graph.plan import Plan, make_plan
 from dipo.graph.torch_module import GraphModule, channels_last
 from dipo.graph.wishes import check_patterns, fitting
+from dipo.quant.gaussian import Moments
 from dipo.recipe import PrecisionConfig
 from dipo.section import options
 

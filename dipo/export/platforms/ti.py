@@ -22,8 +22,9 @@ from dipo.errors import UserError
 from dipo.export.float_file import write_models
 from dipo.export.forms import QDQ, Form
 from dipo.export.platforms import whole
-from dipo.export.ranges import CLIPS, Encoding, LayerRanges, layer_ranges
+from dipo.export.ranges import Encoding, LayerRanges, layer_ranges
 from dipo.export.text_files import Enum, Fields, proto_text, write_json, write_text
+from dipo.graph import operators
 from dipo.graph.load import name_of, node_name
 from dipo.graph.plan import QuantizedModel
 from dipo.graph.rules import PlatformRules
@@ -125,7 +126,7 @@ def _layers(model: ir.Model, quantized: QuantizedModel, known: Mapping[str, QPar
 
 def _made(value: ir.Value) -> ir.Value:
     """What a layer makes in the place of a value, behind the activation functions that it is fused with."""
-    while len(readers := value.consumers()) == 1 and not value.is_graph_output() and readers[0].op_type in CLIPS:
+    while len(readers := value.consumers()) == 1 and not value.is_graph_output() and operators.of(readers[0]).clips:
         value = readers[0].outputs[0]
     return value
 
@@ -133,7 +134,7 @@ def _made(value: ir.Value) -> ir.Value:
 def _is_fused(node: ir.Node) -> bool:
     """Whether an activation function belongs to the layer before it."""
     data = node.inputs[0] if node.inputs else None
-    if node.op_type not in CLIPS or data is None or data.producer() is None:
+    if not operators.of(node).clips or data is None or data.producer() is None:
         return False
     return len(data.uses()) == 1 and not data.is_graph_output()
 
