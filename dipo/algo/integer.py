@@ -84,7 +84,7 @@ def integer_kernels(
     for node in model.graph:
         site = find_site(node, functions, plan=plan, quantized=quantized, quantize_outputs=quantize_outputs)
         layer = quantized.layers[node_name(node)] if node_name(node) in plan.layers else None
-        suits = node.op_type in _ELEMENTWISE if layer is None else layer.qparams.blocks is None
+        suits = node.op_type in INTEGER_FUNCTIONS if layer is None else layer.qparams.blocks is None
         if site is not None and suits:
             sites[node_name(node)] = site
     sites = hold_codes(model, sites, plan=plan)
@@ -96,7 +96,7 @@ def integer_kernels(
             _add_layer(kernels, node, site, quantized.layers[name], function=functions[name], device=device)
         else:
             assert site.output is not None
-            kernels.functions[name] = _ELEMENTWISE[node.op_type](site, functions[name])
+            kernels.functions[name] = INTEGER_FUNCTIONS[node.op_type](site, functions[name])
             _finish(kernels, site, _less(site.output.zero_point))
     return kernels
 
@@ -260,7 +260,7 @@ def _average_pool(site: Site, function: TorchOp) -> TorchOp:
     return pool
 
 
-_ELEMENTWISE: Mapping[str, Callable[[Site, TorchOp], TorchOp]] = {
+INTEGER_FUNCTIONS: Mapping[str, Callable[[Site, TorchOp], TorchOp]] = {
     "Add": _add,
     "AveragePool": _average_pool,
     "GlobalAveragePool": _global_average_pool,

@@ -23,6 +23,7 @@ from dipo.graph import operators, torch_ops
 from dipo.graph.batch_norm import batch_norm_in, batch_norm_of
 from dipo.graph.load import array_of, bias_of, is_layer, name_of, opset_of, weight_of
 from dipo.graph.operators import MomentRule
+from dipo.graph.placement import is_moved
 from dipo.quant.gaussian import Moments, mapped
 
 
@@ -145,12 +146,7 @@ def _layer(node: ir.Node, x: Moments) -> Moments:
 
 def _moved(node: ir.Node, read: list[Moments], opset: int) -> list[Moments]:
     """Runs the operator on the numbers themselves, laid out like the values; positions are averaged."""
-    if (
-        node.op_type == "Pad"
-        and len(node.inputs) > 2
-        and node.inputs[2] is not None
-        and _constant(node.inputs[2]).any()
-    ):
+    if not is_moved(node):
         raise refusal(node)
     function = torch_ops.bind(node, opset)
     parts: list[list[NDArray[np.float64]]] = []
