@@ -90,7 +90,6 @@ ATTRIBUTES = {
     "Transpose": {"perm": [1, 0, 2, 3]},
     "DepthToSpace": {"blocksize": 2},
     "SpaceToDepth": {"blocksize": 2},
-    "Cast": {"to": 1},
 }
 OF_ONE = [
     operator
@@ -98,7 +97,7 @@ OF_ONE = [
     if operator.data_inputs == 1
     and operator.torch is not None
     and operator.kind in {Kind.ACTIVATION, Kind.ELEMENTWISE, Kind.POOLING, Kind.REDUCTION, Kind.MOVEMENT}
-    and operator.name not in {"PRelu", "Resize", "Clip"}
+    and operator.name not in {"PRelu", "Resize", "Clip", "Cast"}
     and not (operator.kind is Kind.MOVEMENT and operator.name not in {"Identity", "Dropout", "Flatten", *ATTRIBUTES})
 ]
 """Those that compute something of one tensor alone."""
@@ -124,7 +123,7 @@ def test_the_sign_is_what_the_row_says(operator: Operator, x: torch.Tensor) -> N
     elif operator.sign is Sign.KEPT:
         assert (computed(operator, x.abs()) >= 0).all()
         # Rows that could promise more do so.
-        assert (computed(operator, x) < 0).any() or operator.name in {"ThresholdedRelu", "MaxPool", "GlobalMaxPool"}
+        assert (computed(operator, -x.abs()) < 0).any() or operator.name == "ThresholdedRelu"
     else:
         assert (computed(operator, x.abs()) < 0).any()
 
@@ -135,7 +134,7 @@ def test_factors_and_shifts_pass_where_the_row_says_so(operator: Operator, x: to
     passes = torch.allclose(computed(operator, 3 * x), 3 * y, rtol=1e-5, atol=1e-5)
     assert passes == operator.homogeneous
     x = x.abs()
-    passes = torch.allclose(computed(operator, x + 2), computed(operator, x) + 2, rtol=1e-5, atol=1e-5)
+    passes = torch.allclose(computed(operator, x + 1.7), computed(operator, x) + 1.7, rtol=1e-5, atol=1e-5)
     assert passes == operator.keeps_shifts
 
 
@@ -172,11 +171,8 @@ def test_limits_cut_off(operator: Operator, x: torch.Tensor) -> None:
 
 
 def _names_in(node: ast.AST) -> list[str]:
-    return [
-        each.value
-        for each in ast.iter_child_nodes(node)
-        if isinstance(each, ast.Constant) and isinstance(each.value, str)
-    ]
+    constants = [each.value for each in ast.iter_child_nodes(node) if isinstance(each, ast.Constant)]
+    return [value for value in constants if isinstance(value, str)]
 
 
 def _lists_of_operators(source: str) -> Iterator[tuple[int, list[str]]]:
