@@ -29,6 +29,7 @@ from dipo.graph import operators
 from dipo.graph.batch import free_batch, fresh_name, replace_input
 from dipo.graph.batch_norm import find_batch_norms, record_batch_norms
 from dipo.graph.operators import Kind
+from dipo.graph.shapes import infer_shapes
 
 
 def load(path: Path) -> ir.Model:
@@ -202,6 +203,7 @@ def _optimize(model: ir.Model, path: Path) -> None:
         InlinePass()(model)
         batch_norms = find_batch_norms(model)
         optimizer.optimize(model)
+        infer_shapes(model)
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"model.path={path}: not a valid ONNX graph ({reason}), export it again") from error
