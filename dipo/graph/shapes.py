@@ -17,8 +17,8 @@ def infer_shapes(model: ir.Model) -> None:
     Args:
         model: Changed in place: its values get shapes and types.
     """
-    while any([_take_over(node) for node in model.graph]):
-        ShapeInferencePass(data_prop=True)(model)
+    while sum(map(_take_over, model.graph)):
+        ShapeInferencePass()(model)
 
 
 def _take_over(node: ir.Node) -> bool:
