@@ -7,13 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+from dipo.algo.step import Step
+from dipo.algo.steps import STEPS, make_steps
+from dipo.algo.steps.bias_correction import BiasCorrectionOptions
+from dipo.algo.steps.equalize import EqualizeOptions
+from dipo.algo.steps.sparsify import SparsifyOptions
+from dipo.algo.steps.tune import TuneOptions
 from dipo.errors import UserError
-from dipo.recipe import AlgoConfig, CalibConfig, PrecisionConfig
+from dipo.recipe import CalibConfig, PrecisionConfig
 from dipo.section import Between, OneOf, Section, show
 
 ZOO = Path(__file__).parent / "zoo"
-DATA_FREE = frozenset({"equalize", "bias_correction"})
-"""Steps that need no samples."""
 FIRST_VERSION = 5
 """The first major version of TensorRT with the calibrator that a calibration cache names."""
 PLATFORMS = ("ort", "trt", "snpe", "qnn", "rv", "rk", "atlas", "ti", "imx", "magicmind", "stpu", "openvino")
@@ -108,6 +112,34 @@ class ExportConfig(Section):
 
 
 @dataclass(frozen=True)
+class StepsConfig(Section):
+    """Which steps."""
+
+    name: str = "none"
+    """Name in reports and in the run folder's name."""
+    steps: Annotated[list[str], OneOf(STEPS)] = field(default_factory=list)
+    """Steps, in their order; empty: calibrate and export."""
+
+
+@dataclass(frozen=True)
+class AlgoConfig(SparsifyOptions, BiasCorrectionOptions, EqualizeOptions, TuneOptions, StepsConfig):
+    """What is done to the network: before calibration (equalize) and after it."""
+
+    def __post_init__(self) -> None:
+        """Check each option, then the steps."""
+        super().__post_init__()
+        self.make_steps()
+
+    def make_steps(self) -> list[Step]:
+        """Make the steps, in their order.
+
+        Raises:
+            UserError: Their order makes no sense, or an entry of the list has a wrong option.
+        """
+        return make_steps(self.steps, self)
+
+
+@dataclass(frozen=True)
 class ClusterConfig(Section):
     """Who does the work."""
 
@@ -120,9 +152,9 @@ class ClusterConfig(Section):
     schedule: Annotated[str, OneOf(("sequential", "parallel"))] = "sequential"
     """How units are reconstructed: one after the other, the workers sharing each; or all at the same time, a worker
     each, and then polished one after the other."""
-    grad_shards: Annotated[int | None, Between(1)] = None
-    """Pieces into which an optimizer step's batch is cut: results depend on it, not on the workers; null: the number
-    of workers, 4 with cluster.schedule=parallel."""
+    grad_shards: Annotated[int, Between(1)] = 4
+    """Pieces into which an optimizer step's batch is cut: results depend on it, not on the workers. So many workers at
+    most share a unit."""
     placement: Annotated[str, OneOf(("pack", "spread"))] = "pack"
     """Workers on as few nodes as possible, or on as many."""
     gpus_per_worker: Annotated[float | None, Between(0, above=True)] = None
@@ -198,8 +230,7 @@ class Config(Section):
     @property
     def needs_samples(self) -> bool:
         """Whether anything asks for calibration samples."""
-        by_data = "bias_correction" in self.algo.steps and self.algo.bias_source == "data"
-        return self.calib.method != "batchnorm" or by_data or not set(self.algo.steps) <= DATA_FREE
+        return self.calib.method != "batchnorm" or any(step.needs_samples for step in self.algo.make_steps())
 
 
 def to_plain(config: Config) -> dict[str, Any]:

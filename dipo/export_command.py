@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shutil
 import sys
 import textwrap
@@ -134,8 +135,9 @@ def export(request: Request) -> int:
 
 def _source(folder: RunFolder, request: Request, config: Config) -> Source:
     """The network of the run."""
+    from dipo.algo.step import FloatNetwork
     from dipo.stages.checkpoint import load_calibration
-    from dipo.stages.load import equalized_model, plan_for
+    from dipo.stages.load import change_float, moments_of_model, plan_for
     from dipo.stages.network import load_network
     from dipo.stages.targets import Source
 
@@ -153,9 +155,10 @@ def _source(folder: RunFolder, request: Request, config: Config) -> Source:
             f"run={folder.path}: its {error} is missing or damaged, do the run again with dipo {_version()}"
         ) from error
     plan = plan_for(config.platform.name, config, model)
-    if "equalize" in config.algo.steps:
-        model = equalized_model(config, model, plan, kept.least_outputs).model
-        plan = plan_for(config.platform.name, config, model)
+    moments = functools.partial(moments_of_model, model, config.data)
+    network = FloatNetwork(model, plan, samples=None, has_samples=False, moments=moments)
+    model = change_float(network, config.algo.make_steps(), config, record=kept.record).model
+    plan = plan_for(config.platform.name, config, model)
     return Source(config, model, plan, kept.quantized, statistics)
 
 

@@ -2,10 +2,9 @@ import re
 
 import pytest
 
-from dipo.config import Config
+from dipo.config import AlgoConfig, Config
 from dipo.manual import manual
 from dipo.presets import find_presets
-from dipo.recipe import AlgoConfig
 from dipo.section import all_options
 
 

@@ -70,6 +70,14 @@ class Net:
         name = self.model.graph.inputs[0].name
         return {name: torch.from_numpy(self.samples[batch.start : batch.stop])}
 
+    @staticmethod
+    def _taken(pair: Pair, unit: Unit, found: Any) -> Any:
+        """Moves on behind the unit with what the step found for its layers."""
+        pair.layers.update(found if isinstance(found, dict) else {})
+        pair.advance(unit)
+        pair.forget(unit)
+        return found
+
     def walk(self, step: Callable[[Pair, Unit], Any], *, workers: int = 1) -> list[tuple[Pair, list[Any]]]:
         """Each worker's pair behind all units, and what the step gave for each of them."""
         batches = cut(len(self.samples), self.batch_size)
@@ -84,7 +92,7 @@ class Net:
             )  # fmt: skip
             with torch.inference_mode():
                 pair.read_samples(self.inputs, with_float=False)
-                return pair, [step(pair, unit) for unit in self.units]
+                return pair, [self._taken(pair, unit, step(pair, unit)) for unit in self.units]
 
         with ThreadPoolExecutor(workers) as threads:
             return list(threads.map(work, range(workers)))

@@ -14,7 +14,7 @@ from dipo.algo.analyze import QUESTIONS, analyze
 from dipo.algo.calibrate import activation_ranges, observe, quantize_model
 from dipo.algo.captures import cut
 from dipo.algo.compare_scales import compare_scales
-from dipo.algo.findings import Analysis
+from dipo.algo.findings import Analysis, NetworkAnalysis
 from dipo.algo.simulate import simulate
 from dipo.export.platforms import RULES
 from dipo.graph.load import load
@@ -54,8 +54,8 @@ class Case:
         weights = compare_scales(self.model, plan=self.plan, quantized=self.quantized, cfg=CalibConfig())
         found = self.analyze()
         return report_analysis(
-            self.model, plan=self.plan, rules=RULES["ort"], totals=found.totals(), weights=weights,
-            shift_shares=found.shift_shares(), samples=len(self.samples), sensitivity_samples=len(self.samples),
+            self.model, plan=self.plan, rules=RULES["ort"],
+            found=NetworkAnalysis(found.totals(), weights, found.shift_shares(), len(self.samples), len(self.samples)),
         )  # fmt: skip
 
     def weight(self, layer):

@@ -9,7 +9,7 @@ import numpy as np
 
 from dipo.algo.captures import Batch
 from dipo.algo.trainer import Piece
-from dipo.cluster.work import Shard
+from dipo.cluster.messages import Shard
 
 ItemT = TypeVar("ItemT")
 
@@ -19,21 +19,21 @@ def even_shares(items: Sequence[ItemT], num_shares: int) -> list[list[ItemT]]:
     return [list(np.array(items, dtype=object)[part]) for part in np.array_split(np.arange(len(items)), num_shares)]
 
 
-def shards_of(batches: Sequence[Batch], *, workers: int, pieces: int, batch_size: int) -> list[Shard]:
+def shards_of(batches: Sequence[Batch], *, workers: int, pieces: int, batch_size: int | None) -> list[Shard]:
     """Cuts the samples into fixed pieces and hands them to the workers.
 
     Args:
         batches: Of the run.
         workers: At hand; with fewer pieces than workers the last ones get no shard.
         pieces: Wanted; no more than there are batches, or samples in a step.
-        batch_size: Samples of an optimizer step over all pieces.
+        batch_size: Samples of an optimizer step over all pieces; None where nothing is trained.
 
     Returns:
         One shard for each worker that takes part.
     """
-    pieces = min(pieces, len(batches), batch_size)
+    pieces = min(pieces, len(batches), batch_size or len(batches))
     parts = even_shares(batches, pieces)
-    sizes = _step_sizes([sum(len(batch) for batch in part) for part in parts], batch_size)
+    sizes = _step_sizes([sum(len(batch) for batch in part) for part in parts], batch_size or pieces)
     holders = even_shares(range(pieces), min(workers, pieces))
     piece_owners = [rank for rank, held in enumerate(holders) for _ in held]
     owners = [piece_owners[piece] for piece, part in enumerate(parts) for _ in part]

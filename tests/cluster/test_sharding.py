@@ -1,7 +1,7 @@
 import pytest
 
 from dipo.algo.captures import cut
-from dipo.cluster.layout import even_shares, shards_of
+from dipo.cluster.sharding import even_shares, shards_of
 
 
 def test_shares_are_contiguous_and_even():

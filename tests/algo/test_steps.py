@@ -4,10 +4,10 @@ import itertools
 
 import pytest
 
-from dipo.composition import STEPS, check_order, reconstruction_of
+from dipo.algo.steps import STEPS, check_order
+from dipo.config import AlgoConfig
 from dipo.errors import UserError
 from dipo.launch import main
-from dipo.recipe import AlgoConfig
 
 SENSIBLE = [
     [],
@@ -46,7 +46,7 @@ def test_senseless_orders_are_refused_with_the_reason(steps, reason):
 def test_of_two_steps_one_order_at_least_is_taken_unless_both_learn_the_rounding():
     for pair in itertools.combinations(STEPS, 2):
         taken = [order for order in (pair, pair[::-1]) if _is_taken(order)]
-        learns = all(reconstruction_of([name]) for name in pair)
+        learns = all(STEPS[name].learns_rounding for name in pair)
         assert bool(taken) != learns, pair
 
 
