@@ -23,7 +23,8 @@ from dipo.algo.bench import Bench, Shared
 from dipo.algo.captures import Batch, StoredRows, channel_sum, read_ahead
 from dipo.algo.findings import Analysis, Sums
 from dipo.algo.simulate import simulated_constants
-from dipo.graph.accessors import layers_of, name_of, node_name
+from dipo.graph.accessors import name_of
+from dipo.graph.layers import layers_of
 from dipo.graph.plan import Plan, QuantizedModel
 from dipo.graph.rules import PlatformRules
 from dipo.graph.torch_module import GraphModule, Step
@@ -134,8 +135,7 @@ class AnalyzeBatches:
 def _probes(model: ir.Model, plan: Plan, passes: _Passes) -> list[_Probe]:
     steps = {step.node: index for index, step in enumerate(passes.module.steps)}
     probes = []
-    for node in layers_of(model):
-        name = node_name(node)
+    for name, node in ((layer.name, layer.node) for layer in layers_of(model)):
         if name not in plan.layers:
             continue
         index, layer = steps[name], plan.layers[name]

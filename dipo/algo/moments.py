@@ -16,13 +16,14 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from dipo.algo.links import clip_limits, filters_of, mean_response, num_spatial
+from dipo.algo.links import clip_limits, mean_response
 from dipo.algo.moment_ops import FUNCTIONS, refusal
 from dipo.algo.normal import Moments, clipped, mapped, multiplied, scaled, summed
 from dipo.errors import UserError
 from dipo.graph import torch_ops
-from dipo.graph.accessors import array_of, bias_of, is_layer, name_of, opset_of, weight_of
+from dipo.graph.accessors import array_of, name_of, opset_of
 from dipo.graph.batch_norm import batch_norm_in, batch_norm_of
+from dipo.graph.layers import Layer, layer_of
 
 _UNCHANGED = frozenset({"Identity", "Dropout", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize"})
 _CURVES = frozenset(
@@ -100,12 +101,12 @@ def _made_by(node: ir.Node, known: Mapping[str, Moments], opset: int) -> list[Mo
     read = [known[name_of(value)] for value in values]
     if node.op_type in _MOVES:
         return _moved(node, read, opset)
-    norm = batch_norm_in(node) or batch_norm_of(node)
+    layer, norm = layer_of(node), batch_norm_in(node) or batch_norm_of(node)
     if norm is not None:
-        behind = num_spatial(node) if is_layer(node) else read[0].num_dims_behind
+        behind = read[0].num_dims_behind if layer is None else layer.num_spatial
         return [Moments.of(norm.beta, norm.std, num_dims_behind=behind)]
-    if is_layer(node):
-        return [_layer(node, read[0])]
+    if layer is not None:
+        return [_layer(layer, read[0])]
     if len(read) > 1:
         return [_joined(node, read, opset)]
     return [_followed(node, read[0], opset)]
@@ -151,16 +152,13 @@ def _gated(node: ir.Node, x: Moments, y: Moments, opset: int) -> Moments | None:
     return None
 
 
-def _layer(node: ir.Node, x: Moments) -> Moments:
+def _layer(layer: Layer, x: Moments) -> Moments:
     """W E[x] + b and W^2 Var[x]."""
-    value, bias = weight_of(node), bias_of(node)
-    assert value is not None
-    weight = array_of(value).astype(np.float64)
-    groups, _, inputs, _ = filters_of(node, weight).shape
-    if groups * inputs != len(x.mean) or x.num_dims_behind != num_spatial(node):
-        raise refusal(node)
-    mean, var = mean_response(node, weight, x.mean), mean_response(node, weight**2, x.std**2)
-    mean = mean if bias is None else mean + array_of(bias)
+    if layer.layout.num_inputs != len(x.mean) or x.num_dims_behind != layer.num_spatial:
+        raise refusal(layer.node)
+    weight = layer.array.astype(np.float64)
+    mean, var = mean_response(layer, weight, x.mean), mean_response(layer, weight**2, x.std**2)
+    mean = mean if layer.bias is None else mean + array_of(layer.bias)
     return Moments.of(mean, np.sqrt(var), num_dims_behind=x.num_dims_behind)
 
 

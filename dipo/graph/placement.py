@@ -6,7 +6,8 @@ from collections.abc import Container, Iterable
 
 import onnx_ir as ir
 
-from dipo.graph.accessors import ACTIVATION_OPERATORS, array_of, is_layer, name_of
+from dipo.graph.accessors import ACTIVATION_OPERATORS, array_of, name_of
+from dipo.graph.layers import is_layer
 from dipo.graph.rules import PlatformRules
 
 PASS_THROUGH = frozenset(

@@ -10,7 +10,8 @@ from typing import Any, Literal, Protocol
 
 import onnx_ir as ir
 
-from dipo.graph.accessors import layers_of, node_name
+from dipo.graph.accessors import node_name
+from dipo.graph.layers import layers_of
 from dipo.graph.plan import LayerPlan, Plan
 from dipo.graph.rules import PlatformRules
 from dipo.report.measures import NO_NOISE_DB, Distance, Sums, sqnr_db
@@ -184,7 +185,7 @@ def report_analysis(
         found: What the layers lose.
     """
     totals, weights, shift_shares = found.totals, found.weights, found.shift_shares
-    nodes = [node for node in layers_of(model) if node_name(node) in plan.layers]
+    nodes = [layer.node for layer in layers_of(model) if layer.name in plan.layers]
     errors = {name: _relative_error(sums) for name, sums in totals["sensitivity"].items()}
     total = sum(errors.values())
     ranks = {name: rank for rank, name in enumerate(sorted(errors, key=lambda name: -errors[name]), start=1)}

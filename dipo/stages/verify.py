@@ -23,7 +23,7 @@ from dipo.data.dataset import Dataset
 from dipo.errors import UserError
 from dipo.export.platforms import RULES, form_remarks, remarks
 from dipo.export.runtime import run_model
-from dipo.graph.accessors import layers_of, node_name
+from dipo.graph.layers import layers_of
 from dipo.graph.load import model_files
 from dipo.graph.plan import QuantizedModel
 from dipo.report.analysis import report_analysis
@@ -99,9 +99,7 @@ def verify(
         error=error,
         layers=[_layer_row(name, error) for name, error in simulated.layers.items()],
         units=done.units,
-        not_reconstructed=[
-            node_name(node) for node in layers_of(loaded.model) if node_name(node) not in loaded.plan.layers
-        ],
+        not_reconstructed=[layer.name for layer in layers_of(loaded.model) if layer.name not in loaded.plan.layers],
         analysis=None
         if done.analysis is None
         else report_analysis(loaded.model, plan=loaded.plan, rules=RULES[config.platform.name], found=done.analysis),

@@ -1,25 +1,21 @@
-"""A layer's weight as rows, one for each output channel, and the weight that a layer starts from."""
+"""How a layer's weight lies: filters by group and output channel, whatever the operator."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from dipo.algo.pair import Pair
-from dipo.graph.accessors import array_of
-from dipo.graph.plan import LayerPlan, QuantizedLayer
-from dipo.quant.ranges import weight_qparams
-from dipo.quant.spec import QParams
-from dipo.recipe import CalibConfig
+_Float = TypeVar("_Float", np.float32, np.float64)
 
 
 @dataclass(frozen=True)
-class WeightRows:
+class WeightLayout:
     """How the weight of a layer lies as [groups, rows, positions, inputs].
 
     A row makes one output channel from the inputs of its group at each position of the kernel; Gemm and MatMul have one
@@ -35,16 +31,34 @@ class WeightRows:
     """A Gemm's weight, or a MatMul's, with the inputs in front."""
 
     @staticmethod
-    def of(node: ir.Node, shape: Sequence[int]) -> WeightRows:
-        """That of a layer with a weight of that shape."""
+    def of(node: ir.Node, shape: Sequence[int]) -> WeightLayout:
+        """Return the layout of a layer with a weight of that shape."""
         groups = node.attributes.get_int("group", 1)
         if node.op_type == "MatMul":
             groups = math.prod(shape[:-2])
         transposed = node.op_type == "MatMul" or (node.op_type == "Gemm" and not node.attributes.get_int("transB", 0))
-        return WeightRows(node.op_type, tuple(shape), groups, transposed)
+        return WeightLayout(node.op_type, tuple(shape), groups, transposed)
 
-    def split(self, weight: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The weight as [groups, rows, positions, inputs]."""
+    @property
+    def num_rows(self) -> int:
+        """Output channels."""
+        if self.operator == "Conv":
+            return self.shape[0]
+        if self.operator == "ConvTranspose":
+            return self.groups * self.shape[1]
+        return self.groups * self.shape[-1 if self.transposed else -2]
+
+    @property
+    def num_inputs(self) -> int:
+        """Input channels, of all groups."""
+        if self.operator == "Conv":
+            return self.groups * self.shape[1]
+        if self.operator == "ConvTranspose":
+            return self.shape[0]
+        return self.groups * self.shape[-2 if self.transposed else -1]
+
+    def split(self, weight: NDArray[_Float]) -> NDArray[_Float]:
+        """Return the weight as [groups, rows, positions, inputs]; a view of one that lies in order."""
         if self.operator == "ConvTranspose":
             channels, rows, *kernel = self.shape
             parts = weight.reshape(self.groups, channels // self.groups, rows, math.prod(kernel))
@@ -56,8 +70,12 @@ class WeightRows:
         parts = weight.reshape(self.groups, *self.shape[-2:])
         return (parts.transpose(0, 2, 1) if self.transposed else parts)[:, :, None, :]
 
+    def filters(self, weight: NDArray[_Float]) -> NDArray[_Float]:
+        """Return the weight as [groups, rows, inputs, positions]; a view of one that lies in order."""
+        return self.split(weight).transpose(0, 1, 3, 2)
+
     def join(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The inverse of `split`."""
+        """Return the weight of which `split` made these rows."""
         if self.operator == "ConvTranspose":
             weight = rows.transpose(0, 3, 1, 2)
         elif self.operator == "Conv":
@@ -67,37 +85,6 @@ class WeightRows:
         return np.ascontiguousarray(weight.reshape(self.shape))
 
     def scaled(self, weight: NDArray[np.float32], factors: NDArray[np.float64]) -> NDArray[np.float32]:
-        """The weight with each output channel multiplied by its factor."""
+        """Return the weight with each output channel multiplied by its factor."""
         rows = self.split(weight)
         return self.join((rows * factors.reshape(*rows.shape[:2], 1, 1)).astype(np.float32))
-
-
-def target_of(pair: Pair, name: str) -> NDArray[np.float32]:
-    """The float weight that the layer's codes stand for."""
-    target = pair.layers[name].target
-    if target is not None:
-        return target
-    weight = array_of(pair.model.graph.initializers[pair.plan.layers[name].weight])
-    return np.asarray(weight, np.float32)
-
-
-def nearest_codes(weight: NDArray[np.float32], qparams: QParams) -> NDArray[np.int32]:
-    """Every weight's nearest code."""
-    scale, zero_point = qparams.along(weight.ndim)
-    codes = np.clip(np.rint(weight / scale) + zero_point, qparams.qmin, qparams.qmax)
-    return np.asarray(codes, np.int32)
-
-
-def rounded(
-    target: NDArray[np.float32], bias: NDArray[np.float32] | None, *, layer: LayerPlan, calib: CalibConfig
-) -> QuantizedLayer:
-    """A layer whose weight `target` gets a grid of its own and is rounded to the nearest codes."""
-    qparams = weight_qparams(
-        target,
-        layer.spec,
-        axis=layer.axis,
-        method=calib.weights,
-        percentile=calib.weight_percentile,
-        name=f"weight {layer.weight}",
-    )
-    return QuantizedLayer(nearest_codes(target, qparams), qparams, bias, target)
