@@ -48,26 +48,25 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from dipo.algo.sweep import UnitResult
+from dipo.cluster.layout import even_shares, shards_of
+from dipo.cluster.work import AloneWork, Job, TimedResult, Work
+from dipo.composition import reconstruction_of
+from dipo.stages.seeds import unit_seed
+from dipo.stages.walk import solved_units
 
 from dipo.algo.calibrate import Calibration, activation_ranges, quantize_model
 from dipo.algo.captures import StoredRows, cut
 from dipo.algo.reconstruct import Phase
-from dipo.algo.sweep import UnitResult
 from dipo.cluster.group import Group, TorchExchange
-from dipo.cluster.layout import even_shares, shards_of
-from dipo.cluster.work import AloneWork, Job, TimedResult, Work
 from dipo.cluster.worker import Worker
-from dipo.composition import reconstruction_of
-from dipo.config import Config, resolve_path
+from dipo.config import Config, compose_config, resolve_path
 from dipo.export.platforms import RULES
 from dipo.graph.units import Unit, find_units
 from dipo.job import PARALLEL_PIECES
-from dipo.launch import compose_config
 from dipo.stages.load import load_job
 from dipo.stages.parallel import polish_iters, rounds
-from dipo.stages.seeds import unit_seed
 from dipo.stages.verify import versions
-from dipo.stages.walk import solved_units
 
 ResultT = TypeVar("ResultT")
 COMMON = ("+algo=qdrop", "precision=w4a4", "cluster=inline", "cluster.threads=1", "cluster.schedule=parallel")

@@ -18,18 +18,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from dipo.algo.sweep import Sweep, Training
+from dipo.composition import reconstruction_of
 
 from dipo.algo.calibrate import activation_ranges, observe, quantize_model
 from dipo.algo.captures import Capture, cut
 from dipo.algo.exchange import NoExchange
 from dipo.algo.pair import Pair
 from dipo.algo.reconstruct import Phase, reconstruct
-from dipo.algo.sweep import Sweep, Training
 from dipo.algo.trainer import Piece
-from dipo.composition import reconstruction_of
+from dipo.config import compose_config
 from dipo.graph.torch_module import GraphModule, channels_last
 from dipo.graph.units import find_units
-from dipo.launch import compose_config
 from dipo.quant import kernels
 from dipo.stages.load import load_job
 

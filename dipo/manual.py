@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from dipo.config import Config
-from dipo.presets import default_choices, find_presets, summary
+from dipo.config.presets import default_choices, find_presets, summary
 from dipo.section import Option, Section, options, parts, show
 
 DESCRIPTION = """
@@ -134,17 +134,25 @@ def _options(width: int) -> Iterator[list[str]]:
     """A block for each option: its default, what it is, and its type."""
     every: list[type[Section]] = [Config, *parts(Config).values()]
     for section in every:
-        docs = _docs(section)
+        docs = docs_of(section)
         yield _wrap(f"{section.__doc__}".upper().rstrip("."), width)
         for option in options(section):
             text = f"{docs[option.name]} ({_type(option)})"
             yield [f"{' ' * MARGIN}{option.key}={_plain(option.default)}", *_wrap(text, width, 2 * MARGIN)]
 
 
-def _docs(section: type[Section]) -> dict[str, str]:
-    """What stands beneath each field in the source of a section."""
+def docs_of(section: type[Section]) -> dict[str, str]:
+    """Return what stands beneath each field in the source, of the section or of the class that it inherits it from."""
+    docs: dict[str, str] = {}
+    for base in reversed(section.__mro__):
+        if base is not Section and issubclass(base, Section):
+            docs |= _own_docs(base)
+    return docs
+
+
+def _own_docs(section: type[Section]) -> dict[str, str]:
     docs = {}
-    (definition,) = ast.parse(inspect.getsource(section)).body
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(section))).body
     assert isinstance(definition, ast.ClassDef)
     for statement, below in pairwise(definition.body):
         match statement, below:

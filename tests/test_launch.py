@@ -7,16 +7,13 @@ import types
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 import dipo
-from dipo.config import Config, DataConfig
+from dipo.config import compose_config
+from dipo.config.presets import packaged_folder
 from dipo.errors import UserError
-from dipo.launch import compose_config, main
-from dipo.presets import default_choices, find_presets, packaged_folder
+from dipo.launch import main
 
-PRESETS = find_presets([])
 MOBILENET = ["+model=mobilenet"]
 
 
@@ -54,120 +51,6 @@ def fails(capsys, command: str) -> str:
     assert err.count("\n") == 1
     assert "Traceback" not in err
     return err.removeprefix("dipo: ").rstrip("\n")
-
-
-# Presets and overrides
-
-
-def test_nothing_chosen_is_the_dataclasses_defaults():
-    assert compose_config([]) == Config()
-
-
-@pytest.mark.parametrize(("group", "choice"), [(group, choice) for group in PRESETS for choice in PRESETS[group]])
-def test_every_choice_composes_alone(group, choice):
-    config = compose_config([f"{group}={choice}"])
-    if choice != default_choices()[group]:
-        assert config != Config(), "a preset that changes nothing is no choice"
-
-
-@settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-@given(st.fixed_dictionaries({group: st.sampled_from(sorted(choices)) for group, choices in PRESETS.items()}))
-def test_choices_of_all_groups_go_together_and_each_keeps_its_word(choices):
-    config = compose_config([f"{group}={choice}" for group, choice in choices.items()])
-    assert config.algo.name == choices["algo"]
-    assert config.calib.method == choices["calib"]
-    assert f"w{config.precision.weight_bits}a{config.precision.act_bits}" == choices["precision"]
-    assert config.platform.name == choices["platform"]
-    assert config.cluster.kind == choices["cluster"]
-    assert config.data.path == ("zoo:digits.npz" if choices["data"] == "digits" else None)
-
-
-@pytest.mark.parametrize("plus", ["+", "++"])
-def test_a_group_may_have_a_plus(plus):
-    assert compose_config([f"{plus}algo=qdrop", f"{plus}model=mobilenet"]) == compose_config(["algo=qdrop", *MOBILENET])
-
-
-def test_algorithms_differ_as_their_papers_do():
-    algos = {name: compose_config([f"algo={name}"]).algo for name in ("adaround", "brecq", "qdrop")}
-    steps = [step for algo in algos.values() for step in algo.make_steps()]
-    assert {step.name: (step.granularity, step.training.fp_input_prob) for step in steps} == {
-        "adaround": ("layer", 0.0),
-        "brecq": ("block", 0.0),
-        "qdrop": ("block", 0.5),
-    }
-    assert all(algo.steps == [name] for name, algo in algos.items())
-
-
-def test_the_model_brings_its_samples():
-    config = compose_config(MOBILENET)
-    assert (config.model.name, config.model.path) == ("mobilenet", "zoo:mobilenet.onnx")
-    assert config.data == DataConfig(path="zoo:digits.npz", mean=[0.5], std=[0.5])
-
-
-def test_the_command_lines_groups_win_over_experiments_and_models():
-    config = compose_config(["algo=brecq", "data=cifar10", "experiment=lowbit", *MOBILENET])
-    assert (config.algo.name, config.calib.method, config.precision.act_bits) == ("brecq", "mse", 4)
-    assert config.data.path is None
-    assert config.data.std == [0.229, 0.224, 0.225]
-
-
-@pytest.mark.parametrize("plus", ["", "+", "++"])
-def test_values_win_over_presets_wherever_they_stand(plus):
-    config = compose_config(
-        [f"{plus}precision.weight_bits=6", f"{plus}data.num=3", "precision=w4a4", "experiment=smoke"]
-    )
-    assert (config.precision.weight_bits, config.precision.act_bits) == (6, 4)
-    assert (config.data.num, config.data.eval_num) == (3, 64)
-
-
-def test_the_last_of_two_values_wins():
-    config = compose_config(["seed=1", "algo=brecq", "seed=2", "algo=qdrop"])
-    assert (config.seed, config.algo.name) == (2, "qdrop")
-
-
-@pytest.mark.parametrize(
-    ("override", "value"),
-    [
-        ("model.path=a b (1)=[x],{y}:z.onnx", "a b (1)=[x],{y}:z.onnx"),
-        ("model.path=it's.onnx", "it's.onnx"),
-        ("model.path='quoted.onnx'", "quoted.onnx"),
-        ("model.path=123", "123"),
-        ("model.path=true", "true"),
-        ("model.path=C:\\x\\", "C:\\x\\"),
-        ("model.path=null", None),
-    ],
-)
-def test_paths_need_no_quotes(override, value):
-    assert compose_config([override]).model.path == value
-
-
-def test_values_of_every_type():
-    config = compose_config(
-        [
-            "precision.overrides={/features/3/*:{weight_bits:4,weight_symmetric:false},a.b:{act_bits:8}}",
-            "precision.skip=/fc",
-            "data.mean=[0.1,0.2,0.3]",
-            "data.std=1",
-            "algo.lr_act=1e-4",
-            "dry_run=true",
-            "cluster.address=ray://host:10001",
-            "precision.first_last_bits=null",
-        ]
-    )
-    assert config.precision.overrides == {
-        "/features/3/*": {"weight_bits": 4, "weight_symmetric": False},
-        "a.b": {"act_bits": 8},
-    }
-    assert config.precision.skip == ["/fc"]
-    assert (config.data.mean, config.data.std) == ([0.1, 0.2, 0.3], [1.0])
-    assert (config.algo.lr_act, config.dry_run) == (1e-4, True)
-    assert config.cluster.address == "ray://host:10001"
-    assert config.precision.first_last_bits is None
-
-
-def test_a_value_may_come_from_the_environment(monkeypatch):
-    monkeypatch.setenv("SAMPLES", "/data/x.npz")
-    assert compose_config(["data.path=${oc.env:SAMPLES}"]).data.path == "/data/x.npz"
 
 
 # What is wrong

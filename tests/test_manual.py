@@ -3,8 +3,8 @@ import re
 import pytest
 
 from dipo.config import AlgoConfig, Config
+from dipo.config.presets import find_presets
 from dipo.manual import manual
-from dipo.presets import find_presets
 from dipo.section import all_options
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import dipo
-from dipo.config import Config, to_plain
+from dipo.config import ClusterConfig, Config, to_plain
 from dipo.data.samples import digest_files
 from dipo.errors import UserError
 from dipo.graph.load import model_files
@@ -23,7 +23,7 @@ SINGLE = {
     "data": ("batch_size", "mean", "std", "scale", "size", "layout"),
     "platform": ("name",),
     "export": (),
-    "cluster": ("schedule", "threads", "compile", "grad_shards"),
+    "cluster": ClusterConfig.DECISIVE,
 }
 """Of these sections, those that do. Not their paths, whose contents count, and not the workers."""
 

@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from dipo.algo.findings import NetworkAnalysis
+from dipo.config import compose_config
 from dipo.export.platforms import RULES
 from dipo.graph.plan import LayerPlan, Plan
-from dipo.launch import compose_config
 from dipo.quant.spec import QuantSpec
 from dipo.report.analysis import AnalysisReport, report_analysis
 from dipo.report.terminal import SENSITIVE_LAYERS, WIDE, Terminal

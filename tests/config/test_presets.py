@@ -1,13 +1,13 @@
 import pytest
 
-from dipo import presets
+from dipo.config import presets
+from dipo.config.presets import default_choices, find_presets, own_folders, packaged_folder, refuse_shadowing, summary
 from dipo.errors import UserError
-from dipo.presets import default_choices, find_presets, own_folders, packaged_folder, refuse_shadowing, summary
 
 
 def test_presets_are_found_in_the_installed_package_and_in_a_checkout(monkeypatch, tmp_path):
     (tmp_path / "dipo").mkdir()
-    monkeypatch.setattr(presets, "__file__", str(tmp_path / "dipo" / "presets.py"))
+    monkeypatch.setattr(presets, "__file__", str(tmp_path / "dipo" / "config" / "presets.py"))
     assert packaged_folder() == tmp_path / "conf"
     (tmp_path / "dipo" / "conf").mkdir()
     assert packaged_folder() == tmp_path / "dipo" / "conf"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from dipo.config import Config
+from dipo.config.job import Config
 from dipo.errors import UserError
 from dipo.section import parts
 
@@ -16,7 +16,7 @@ PRIMARY = "config"
 
 def packaged_folder() -> Path:
     """The folder of dipo's own presets: in the installed package, or beside it in a checkout."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     installed = package / "conf"
     return installed if installed.is_dir() else package.parent / "conf"
 

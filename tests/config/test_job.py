@@ -3,8 +3,7 @@ import json
 
 import pytest
 
-from dipo import config
-from dipo.config import AlgoConfig, ClusterConfig, Config, DataConfig, PlatformConfig, resolve_path, to_plain
+from dipo.config import AlgoConfig, ClusterConfig, Config, DataConfig, PlatformConfig, job, resolve_path, to_plain
 from dipo.errors import UserError
 from dipo.recipe import CalibConfig, PrecisionConfig
 from dipo.section import all_options, from_plain
@@ -101,7 +100,7 @@ def test_one_mean_goes_with_three_standard_deviations():
 
 def test_zoo_paths_are_files_of_the_package(monkeypatch, tmp_path):
     (tmp_path / "net.onnx").touch()
-    monkeypatch.setattr(config, "ZOO", tmp_path)
+    monkeypatch.setattr(job, "ZOO", tmp_path)
     assert resolve_path("zoo:net.onnx") == tmp_path / "net.onnx"
     with pytest.raises(UserError, match=r"zoo:nett\.onnx: .* choose from net\.onnx"):
         resolve_path("zoo:nett.onnx")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from dipo.algo.step import Step
 from dipo.algo.steps import STEPS, make_steps
@@ -17,7 +17,7 @@ from dipo.errors import UserError
 from dipo.recipe import CalibConfig, PrecisionConfig
 from dipo.section import Between, OneOf, Section, show
 
-ZOO = Path(__file__).parent / "zoo"
+ZOO = Path(__file__).parents[1] / "zoo"
 FIRST_VERSION = 5
 """The first major version of TensorRT with the calibrator that a calibration cache names."""
 PLATFORMS = ("ort", "trt", "snpe", "qnn", "rv", "rk", "atlas", "ti", "imx", "magicmind", "stpu", "openvino")
@@ -117,8 +117,9 @@ class StepsConfig(Section):
 
     name: str = "none"
     """Name in reports and in the run folder's name."""
-    steps: Annotated[list[str], OneOf(STEPS)] = field(default_factory=list)
-    """Steps, in their order; empty: calibrate and export."""
+    steps: Annotated[list[str | dict[str, Any]], OneOf(STEPS)] = field(default_factory=list)
+    """Steps, in their order, each a name or {NAME:{OPTION:VALUE}} with options for it alone; empty: calibrate and
+    export."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,9 @@ class AlgoConfig(SparsifyOptions, BiasCorrectionOptions, EqualizeOptions, TuneOp
 @dataclass(frozen=True)
 class ClusterConfig(Section):
     """Who does the work."""
+
+    DECISIVE: ClassVar = ("schedule", "threads", "compile", "grad_shards")
+    """Options that results depend on; the workers are not among them."""
 
     kind: Annotated[str, OneOf(("ray", "inline"))] = "ray"
     """Ray's workers, or this process."""
