@@ -14,11 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from dipo.algo.captures import cut
-from dipo.algo.links import Link, Passed, Refusal, clip_limits, keeps_shifts
+from dipo.algo.links import Link, Passed, Refusal, keeps_shifts
 from dipo.data.samples import Dataset
 from dipo.graph.accessors import array_of, name_of, node_name
 from dipo.graph.batch_norm import batch_norm_of, set_batch_norm
 from dipo.graph.layers import Layer, layers_of
+from dipo.graph.limits import clip_limits
 from dipo.graph.torch_module import GraphModule, channels_last
 
 ABSORPTION_SAMPLES, ABSORPTION_BATCH = 64, 16
@@ -54,7 +55,7 @@ def amounts_of(
     for passed in link.between:
         limits = clip_limits(passed.node)
         if limits is not None:
-            amounts = np.clip(amounts, 0.0, limits[1] / scales)
+            amounts = np.clip(amounts, 0.0, limits.high / scales)
     if not amounts.any():
         return None
     reason = _obstacle(link)

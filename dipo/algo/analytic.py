@@ -10,10 +10,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from dipo.algo.links import find_links, mean_response
-from dipo.algo.normal import Moments
 from dipo.graph.accessors import name_of
 from dipo.graph.layers import layers_of
 from dipo.graph.plan import Plan, QuantizedModel
+from dipo.quant.gaussian import Moments
 from dipo.quant.ranges import Range
 
 

@@ -15,11 +15,14 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from dipo.algo.absorb import Absorbed, absorb, amounts_of, set_constant
-from dipo.algo.links import Link, Passed, Refusal, clip_limits, find_chains, find_links
+from dipo.algo.links import Link, Passed, Refusal, find_chains, find_links
+from dipo.graph import operators
 from dipo.graph.accessors import array_of, node_name, opset_of
 from dipo.graph.batch_norm import batch_norm_of, set_batch_norm
 from dipo.graph.constants import fresh_name, replace_input
 from dipo.graph.layers import Layer, layers_of
+from dipo.graph.limits import clip_limits
+from dipo.graph.operators import Operand
 
 TOLERANCE = 1e-4
 """Largest change of a scale's logarithm in a sweep that counts as none."""
@@ -122,7 +125,13 @@ def _old_clip(link: Link) -> Refusal:
 
 
 def _clips(link: Link) -> bool:
-    return any(passed.node.op_type == "Clip" for passed in link.between)
+    return any(_has_limits(passed.node) for passed in link.between)
+
+
+def _has_limits(node: ir.Node) -> bool:
+    """Whether it cuts off at limits that have to be scaled along."""
+    operator = operators.of(node)
+    return operator.clips and not operator.homogeneous
 
 
 def _told(chain: Sequence[Link], scales: Mapping[str, NDArray[np.float64]], num_zero: int) -> Chain:
@@ -246,7 +255,7 @@ def _apply(
 
 def _rescale_constant(model: ir.Model, node: ir.Node, passed: Passed, factors: NDArray[np.float64]) -> None:
     """What is added between two layers is scaled like what it is added to."""
-    if node.op_type != "Add":
+    if operators.of(node).operand is not Operand.SUMMAND:
         return
     index = next(i for i, value in enumerate(node.inputs) if value is not None and value.const_value is not None)
     value = node.inputs[index]
@@ -262,11 +271,11 @@ def _limit(
     if (scales == 1).all() and not taken.any():
         return
     for passed in link.between:
-        limits = clip_limits(passed.node) if passed.node.op_type == "Clip" else None
+        limits = clip_limits(passed.node) if _has_limits(passed.node) else None
         if limits is not None:
-            low, high = (limit / scales - taken for limit in limits)
+            low, high = (limit / scales - taken for limit in (limits.low, limits.high))
             # What was absorbed never reaches this limit: a Relu does, which is cheaper.
-            low = np.zeros_like(low) if limits[0] == 0 else low
+            low = np.zeros_like(low) if limits.low == 0 else low
             _split_clip(model, nodes[node_name(passed.node)], passed.along(low), passed.along(high))
 
 

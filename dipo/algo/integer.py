@@ -84,7 +84,7 @@ def integer_kernels(
     for node in model.graph:
         site = find_site(node, functions, plan=plan, quantized=quantized, quantize_outputs=quantize_outputs)
         own = quantized.layers[node_name(node)] if node_name(node) in plan.layers else None
-        suits = node.op_type in _ELEMENTWISE if own is None else own.qparams.blocks is None
+        suits = node.op_type in INTEGER_FUNCTIONS if own is None else own.qparams.blocks is None
         if site is not None and suits:
             sites[node_name(node)] = site
     sites = hold_codes(model, sites, plan=plan)
@@ -97,7 +97,7 @@ def integer_kernels(
             _add_layer(kernels, layer, quantized.layers[name], site, function=functions[name], device=device)
         else:
             assert site.output is not None
-            kernels.functions[name] = _ELEMENTWISE[node.op_type](site, functions[name])
+            kernels.functions[name] = INTEGER_FUNCTIONS[node.op_type](site, functions[name])
             _finish(kernels, site, _less(site.output.zero_point))
     return kernels
 
@@ -147,7 +147,7 @@ def _add_layer(
     # On a GPU a convolution may go a way that is not exact in float32.
     dtype = torch.float32 if largest < EXACT and device.type == "cpu" else torch.float64
     kernels.constants[name_of(layer.weight)] = channels_last(torch.as_tensor(codes, device=device).to(dtype))
-    num_dims = 1 if layer.op_type != "Conv" else codes.ndim - 1
+    num_dims = layer.num_spatial + 1
     addend: torch.Tensor | None = None
     if layer.bias is not None and bias_codes is not None:
         fits = largest + int(np.abs(bias_codes.astype(np.int64)).max()) < EXACT
@@ -258,7 +258,7 @@ def _average_pool(site: Site, function: TorchOp) -> TorchOp:
     return pool
 
 
-_ELEMENTWISE: Mapping[str, Callable[[Site, TorchOp], TorchOp]] = {
+INTEGER_FUNCTIONS: Mapping[str, Callable[[Site, TorchOp], TorchOp]] = {
     "Add": _add,
     "AveragePool": _average_pool,
     "GlobalAveragePool": _global_average_pool,

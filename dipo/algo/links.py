@@ -12,16 +12,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from dipo.graph import operators
 from dipo.graph.accessors import array_of, node_name
 from dipo.graph.layers import Layer, layer_of, layers_of
-
-_HOMOGENEOUS = frozenset({"Identity", "Dropout", "Relu", "LeakyRelu", "PRelu"})
-"""f(s x) = s f(x) for s > 0, element by element."""
-_POOLINGS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"})
-REDUCTIONS = frozenset({"ReduceMean", "ReduceMax", "ReduceMin", "ReduceSum"})
-REARRANGEMENTS = frozenset({"Flatten", "Reshape", "Squeeze", "Transpose"})
-"""Nodes that `rearranged` looks at."""
-_RELU_LIKE = frozenset({"Relu", "LeakyRelu", "PRelu"})
+from dipo.graph.limits import clip_limits
+from dipo.graph.operators import Channels
 
 
 @dataclass(frozen=True)
@@ -137,29 +132,12 @@ def mean_response(layer: Layer, weight: NDArray[np.float64], mean: NDArray[np.fl
     return response / spread
 
 
-def clip_limits(node: ir.Node) -> tuple[float, float] | None:
-    """Limits of a Relu or Clip, infinite where there is none; None where they are no constants, or for other nodes."""
-    if node.op_type == "Relu":
-        return 0.0, np.inf
-    if node.op_type != "Clip":
-        return None
-    limits = [node.attributes.get_float("min", -np.inf), node.attributes.get_float("max", np.inf)]
-    for index, value in enumerate(node.inputs[1:3]):
-        if value is None:
-            continue
-        if value.const_value is None:
-            return None
-        limits[index] = float(array_of(value).item())
-    return limits[0], limits[1]
-
-
 def keeps_shifts(passed: Passed) -> bool:
     """Whether f(x + c) = f(x) + c for x >= 0, c >= 0: what is taken off a channel before can be given back behind."""
     node = passed.node
     if node.op_type == "AveragePool":
         return not any(node.attributes.get_ints("pads", ())) and _is_explicit(node)
-    exact = {"Identity", "Dropout", "ReduceMean", "ReduceMax", "ReduceMin", "Clip"}
-    return node.op_type in exact | _POOLINGS | _RELU_LIKE | REARRANGEMENTS
+    return operators.of(node).keeps_shifts
 
 
 def _fits(first: Layer, second: Layer, num_dims_behind: int, repeat: int) -> bool:
@@ -171,22 +149,23 @@ def _fits(first: Layer, second: Layer, num_dims_behind: int, repeat: int) -> boo
 def _obstacle(passed: Passed, index: int) -> str | None:
     """Why channels cannot be rescaled through the node; None where they can."""
     node = passed.node
-    if node.domain != "" or (index != 0 and node.op_type not in {"Add", "Mul"}):
+    operator = operators.of(node)
+    if index != 0 and operator.operand is None:
         return "it is no function of one value"
     if sum(bool(value.name) and (bool(value.uses()) or value.is_graph_output()) for value in node.outputs) > 1:
         return "it has several outputs"
-    if node.op_type in _HOMOGENEOUS | _POOLINGS:
-        return None
-    if node.op_type == "Clip":
+    if operator.clips and not operator.homogeneous:
         known, reason = clip_limits(node) is not None, "its limits are no constants"
-    elif node.op_type in {"Add", "Mul"}:
+    elif operator.operand is not None:
         known, reason = _is_for_channels(passed, 1 - index), "it joins two values"
-    elif node.op_type in REDUCTIONS:
+    elif not operator.homogeneous or operator.channels is None:
+        known, reason = False, "it does not commute with factors"
+    elif operator.channels is Channels.REDUCED:
         known, reason = reduced(passed) is not None, "it does not keep the channels"
-    elif node.op_type in REARRANGEMENTS:
+    elif operator.channels is Channels.REARRANGED:
         known, reason = rearranged(passed) is not None, "where the channels go is not known"
     else:
-        known, reason = False, "it does not commute with factors"
+        return None
     return None if known else reason
 
 
@@ -202,10 +181,10 @@ def _is_for_channels(passed: Passed, index: int) -> bool:
 
 def _behind(passed: Passed) -> tuple[int, int]:
     """Dimensions behind the channels, and the repeats of each, in what the node makes."""
-    node = passed.node
-    if node.op_type in REDUCTIONS:
+    channels = operators.of(passed.node).channels
+    if channels is Channels.REDUCED:
         found = reduced(passed)
-    elif node.op_type in REARRANGEMENTS:
+    elif channels is Channels.REARRANGED:
         found = rearranged(passed)
     else:
         return passed.num_dims_behind, passed.repeat

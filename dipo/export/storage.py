@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from dipo.graph import operators
 from dipo.graph.accessors import name_of
 from dipo.graph.layers import layers_of
 from dipo.graph.plan import QuantizedLayer, QuantizedModel
@@ -109,8 +110,14 @@ def weight_types(
     data = node.inputs[0]
     read = quantized.activations.get(data.name) if data is not None and data.name is not None else None
     wide = read is not None and storage_type(read, storage.activations).bitwidth > 8
-    narrow = rules.narrow_operators is None or node.op_type in rules.narrow_operators
-    return storage.types(quantized.layers[node.name], narrow=narrow, wide=wide and node.op_type in {"Gemm", "MatMul"})
+    narrow = rules.narrow_operators is None or operators.key_of(node) in rules.narrow_operators
+    return storage.types(quantized.layers[node.name], narrow=narrow, wide=wide and _is_product(node))
+
+
+def _is_product(node: ir.Node) -> bool:
+    """Whether a layer multiplies matrices."""
+    weight = operators.of(node).weight
+    return weight is not None and not weight.spatial
 
 
 def rescaled(layer: QuantizedLayer, scale: NDArray[np.float32]) -> QuantizedLayer:

@@ -7,9 +7,6 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-LAYER_OPERATORS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-ACTIVATION_OPERATORS = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "HardSwish", "HardSigmoid", "Sigmoid", "Gelu"})
-
 
 def opset_of(model: ir.Model) -> int:
     """Version of ONNX's default operator set."""

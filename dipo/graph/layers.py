@@ -9,7 +9,8 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from dipo.graph.accessors import LAYER_OPERATORS, array_of, node_name
+from dipo.graph import operators
+from dipo.graph.accessors import array_of, node_name
 from dipo.graph.weight_layout import WeightLayout
 
 
@@ -22,8 +23,6 @@ class Layer:
     """After `graph.load.load` an initializer that nothing else reads."""
     bias: ir.Value | None
     """Constant, [C] after `graph.load.load`; None for a MatMul, or where it is computed."""
-    channel_axis: int
-    """Axis of the weight that counts output channels; those of one group in a ConvTranspose."""
     layout: WeightLayout
 
     @property
@@ -57,6 +56,11 @@ class Layer:
         return self.layout.shape
 
     @property
+    def channel_axis(self) -> int:
+        """Axis of the weight that counts output channels; those of one group in a ConvTranspose."""
+        return self.layout.channel_axis
+
+    @property
     def groups(self) -> int:
         """Groups of a convolution's channels that do not mix; 1 for others."""
         return self.node.attributes.get_int("group", 1)
@@ -69,39 +73,43 @@ class Layer:
     @property
     def num_spatial(self) -> int:
         """Dimensions behind the channels in what the layer reads and makes."""
-        return len(self.shape) - 2 if self.op_type in {"Conv", "ConvTranspose"} else 0
+        return len(self.shape) - 2 if self.layout.spatial else 0
 
     @property
     def is_stack(self) -> bool:
         """Whether the weight is a stack of matrices."""
-        return self.op_type == "MatMul" and len(self.shape) != 2
+        return not self.layout.spatial and len(self.shape) != 2
 
     @property
     def is_depthwise(self) -> bool:
         """Whether each output channel is made of the input channel of the same number."""
-        is_convolution = self.op_type in {"Conv", "ConvTranspose"}
-        return is_convolution and self.shape[:2] == (self.groups, 1) and self.groups > 1
+        return self.layout.spatial and self.shape[:2] == (self.groups, 1) and self.groups > 1
 
 
 def layer_of(node: ir.Node) -> Layer | None:
     """Return the node as a layer; None where it multiplies by no constant weight."""
-    if node.op_type not in LAYER_OPERATORS or node.domain != "" or len(node.inputs) < 2:
+    facts = operators.of(node).weight
+    # A Gemm of turned data has its channels elsewhere.
+    if facts is None or node.attributes.get_int("transA", 0) != 0:
         return None
-    weight = node.inputs[1]
-    if weight is None or weight.const_value is None or node.attributes.get_int("transA", 0) != 0:
+    weight = _constant(node, facts.port)
+    if weight is None or weight.const_value is None:
         return None
     shape = tuple(int(size) for size in weight.const_value.shape.numpy())
-    if node.op_type == "MatMul" and len(shape) < 2:
+    if len(shape) < 2:
         # A vector has no axis of output channels.
         return None
-    bias = node.inputs[2] if node.op_type != "MatMul" and len(node.inputs) > 2 else None
     return Layer(
         node=node,
         weight=weight,
-        bias=bias if bias is not None and bias.const_value is not None else None,
-        channel_axis=_channel_axis(node, len(shape)),
+        bias=None if facts.bias_port is None else _constant(node, facts.bias_port),
         layout=WeightLayout.of(node, shape),
     )
+
+
+def _constant(node: ir.Node, port: int) -> ir.Value | None:
+    value = node.inputs[port] if len(node.inputs) > port else None
+    return value if value is not None and value.const_value is not None else None
 
 
 def layers_of(model: ir.Model) -> Iterator[Layer]:
@@ -112,11 +120,3 @@ def layers_of(model: ir.Model) -> Iterator[Layer]:
 def is_layer(node: ir.Node) -> bool:
     """Return whether the node multiplies what it reads by a constant weight."""
     return layer_of(node) is not None
-
-
-def _channel_axis(node: ir.Node, rank: int) -> int:
-    if node.op_type == "ConvTranspose":
-        return 1
-    if node.op_type == "Gemm":
-        return 0 if node.attributes.get_int("transB", 0) else 1
-    return rank - 1 if node.op_type == "MatMul" else 0

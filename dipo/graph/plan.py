@@ -11,10 +11,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from dipo.graph import operators
 from dipo.graph.accessors import name_of, node_name
 from dipo.graph.layers import Layer, is_layer, layer_of, layers_of
-from dipo.graph.placement import PASS_THROUGH, is_float, pass_through_source, quantized_values
-from dipo.graph.rules import BOUNDED, PlatformRules
+from dipo.graph.placement import is_float, pass_through_source, quantized_values
+from dipo.graph.rules import PlatformRules
 from dipo.graph.scheme import LayerScheme, act_spec, layer_scheme, weight_spec
 from dipo.graph.signs import positive_values
 from dipo.graph.wishes import check_patterns, check_widths, check_wishes
@@ -124,7 +125,8 @@ def make_plan(model: ir.Model, rules: PlatformRules, precision: PrecisionConfig)
     """
     _check_names(model, precision)
     check_wishes(rules, precision)
-    nodes = [node for node in model.graph if node.op_type in rules.operators and not _is_skipped(node, precision.skip)]
+    taken = (node for node in model.graph if operators.key_of(node) in rules.operators)
+    nodes = [node for node in taken if not _is_skipped(node, precision.skip)]
     edge = edge_layers(model)
     schemes = {
         layer: layer_scheme(layer.name, precision, is_edge=layer.name in edge)
@@ -182,12 +184,14 @@ def _unsigned_where_positive(model: ir.Model, activations: Mapping[str, QuantSpe
     }
 
 
-def _fixed_ranges(model: ir.Model, activations: Mapping[str, QuantSpec], operators: Set[str]) -> dict[str, QuantSpec]:
-    """Return the grids of what these operators make, over the range of their function."""
+def _fixed_ranges(model: ir.Model, activations: Mapping[str, QuantSpec], keys: Set[str]) -> dict[str, QuantSpec]:
+    """Return the grids of what the operators with these keys make, over the range of their function."""
     return {
-        name: activations[name].between(BOUNDED[node.op_type])
+        name: activations[name].between(int(bounds[0]))
         for node in model.graph
-        if node.op_type in operators and (name := name_of(node.outputs[0])) in activations
+        if operators.key_of(node) in keys
+        and (bounds := operators.of(node).output_range)
+        and (name := name_of(node.outputs[0])) in activations
     }
 
 
@@ -214,7 +218,7 @@ def _bits_of(value: ir.Value, input_bits: Mapping[str, int], least_bits: int) ->
     """The width that the layers reading the value want, through pass-through operators too; else `least_bits`."""
     wanted = [input_bits[name_of(value)]] if name_of(value) in input_bits else []
     for use in value.uses():
-        if use.node.op_type in PASS_THROUGH:
+        if operators.of(use.node).on_codes:
             below = _bits_of(use.node.outputs[0], input_bits, 0)
             wanted += [below] if below else []
     return max(wanted, default=least_bits)

@@ -17,8 +17,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from dipo.graph.accessors import ACTIVATION_OPERATORS, name_of, node_name
+from dipo.graph import operators
+from dipo.graph.accessors import name_of, node_name, sole_consumer
 from dipo.graph.layers import Layer, is_layer, layer_of
+from dipo.graph.operators import Kind, Operand
 
 LONG_SKIP_LAYERS = 12
 """A value that is still read after this many layers is a long skip (a U-Net's): it does not keep a unit open."""
@@ -96,10 +98,8 @@ def _layers(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
 
 
 def _sole_activation(node: ir.Node) -> ir.Node | None:
-    readers = [use.node for use in node.outputs[0].uses()]
-    if len(readers) != 1 or node.outputs[0].is_graph_output():
-        return None
-    return readers[0] if readers[0].op_type in ACTIVATION_OPERATORS else None
+    reader = sole_consumer(node.outputs[0])
+    return reader if reader is not None and _is_activation(reader) else None
 
 
 def _blocks(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
@@ -136,8 +136,12 @@ def _closes(node: ir.Node, piece: Sequence[ir.Node]) -> bool:
 def _is_gated(value: ir.Value) -> bool:
     """Whether a product with its own activation follows: `x * Sigmoid(x)`, one activation function in two nodes."""
     readers = {use.node for use in value.uses()}
-    gates = {use.node for node in readers if node.op_type in ACTIVATION_OPERATORS for use in node.outputs[0].uses()}
-    return any(node.op_type == "Mul" for node in readers & gates)
+    gates = {use.node for node in readers if _is_activation(node) for use in node.outputs[0].uses()}
+    return any(operators.of(node).operand is Operand.FACTOR for node in readers & gates)
+
+
+def _is_activation(node: ir.Node) -> bool:
+    return operators.of(node).kind is Kind.ACTIVATION
 
 
 def _merge(pieces: list[list[ir.Node]]) -> list[list[ir.Node]]:
@@ -197,7 +201,7 @@ def _changes_resolution(before: Sequence[ir.Node], block: Sequence[ir.Node]) -> 
     sizes = [_resolution(piece[-1].outputs[0]) for piece in (before, block)]
     if sizes[0] is not None and sizes[1] is not None:
         return sizes[0] != sizes[1]
-    return any(node.op_type in _RESIZING or max(_strides(node), default=1) > 1 for node in block)
+    return any(operators.of(node).resizes or max(_strides(node), default=1) > 1 for node in block)
 
 
 def _resolution(value: ir.Value) -> tuple[int, ...] | None:
@@ -214,19 +218,6 @@ def _strides(node: ir.Node) -> Sequence[int]:
     return () if attribute is None else attribute.as_ints()
 
 
-_RESIZING = frozenset(
-    {
-        "Resize",
-        "Upsample",
-        "GlobalAveragePool",
-        "GlobalMaxPool",
-        "ReduceMean",
-        "Flatten",
-        "DepthToSpace",
-        "SpaceToDepth",
-    }
-)
-"""Operators that change the resolution without strides."""
 _CUTS: dict[str, Callable[[Sequence[ir.Node]], list[list[ir.Node]]]] = {
     "layer": _layers,
     "block": lambda nodes: _merge(_blocks(nodes)),

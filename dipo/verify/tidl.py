@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from dipo.graph import operators
 from dipo.verify.atlas import on_grid
 from dipo.verify.compare import DEPLOYED, STEP, Claim, Comparison, numbers
 from dipo.verify.grids import Network
@@ -26,7 +27,6 @@ from dipo.verify.verdict import Fate, Probe, Refused, State, Verdict, asking
 
 BIAS = 1e-6
 """How far the number of a bias may be from the network's, relative to it."""
-_CLIPS = frozenset({"Relu", "Clip"})
 
 
 def check(file: Path, probe: Probe) -> Verdict:
@@ -71,7 +71,7 @@ class Layer:
 def _layer_of(name: str, producers: Mapping[str, onnx.NodeProto]) -> onnx.NodeProto | None:
     """The node that makes a value, before the activation functions that it is fused with."""
     node = producers.get(name)
-    while node is not None and node.op_type in _CLIPS and node.input[0] in producers:
+    while node is not None and operators.of(node).clips and node.input[0] in producers:
         node = producers[node.input[0]]
     return node
 

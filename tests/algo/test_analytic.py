@@ -6,10 +6,10 @@ import torch
 
 from dipo.algo.analytic import analytic_bias_correction, channel_reaches, data_free_ranges
 from dipo.algo.moments import input_moments, moments_of
-from dipo.algo.normal import Moments
 from dipo.graph.accessors import name_of
 from dipo.graph.layers import layers_of
 from dipo.graph.torch_module import GraphModule
+from dipo.quant.gaussian import Moments
 
 
 def means(case, quantized, *, layer):

@@ -21,7 +21,10 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 from dipo.errors import UserError
-from dipo.graph.torch_ops import OPS, bind, supported
+from dipo.graph import operators
+from dipo.graph.torch_ops import bind, supported
+
+OPS = [name for name, operator in operators.OPERATORS.items() if operator.torch is not None]
 
 REFUSED = {
     "BatchNormalization": "_training_mode",

@@ -8,31 +8,19 @@ import numpy as np
 import onnx_ir as ir
 
 from dipo.export.ranges import Encoding, check_coverage, check_widths, float_values, spread
+from dipo.graph import operators
 from dipo.graph.accessors import array_of, name_of
 from dipo.graph.layers import layers_of
 from dipo.graph.placement import is_float
 from dipo.graph.plan import QuantizedModel
 from dipo.quant.spec import QParams, QuantSpec, Range, qparams_of
 
-OPERATORS = frozenset(
-    {
-        "Abs", "Add", "AveragePool", "BatchNormalization", "Concat", "Conv", "ConvTranspose", "Div", "Elu", "Erf",
-        "Exp", "Floor", "Gather", "Gelu", "Gemm", "GlobalAveragePool", "HardSigmoid", "HardSwish",
-        "InstanceNormalization", "LayerNormalization", "LeakyRelu", "Log", "LogSoftmax", "MatMul", "Max", "Min",
-        "Mul", "Neg", "PRelu", "Pow", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceSum", "Resize", "Sigmoid",
-        "Softmax", "Softplus", "Sqrt", "Sub", "Sum", "Tanh", "Upsample",
-    }
-)  # fmt: skip
+OPERATORS = operators.names(lambda operator: operator.full_integer)
 """All that compute with floats. Relu and Clip are not among them: they are part of the kernel before them. Nor is what
 only moves values, which has the range of its input."""
 
-FIXED_RANGES = frozenset({"Sigmoid", "Softmax", "Tanh"})
+FIXED_RANGES = operators.names(lambda operator: operator.own_grid)
 """Operators whose kernels write a grid of their own: [0, 1) or [-1, 1) with a power of two as its step."""
-
-
-_WITH_OPTIONS = frozenset({"Conv", "ConvTranspose", "Gemm", "Pow", "ReduceMax", "ReduceMean", "ReduceSum", "Resize"})
-_WITH_CONSTANTS = (OPERATORS - _WITH_OPTIONS) | {"Clip", "Where"}
-"""Operators whose constant inputs are data that the device keeps as integers, not options, weights or biases."""
 
 
 def constants_of_all(model: ir.Model, quantized: QuantizedModel, *, symmetric: bool) -> dict[str, QParams]:
@@ -50,7 +38,7 @@ def constants_of_all(model: ir.Model, quantized: QuantizedModel, *, symmetric: b
     weights = {name_of(layer.weight) for layer in layers_of(model)}
     found = {}
     for node in model.graph:
-        for value in node.inputs if node.op_type in _WITH_CONSTANTS and node.domain == "" else ():
+        for value in node.inputs if operators.of(node).data_constants else ():
             if value is None or value.const_value is None or not is_float(value) or name_of(value) in weights:
                 continue
             numbers = array_of(value)

@@ -7,7 +7,8 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
 from dipo.errors import UserError
-from dipo.graph.accessors import LAYER_OPERATORS, array_of
+from dipo.graph import operators
+from dipo.graph.accessors import array_of
 from dipo.graph.constants import replace_input
 from dipo.graph.layers import Layer, layers_of
 from dipo.graph.passes.invariants import check_biases, check_ownership
@@ -20,7 +21,7 @@ class UntieParameters(InPlacePass):
         """Copy what several nodes read."""
         modified = False
         for node in model.graph:
-            for index, value in enumerate(node.inputs if node.op_type in LAYER_OPERATORS else ()):
+            for index, value in enumerate(node.inputs if operators.of(node).weight is not None else ()):
                 if value is not None and value.is_initializer() and len(value.uses()) > 1:
                     replace_input(model, node, index, f"{node.name or node.op_type}_{value.name}", array_of(value))
                     modified = True
