@@ -183,7 +183,7 @@ def _state(context: Context, quantized: QuantizedModel, calibration: Calibration
 def _quantize(context: Context, calibration: Calibration) -> QuantizedModel:
     """Ranges of activations, and weights rounded to nearest."""
     config, loaded = context.config, context.loaded
-    if config.calib.method == "batchnorm":
+    if not config.calib.reads_statistics:
         ranges = data_free_ranges(loaded.plan, moments_of_model(loaded.model, config.data), sigmas=config.calib.sigmas)
     else:
         ranges = activation_ranges(loaded.plan, calibration.statistics, cfg=config.calib)

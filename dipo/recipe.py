@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from dipo.errors import UserError
+from dipo.quant.range_methods import RANGE_METHODS
 from dipo.section import Between, OneOf, Section, choose, options, show
 
 WIDTHS = Between(2, 16)
@@ -17,7 +18,7 @@ NODE_SETTINGS = ("weight_bits", "act_bits", "weight_symmetric", "weight_per_chan
 class CalibConfig(Section):
     """How a range is chosen from what was seen."""
 
-    method: Annotated[str, OneOf(("minmax", "percentile", "mse", "kl", "octav", "batchnorm"))] = "mse"
+    method: Annotated[str, OneOf(RANGE_METHODS)] = "mse"
     """Range of an activation: all that was seen, a percentile of it, the least squared error (by a search or by OCTAV's
     iteration), the least divergence of the histograms (kl); or, without samples, what BatchNorm's statistics say."""
     sigmas: Annotated[float, Between(0, above=True)] = 6.0
@@ -28,6 +29,11 @@ class CalibConfig(Section):
     """Range of a weight, or of each of its channels: its extremes, the least error, or a percentile of it."""
     weight_percentile: Annotated[float, Between(50, 100)] = 99.99
     """Per cent of the weights, or of those of each channel, that a range keeps (calib.weights=percentile)."""
+
+    @property
+    def reads_statistics(self) -> bool:
+        """Whether samples have to be observed for the ranges of activations."""
+        return RANGE_METHODS[self.method].reads_statistics
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,13 @@ class Between:
         return f"{'above' if self.above else 'from'} {self.low:g} to {self.high:.10g}"
 
 
+@dataclass(frozen=True)
+class Called:
+    """What a value is, for who has to give one: `a folder`."""
+
+    noun: str
+
+
 _NOUNS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
@@ -104,6 +111,8 @@ class Option:
     default: Any
     nests: bool = False
     """A text may also be the key of a mapping that holds options of its own: `{qdrop: {iters: 100}}`."""
+    noun: str | None = None
+    """What a value is; None: what its type says."""
 
     def read(self, value: Any) -> Any:
         """`value` in the option's type; one member stands for a list of one.
@@ -156,7 +165,7 @@ class Option:
         elif self.type is dict:
             words = "a mapping such as {/conv1:{weight_bits:4}}"
         else:
-            words = _NOUNS[self.type] + (f" {self.limit}" if self.limit else "")
+            words = (self.noun or _NOUNS[self.type]) + (f" {self.limit}" if self.limit else "")
         if self.nests:
             words += ", with options of its own as {NAME:{OPTION:VALUE}}"
         if self.is_list:
@@ -304,8 +313,9 @@ def _is_section(hint: Any) -> bool:
 
 
 def _option(section: type[Section], field: dataclasses.Field[Any], hint: Any) -> Option:
-    limit = hint.__metadata__[0] if hasattr(hint, "__metadata__") else None
-    members = _members(hint.__origin__ if limit else hint)
+    notes = getattr(hint, "__metadata__", ())
+    limit = next((note for note in notes if isinstance(note, OneOf | Between)), None)
+    members = _members(hint.__origin__ if notes else hint)
     optional = types.NoneType in members
     (whole,) = (member for member in members if member is not types.NoneType)
     is_list = typing.get_origin(whole) is list
@@ -321,6 +331,7 @@ def _option(section: type[Section], field: dataclasses.Field[Any], hint: Any) ->
         limit=limit,
         default=field.default if factory is dataclasses.MISSING else factory(),
         nests=bool(others),
+        noun=next((note.noun for note in notes if isinstance(note, Called)), None),
     )
 
 

@@ -234,7 +234,7 @@ class Config(Section):
     @property
     def needs_samples(self) -> bool:
         """Whether anything asks for calibration samples."""
-        return self.calib.method != "batchnorm" or any(step.needs_samples for step in self.algo.make_steps())
+        return self.calib.reads_statistics or any(step.needs_samples for step in self.algo.make_steps())
 
 
 def to_plain(config: Config) -> dict[str, Any]:

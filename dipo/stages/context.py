@@ -68,7 +68,7 @@ class Context:
         steps, has_samples = self.loaded.steps, self.loaded.has_samples
         corrects = any(step.reads_channel_means(has_samples=has_samples) for step in steps)
         alone = self.config.cluster.schedule == "parallel" and any(step.learns_rounding for step in steps)
-        return self.config.calib.method != "batchnorm" or corrects or alone
+        return self.config.calib.reads_statistics or corrects or alone
 
     def share(self, value: T) -> Shared[T]:
         """Put a value where every worker finds it."""

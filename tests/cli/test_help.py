@@ -2,28 +2,29 @@ import re
 
 import pytest
 
+from dipo.cli.help import manual
+from dipo.cli.quantize import QUANTIZE
 from dipo.config import AlgoConfig, Config
 from dipo.config.presets import find_presets
-from dipo.manual import manual
 from dipo.section import all_options
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_the_page_fits_the_terminal_and_uses_it(width):
-    lengths = [len(line) for line in manual(width=width).splitlines()]
+    lengths = [len(line) for line in manual(flags=QUANTIZE.flags, width=width).splitlines()]
     assert max(lengths) <= width
     assert max(lengths) > width - 10
 
 
 @pytest.mark.parametrize("width", [60, 120])
 def test_no_line_ends_in_a_blank_and_no_two_are_empty(width):
-    page = manual(width=width)
+    page = manual(flags=QUANTIZE.flags, width=width)
     assert not re.search(r"[ \t]$", page, re.MULTILINE)
     assert "\n\n\n" not in page
 
 
 def test_chapters_stand_in_the_order_of_a_manual_page():
-    titles = [line for line in manual(width=80).splitlines() if line and not line.startswith(" ")]
+    titles = [line for line in manual(flags=QUANTIZE.flags, width=80).splitlines() if line and not line.startswith(" ")]
     assert titles == [
         "NAME",
         "SYNOPSIS",
@@ -38,7 +39,7 @@ def test_chapters_stand_in_the_order_of_a_manual_page():
 
 
 def test_every_option_has_its_default_a_doc_and_its_type():
-    page = manual(width=120)
+    page = manual(flags=QUANTIZE.flags, width=120)
     for option in all_options(Config):
         entry = re.search(rf"^    {re.escape(option.key)}=(\S*)\n((?:        .*\n)+)", page, re.MULTILINE)
         assert entry, f"{option.key} is missing"
@@ -50,7 +51,7 @@ def test_every_option_has_its_default_a_doc_and_its_type():
 
 
 def test_every_choice_is_listed_with_what_it_is():
-    page = manual(width=120)
+    page = manual(flags=QUANTIZE.flags, width=120)
     for group, presets in find_presets([]).items():
         block = re.search(rf"^    {group}=\n((?:        .*\n)+)", page, re.MULTILINE)
         assert block
@@ -63,9 +64,9 @@ def test_every_choice_is_listed_with_what_it_is():
 def test_the_users_own_choices_are_listed(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.yaml").write_text("# @package _global_\n# my own network\nmodel: {path: a.onnx}\n")
-    assert re.search(r"mine +my own network", manual(width=80, own=[tmp_path]))
+    assert re.search(r"mine +my own network", manual(flags=QUANTIZE.flags, width=80, own=[tmp_path]))
 
 
 def test_a_long_example_is_a_command_that_can_be_copied():
-    page = manual(width=60)
+    page = manual(flags=QUANTIZE.flags, width=60)
     assert "data.path=samples/ \\\n    +algo=qdrop" in page

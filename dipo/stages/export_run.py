@@ -4,38 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import shutil
-import sys
-import textwrap
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from dipo.config import Config, ExportConfig, PlatformConfig, resolve_path, to_plain
+import dipo
+from dipo.config import Config, PlatformConfig, resolve_path, to_plain
 from dipo.errors import UserError
 from dipo.export.forms import QDQ
 from dipo.export.platforms import OPTIONS, check_options, form_remarks
-from dipo.launch import guarded
 from dipo.run import CONFIG, FINGERPRINT, DamagedFileError, RunFolder
-from dipo.section import OneOf, Option, choose, from_plain, options, show
+from dipo.section import from_plain, show
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from dipo.stages.targets import Source
-
-USAGE = """
-python -m dipo.export run=FOLDER platform=TARGET [OPTION=VALUE ...]
-
-Writes the files of a target, or of several ([snpe,rk]), from what a finished run left in its folder, each into a \
-folder of its name there. Weights and ranges are those of the run; where the target's grids differ they are rounded \
-once more, and FOLDER/TARGET/export.json says how much that lost. It needs the model file of the run, and no samples.
-
-Options: {options}; model.path, where the model file has moved.
-"""
 
 
 @dataclass(frozen=True)
@@ -56,54 +40,8 @@ class Request:
         return from_plain(PlatformConfig, {option: getattr(run, option) for option in taken} | self.platform)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv`, by default the process's own, and return the exit status, as `dipo.launch` does."""
-    return guarded(lambda: _main(sys.argv[1:] if argv is None else argv))
-
-
-def _main(argv: Sequence[str]) -> int:
-    if {"-h", "--help"} & set(argv):
-        sys.stdout.write(f"{_usage(shutil.get_terminal_size().columns)}\n")
-        return 0
-    return export(parse(argv))
-
-
-def parse(words: Sequence[str]) -> Request:
-    """What the words of a command line ask for.
-
-    Raises:
-        UserError: One of them is wrong, or one is missing.
-    """
-    known, given = _options(), dict[str, object]()
-    for word in words:
-        key, equals, text = word.partition("=")
-        key = key.lstrip("+")
-        if key not in {*known, "run", "model.path"}:
-            raise UserError(f"unknown option {key!r}: {choose(key, ['run', *known, 'model.path'])}")
-        if not equals or not text:
-            raise UserError(f"{key} has no value: give {known[key].wanted() if key in known else 'a path'}")
-        given[key] = known[key].read(_value(known[key], text)) if key in known else text
-    for key, wanted in (("run", "the folder of a finished run"), ("platform", known["platform"].wanted())):
-        if not given.get(key):
-            raise UserError(f"{key} is missing: give {key}={wanted}, see --help")
-    targets = given["platform"]
-    assert isinstance(targets, list)
-    platform, export_ = (
-        {key.partition(".")[2]: value for key, value in given.items() if key.startswith(f"{section}.")}
-        for section in ("platform", "export")
-    )
-    path = given.get("model.path")
-    return Request(
-        run=Path(str(given["run"])).expanduser(),
-        targets=list(dict.fromkeys(targets)),
-        platform=platform,
-        export=export_,
-        model_path=None if path is None else str(path),
-    )
-
-
-def export(request: Request) -> int:
-    """Writes what is asked for.
+def export_run(request: Request) -> int:
+    """Write what is asked for.
 
     Returns:
         The exit status, 0.
@@ -152,7 +90,7 @@ def _source(folder: RunFolder, request: Request, config: Config) -> Source:
         model = _model(folder, request, config)
     except DamagedFileError as error:
         raise UserError(
-            f"run={folder.path}: its {error} is missing or damaged, do the run again with dipo {_version()}"
+            f"run={folder.path}: its {error} is missing or damaged, do the run again with dipo {dipo.__version__}"
         ) from error
     plan = plan_for(config.platform.name, config, model)
     moments = functools.partial(moments_of_model, model, config.data)
@@ -184,7 +122,7 @@ def _has_statistics(folder: RunFolder, config: Config) -> bool:
     """Whether calibration kept what it saw; every run has it but those without samples."""
     from dipo.stages.checkpoint import STATISTICS
 
-    return config.calib.method != "batchnorm" or folder.has(STATISTICS)
+    return config.calib.reads_statistics or folder.has(STATISTICS)
 
 
 def _model(folder: RunFolder, request: Request, config: Config) -> ir.Model:
@@ -204,38 +142,3 @@ def _model(folder: RunFolder, request: Request, config: Config) -> ir.Model:
     if digest_files(model_files(path)) != folder.read_json(FINGERPRINT).get("model"):
         raise UserError(f"model.path={path}: not the model of the run (its content differs), give that one")
     return model
-
-
-def _options() -> dict[str, Option]:
-    """By what the user types."""
-    names = next(option for option in options(PlatformConfig) if option.name == "name")
-    targets = dataclasses.replace(names, key="platform", is_list=True)
-    own = [option for option in options(PlatformConfig) if option.name != "name"]
-    own += [option for option in options(ExportConfig) if option.name != "also"]
-    return {"platform": targets, **{option.key: option for option in own}}
-
-
-def _value(option: Option, text: str) -> object:
-    """The value that a text stands for; 10.10 is a version, not a number."""
-    if option.type is str and not option.is_list:
-        return None if text == "null" else text.strip("'\"")
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{option.key}={text}: cannot be read, check its brackets and quotes") from error
-
-
-def _usage(width: int) -> str:
-    texts = [
-        f"{option.key}={option.limit if isinstance(option.limit, OneOf) else show(option.default)}"
-        for option in _options().values()
-        if option.key != "platform"
-    ]
-    paragraphs = USAGE.strip().format(options=", ".join(texts)).split("\n\n")
-    return "\n\n".join(textwrap.fill(text, min(max(width, 40), 120)) for text in paragraphs)
-
-
-def _version() -> str:
-    import dipo
-
-    return dipo.__version__

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 import dipo
+from dipo.cli.main import main
 from dipo.config import compose_config
 from dipo.config.presets import packaged_folder
 from dipo.errors import UserError
-from dipo.launch import main
 
 MOBILENET = ["+model=mobilenet"]
 
@@ -256,7 +256,7 @@ def test_help_follows_the_terminal(capsys, monkeypatch, columns):
 
 def test_help_imports_nothing_heavy():
     heavy = "{'torch', 'ray', 'onnx', 'onnx_ir', 'onnxruntime', 'hydra', 'omegaconf', 'numpy'}"
-    code = f"import sys; from dipo.launch import main; main(['--help']); print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys; from dipo.cli.main import main; main(['--help']); print(sorted({heavy} & set(sys.modules)))"
     root = Path(dipo.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
