@@ -24,34 +24,8 @@ from dipo.graph.plan import Plan, QuantizedModel
 from dipo.graph.rules import PlatformRules
 from dipo.graph.torch_module import GraphModule, Hook, channels_last
 from dipo.quant.bias import quantize_bias
+from dipo.quant.error_sums import ErrorSums
 from dipo.quant.functional import TorchQParams, fake_quantize
-from dipo.quant.rounding import flat
-
-
-@dataclass(frozen=True)
-class LayerError:
-    """Sums over the elements of a layer's output, from which cosine and SQNR follow; they add up over batches."""
-
-    fp_fp: float
-    """Sum of squares of the float output."""
-    q_q: float
-    """Of the quantized one."""
-    fp_q: float
-    """Sum of the products."""
-    noise: float
-    """Sum of the squared differences."""
-
-    def __add__(self, other: LayerError) -> LayerError:
-        return LayerError(
-            self.fp_fp + other.fp_fp, self.q_q + other.q_q, self.fp_q + other.fp_q, self.noise + other.noise
-        )
-
-    @staticmethod
-    def between(fp: torch.Tensor, q: torch.Tensor) -> LayerError:
-        """The sums for one batch."""
-        a, b = flat(fp), flat(q)
-        noise = a - b
-        return LayerError(float(a @ a), float(b @ b), float(a @ b), float(noise @ noise))
 
 
 @dataclass(frozen=True)
@@ -61,7 +35,7 @@ class Simulated:
     fp_outputs: dict[str, NDArray[np.float32]]
     """By name of the network output, all samples in order."""
     q_outputs: dict[str, NDArray[np.float32]]
-    layers: dict[str, LayerError]
+    layers: dict[str, ErrorSums]
     """By name of the layer: its output, with the errors of all before it."""
 
 
@@ -120,7 +94,7 @@ def simulate(
 
     fp_parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
     q_parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
-    layers: dict[str, LayerError] = {}
+    layers: dict[str, ErrorSums] = {}
     done = 0
     with torch.inference_mode():
         for batch, values in read_ahead(batches, inputs):
@@ -130,7 +104,7 @@ def simulate(
             if profiled:
                 for value, layer in taps.items():
                     made = q[value] * kernels.units[value] if value in kernels.units else q[value]
-                    error = LayerError.between(fp[value], made)
+                    error = ErrorSums.between(fp[value], made)
                     layers[layer] = layers[layer] + error if layer in layers else error
             q |= {name: hook(name, q[name]) for name in quantized_outputs}
             for name in names:

@@ -14,7 +14,8 @@ from dipo.graph.accessors import node_name
 from dipo.graph.layers import layers_of
 from dipo.graph.plan import LayerPlan, Plan
 from dipo.graph.rules import PlatformRules
-from dipo.report.measures import NO_NOISE_DB, Distance, Sums, sqnr_db
+from dipo.quant.error_sums import ErrorSums
+from dipo.report.measures import NO_NOISE_DB, Distance, sqnr_db
 
 ADVICE_BELOW_DB = 40.0
 """A layer that leaves the network's outputs more than this is well as it is."""
@@ -144,7 +145,7 @@ class NetworkFindings(Protocol):
     """What an analysis found."""
 
     @property
-    def totals(self) -> Mapping[str, Mapping[str, Sequence[Sums]]]:
+    def totals(self) -> Mapping[str, Mapping[str, Sequence[ErrorSums]]]:
         """By question (`weight`, `activation`, `both`, `accumulated`, `sensitivity`) and layer."""
         ...
 
@@ -224,7 +225,7 @@ def _row(
     layer: LayerPlan,
     *,
     act_bits: int | None,
-    totals: Mapping[str, Mapping[str, Sequence[Sums]]],
+    totals: Mapping[str, Mapping[str, Sequence[ErrorSums]]],
     weight: WeightSums,
     shift_share: float | None,
     sensitivity: Sensitivity,
@@ -253,7 +254,7 @@ def _row(
     )
 
 
-def _relative_error(outputs: Sequence[Sums]) -> float:
+def _relative_error(outputs: Sequence[ErrorSums]) -> float:
     """Noise over signal, averaged over the outputs: their magnitudes have nothing to do with each other."""
     ratios = [0.0 if sums.noise == 0 else float(10.0 ** (-sqnr_db(sums.fp_fp, sums.noise) / 10)) for sums in outputs]
     return sum(ratios) / len(ratios)
