@@ -6,15 +6,18 @@ import functools
 from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from dipo.algo.captures import Batch, channel_sum, read_ahead
-from dipo.algo.weight_rows import rounded
-from dipo.graph.load import array_of, layers_of, name_of, node_name
+from dipo.algo.bench import Bench
+from dipo.algo.captures import Batch, StoredRows, channel_sum, read_ahead
+from dipo.algo.reference_weights import rounded
+from dipo.graph.accessors import array_of, name_of
+from dipo.graph.layers import layers_of
 from dipo.graph.plan import Plan, QuantizedModel
 from dipo.graph.torch_module import GraphModule
 from dipo.quant.observers import Observer, Statistics
@@ -79,8 +82,8 @@ def observe(
         UserError: An activation has NaN or infinite values.
     """
     observers = {name: Observer(name) for name in (*plan.activations, *plan.observed)}
-    biased = (node for node in layers_of(model) if node_name(node) in plan.layers and plan.layers[node_name(node)].bias)
-    outputs = {name_of(node.outputs[0]): node_name(node) for node in biased}
+    biased = (layer for layer in layers_of(model) if layer.name in plan.layers and plan.layers[layer.name].bias)
+    outputs = {name_of(layer.output): layer.name for layer in biased}
     sums: dict[str, dict[int, NDArray[np.float64]]] = {name: {} for name in outputs.values()}
     counts = dict.fromkeys(outputs.values(), 0)
     lost: set[str] = set()
@@ -115,6 +118,26 @@ def observe(
             future.result()
     found = {name: observer.result() for name, observer in observers.items() if name not in lost}
     return Observed(found, sums, counts)
+
+
+@dataclass(frozen=True)
+class ObserveBatches:
+    """The task to calibrate some batches."""
+
+    name: ClassVar[str] = "observe"
+    batches: Sequence[Batch]
+
+    def run(self, bench: Bench, *stored: StoredRows) -> Observed:
+        """Run the float network over them."""
+        del stored
+        return observe(
+            bench.model,
+            plan=bench.plan,
+            batches=self.batches,
+            inputs=bench.calib_inputs,
+            device=bench.device,
+            progress=bench.progress,
+        )
 
 
 def _collect(

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from dipo.algo.absorb import Absorbed, absorb, amounts_of, set_constant
-from dipo.algo.links import Link, Passed, Refusal, filters_of, find_chains, find_links
+from dipo.algo.links import Link, Passed, Refusal, find_chains, find_links
 from dipo.graph import operators
-from dipo.graph.batch import fresh_name, replace_input
+from dipo.graph.accessors import array_of, node_name, opset_of
 from dipo.graph.batch_norm import batch_norm_of, set_batch_norm
+from dipo.graph.constants import fresh_name, replace_input
+from dipo.graph.layers import Layer, layers_of
 from dipo.graph.limits import clip_limits
-from dipo.graph.load import array_of, bias_of, layers_of, node_name, opset_of, weight_of
 from dipo.graph.operators import Operand
 
 TOLERANCE = 1e-4
@@ -101,17 +102,18 @@ def equalize(
         sweeps += 1
     found = scales.found(exact=exact)
     changed = model.clone()
+    layers = {layer.name: layer for layer in layers_of(changed)}
     nodes = {node_name(node): node for node in changed.graph}
-    _apply(changed, nodes, links, found)
+    _apply(changed, layers, nodes, links, found)
     absorbed: list[Absorbed] = []
     for link in links:
-        factors = found[node_name(link.first)]
+        factors = found[link.first.name]
         amounts = amounts_of(link, _floor(link.first, seen_min or {}), factors) if absorb_bias else None
         if isinstance(amounts, Refusal):
             refusals.append(amounts)
             amounts = None
         if amounts is not None:
-            absorbed.append(absorb(link, nodes, amounts))
+            absorbed.append(absorb(link, layers, amounts))
         _limit(changed, nodes, link, factors, np.zeros_like(factors) if amounts is None else amounts)
     RemoveUnusedNodesPass()(changed)
     done = [_told(chain, found, scales.num_zero(chain)) for chain in chains]
@@ -119,7 +121,7 @@ def equalize(
 
 
 def _old_clip(link: Link) -> Refusal:
-    return Refusal(node_name(link.first), "Min of opset 7 cannot limit each channel of the Clip behind it")
+    return Refusal(link.first.name, "Min of opset 7 cannot limit each channel of the Clip behind it")
 
 
 def _clips(link: Link) -> bool:
@@ -133,9 +135,9 @@ def _has_limits(node: ir.Node) -> bool:
 
 
 def _told(chain: Sequence[Link], scales: Mapping[str, NDArray[np.float64]], num_zero: int) -> Chain:
-    layers = [node_name(link.first) for link in chain]
+    layers = [link.first.name for link in chain]
     both = np.concatenate([scales[name] for name in layers])
-    return Chain((*layers, node_name(chain[-1].second)), float(both.min()), float(both.max()), num_zero)
+    return Chain((*layers, chain[-1].second.name), float(both.min()), float(both.max()), num_zero)
 
 
 class _Scales:
@@ -145,10 +147,10 @@ class _Scales:
         self, model: ir.Model, links: Sequence[Link], *, limit: float, reaches: Mapping[str, NDArray[np.floating]]
     ) -> None:
         self._limit, self._reaches = limit, reaches
-        self._magnitudes: dict[ir.Node, NDArray[np.float32]] = {}
-        for node in layers_of(model):
-            if any(node in (link.first, link.second) for link in links):
-                self._magnitudes[node] = np.abs(filters_of(node, _weight(node))).max(axis=3)
+        self._magnitudes: dict[Layer, NDArray[np.float32]] = {}
+        for layer in layers_of(model):
+            if any(layer in (link.first, link.second) for link in links):
+                self._magnitudes[layer] = np.abs(layer.layout.filters(layer.array)).max(axis=3)
         self._logs = {link: np.zeros(self._outputs(link.first).size) for link in links}
 
     def improve(self, chain: Sequence[Link]) -> float:
@@ -180,7 +182,7 @@ class _Scales:
     def found(self, *, exact: bool) -> dict[str, NDArray[np.float64]]:
         """By name of the layer, what its output channels are divided by."""
         return {
-            node_name(link.first): np.exp2(np.rint(logs / np.log(2))) if exact else np.exp(logs)
+            link.first.name: np.exp2(np.rint(logs / np.log(2))) if exact else np.exp(logs)
             for link, logs in self._logs.items()
         }
 
@@ -191,7 +193,7 @@ class _Scales:
 
     def _made(self, link: Link) -> NDArray[np.floating]:
         """Range of the channels of a link's first layer, and of what it makes where that is known."""
-        outputs, reach = self._outputs(link.first), self._reaches.get(node_name(link.first))
+        outputs, reach = self._outputs(link.first), self._reaches.get(link.first.name)
         if reach is None:
             return outputs
         # What hardly reaches anywhere needs no more codes than that.
@@ -199,13 +201,13 @@ class _Scales:
         both: NDArray[np.floating] = np.sqrt(outputs * reach)
         return both
 
-    def _outputs(self, node: ir.Node) -> NDArray[np.float32]:
-        largest: NDArray[np.float32] = self._magnitudes[node].max(axis=2).reshape(-1)
+    def _outputs(self, layer: Layer) -> NDArray[np.float32]:
+        largest: NDArray[np.float32] = self._magnitudes[layer].max(axis=2).reshape(-1)
         return largest
 
 
 def _shaped(
-    link: Link, factors: NDArray[np.floating], filters: Mapping[ir.Node, NDArray[np.floating]]
+    link: Link, factors: NDArray[np.floating], filters: Mapping[Layer, NDArray[np.floating]]
 ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     """Factors of the channels between two layers, to broadcast against the first's filters and the second's."""
     outputs = factors.reshape(filters[link.first].shape[0], -1, 1)
@@ -213,46 +215,42 @@ def _shaped(
     return outputs, inputs
 
 
-def _weight(node: ir.Node) -> NDArray[np.float32]:
-    value = weight_of(node)
-    assert value is not None
-    return array_of(value)
-
-
-def _floor(node: ir.Node, seen_min: Mapping[str, NDArray[np.floating]]) -> NDArray[np.float64] | None:
+def _floor(layer: Layer, seen_min: Mapping[str, NDArray[np.floating]]) -> NDArray[np.float64] | None:
     """What a layer's output hardly falls below: beta less 3 deviations; nor on samples. None where it is not known."""
-    norm = batch_norm_of(node)
+    norm = batch_norm_of(layer.node)
     if norm is None:
         return None
     floor: NDArray[np.float64] = norm.beta.astype(np.float64) - 3 * norm.std
-    seen = seen_min.get(node_name(node))
+    seen = seen_min.get(layer.name)
     return floor if seen is None else np.minimum(floor, seen)
 
 
 def _apply(
-    model: ir.Model, nodes: Mapping[str, ir.Node], links: Sequence[Link], scales: Mapping[str, NDArray[np.float64]]
+    model: ir.Model,
+    layers: Mapping[str, Layer],
+    nodes: Mapping[str, ir.Node],
+    links: Sequence[Link],
+    scales: Mapping[str, NDArray[np.float64]],
 ) -> None:
-    """Rescales weights, biases and constants between layers, all of which belong to the model alone."""
-    names = dict.fromkeys(node_name(node) for link in links for node in (link.first, link.second))
-    weights = {nodes[name]: _weight(nodes[name]).astype(np.float64, order="C") for name in names}
+    """Rescale weights, biases and constants between layers, all of which belong to the model alone."""
+    names = dict.fromkeys(layer.name for link in links for layer in (link.first, link.second))
+    weights = {layers[name]: layers[name].array.astype(np.float64, order="C") for name in names}
     for link in links:
-        first, second = nodes[node_name(link.first)], nodes[node_name(link.second)]
-        factors = scales[node_name(link.first)]
-        views = {node: filters_of(node, weights[node]) for node in (first, second)}
+        first, second = layers[link.first.name], layers[link.second.name]
+        factors = scales[link.first.name]
+        views = {layer: layer.layout.filters(weights[layer]) for layer in (first, second)}
         for_outputs, for_inputs = _shaped(Link(first, second, (), link.repeat), factors, views)
         views[first] /= for_outputs[..., None]
         views[second] *= for_inputs[..., None]
-        bias, norm = bias_of(first), batch_norm_of(first)
-        if bias is not None:
-            set_constant(bias, array_of(bias) / factors)
+        norm = batch_norm_of(first.node)
+        if first.bias is not None:
+            set_constant(first.bias, array_of(first.bias) / factors)
         if norm is not None:
-            set_batch_norm(first, norm.divided(factors))
+            set_batch_norm(first.node, norm.divided(factors))
         for passed in link.between:
             _rescale_constant(model, nodes[node_name(passed.node)], passed, factors)
-    for node, weight in weights.items():
-        value = weight_of(node)
-        assert value is not None
-        set_constant(value, weight)
+    for layer, weight in weights.items():
+        set_constant(layer.weight, weight)
 
 
 def _rescale_constant(model: ir.Model, node: ir.Node, passed: Passed, factors: NDArray[np.float64]) -> None:

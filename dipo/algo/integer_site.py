@@ -11,7 +11,7 @@ import onnx_ir as ir
 import torch
 
 from dipo.graph import operators
-from dipo.graph.load import name_of, node_name
+from dipo.graph.accessors import name_of, node_name, sole_consumer
 from dipo.graph.operators import IntegerKernel, Moves
 from dipo.graph.ops.reader import TorchOp
 from dipo.graph.plan import Plan, QuantizedModel
@@ -146,14 +146,14 @@ def _written(
     quantize_outputs: bool,
 ) -> Site | None:
     value, activation = node.outputs[0], None
-    reader = _only_reader(value)
+    reader = sole_consumer(value)
     if _grid(value, plan, quantized) is None and reader is not None and operators.of(reader).clips:
         value, activation = reader.outputs[0], node_name(reader)
     if value.is_graph_output() and not quantize_outputs:
         return None
     moved = behind = value
     while (grid := _grid(behind, plan, quantized)) is None:
-        reader = _only_reader(behind)
+        reader = sole_consumer(behind)
         if reader is None or not _moves_codes(reader):
             return None
         behind = reader.outputs[0]
@@ -171,11 +171,6 @@ def _moves_codes(node: ir.Node) -> bool:
     """Whether it gives nothing but codes that it reads."""
     operator = operators.of(node)
     return operator.on_codes and operator.moves is not Moves.PADDED
-
-
-def _only_reader(value: ir.Value) -> ir.Node | None:
-    uses = list(value.uses())
-    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
 
 
 def _limits(activation: TorchOp, grid: Grid) -> tuple[int, int]:

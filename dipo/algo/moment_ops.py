@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from dipo.algo.links import Passed, rearranged, reduced
 from dipo.errors import UserError
+from dipo.graph.accessors import array_of, node_name
 from dipo.graph.limits import clip_limits
-from dipo.graph.load import array_of, node_name
 from dipo.graph.operators import MomentFunction, MomentRule
 from dipo.quant.gaussian import Moments, clipped, leaky, multiplied, scaled, summed
 

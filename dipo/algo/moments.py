@@ -16,12 +16,13 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from dipo.algo.links import filters_of, mean_response, num_spatial
+from dipo.algo.links import mean_response
 from dipo.algo.moment_ops import RULES, refusal
 from dipo.errors import UserError
 from dipo.graph import operators, torch_ops
+from dipo.graph.accessors import array_of, name_of, opset_of
 from dipo.graph.batch_norm import batch_norm_in, batch_norm_of
-from dipo.graph.load import array_of, bias_of, is_layer, name_of, opset_of, weight_of
+from dipo.graph.layers import Layer, layer_of
 from dipo.graph.operators import MomentRule
 from dipo.graph.placement import is_moved
 from dipo.quant.gaussian import Moments, mapped
@@ -93,9 +94,9 @@ def _made_by(node: ir.Node, known: Mapping[str, Moments], opset: int) -> list[Mo
     rule = operators.of(node).moments
     if rule is MomentRule.MOVED:
         return _moved(node, read, opset)
-    norm = batch_norm_in(node) or batch_norm_of(node)
+    layer, norm = layer_of(node), batch_norm_in(node) or batch_norm_of(node)
     if norm is not None:
-        behind = num_spatial(node) if is_layer(node) else read[0].num_dims_behind
+        behind = read[0].num_dims_behind if layer is None else layer.num_spatial
         return [Moments.of(norm.beta, norm.std, num_dims_behind=behind)]
     return [_followed(node, read, rule, opset)]
 
@@ -108,8 +109,8 @@ def _followed(
         raise refusal(node)
     if not isinstance(rule, MomentRule):
         return rule(node, read)
-    if rule is MomentRule.LAYER and is_layer(node):
-        return _layer(node, read[0])
+    if rule is MomentRule.LAYER and (layer := layer_of(node)) is not None:
+        return _layer(layer, read[0])
     if rule is MomentRule.CURVE and len(read) == 1:
         return _mapped(node, read[0], _curve(node, opset))
     if rule is MomentRule.PRODUCT and len(read) == 2 and (gated := _gated(node, read[0], read[1], opset)) is not None:
@@ -131,16 +132,13 @@ def _gated(node: ir.Node, x: Moments, y: Moments, opset: int) -> Moments | None:
     return None
 
 
-def _layer(node: ir.Node, x: Moments) -> Moments:
+def _layer(layer: Layer, x: Moments) -> Moments:
     """W E[x] + b and W^2 Var[x]."""
-    value, bias = weight_of(node), bias_of(node)
-    assert value is not None
-    weight = array_of(value).astype(np.float64)
-    groups, _, inputs, _ = filters_of(node, weight).shape
-    if groups * inputs != len(x.mean) or x.num_dims_behind != num_spatial(node):
-        raise refusal(node)
-    mean, var = mean_response(node, weight, x.mean), mean_response(node, weight**2, x.std**2)
-    mean = mean if bias is None else mean + array_of(bias)
+    if layer.layout.num_inputs != len(x.mean) or x.num_dims_behind != layer.num_spatial:
+        raise refusal(layer.node)
+    weight = layer.array.astype(np.float64)
+    mean, var = mean_response(layer, weight, x.mean), mean_response(layer, weight**2, x.std**2)
+    mean = mean if layer.bias is None else mean + array_of(layer.bias)
     return Moments.of(mean, np.sqrt(var), num_dims_behind=x.num_dims_behind)
 
 

@@ -11,8 +11,8 @@ import onnx_ir as ir
 import torch
 
 from dipo.graph import operators, torch_ops
+from dipo.graph.accessors import name_of, sole_consumer
 from dipo.graph.limits import clip_limits
-from dipo.graph.load import name_of
 from dipo.graph.operators import Operand
 from dipo.graph.ops.reader import TorchOp
 from dipo.quant.kernels import Kernels
@@ -53,7 +53,12 @@ def fuse(nodes: Sequence[ir.Node], quantized: set[str], opset: int) -> list[Oper
         assert source is not None
         above = source.producer()
         inputs: tuple[str, ...] = (name_of(source),)
-        if above is not None and above in nodes and _is_sum(above) and (above is node or _only_reader(source)):
+        if (
+            above is not None
+            and above in nodes
+            and _is_sum(above)
+            and (above is node or sole_consumer(source) is not None)
+        ):
             chain = [*chain, above]
             inputs = tuple(name_of(v) for v in above.inputs if v is not None)
         if chain and not (source is not value and source.name in quantized):
@@ -92,10 +97,6 @@ def _is_sum(node: ir.Node) -> bool:
         return False
     shapes = [v.shape for v in node.inputs if v is not None]
     return shapes[0] is not None and shapes[1] is not None and tuple(shapes[0].dims[1:]) == tuple(shapes[1].dims[1:])
-
-
-def _only_reader(value: ir.Value) -> bool:
-    return len(value.uses()) == 1 and not value.is_graph_output()
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from dipo.export.forms import QDQ, Form, write_quantized
 from dipo.export.onnx_file import has_external_data, save_model
-from dipo.graph.load import node_name
+from dipo.graph.accessors import node_name
 from dipo.graph.plan import QuantizedModel
 from dipo.graph.rules import PlatformRules
 

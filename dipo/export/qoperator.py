@@ -22,6 +22,7 @@ from dipo.export.onnx_file import has_external_data, save_model
 from dipo.export.qdq import insert_qdq
 from dipo.export.storage import FOR_KERNELS, Storage
 from dipo.graph import operators
+from dipo.graph.accessors import sole_consumer
 from dipo.graph.operators import Moves
 from dipo.graph.operators.quantized import MICROSOFT
 from dipo.graph.plan import QuantizedModel
@@ -101,7 +102,7 @@ def _with_sources_of_moves(model: ir.Model, quantized: QuantizedModel, rules: Pl
             continue
         if node.outputs[0].is_graph_output() and not rules.quantize_outputs:
             continue
-        if source.name not in activations and len(source.uses()) == 1 and not source.is_graph_output():
+        if source.name not in activations and sole_consumer(source) is not None:
             activations[source.name] = qparams
     return dataclasses.replace(quantized, activations=activations)
 

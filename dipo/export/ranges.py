@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dipo.errors import UserError
 from dipo.graph import operators
-from dipo.graph.load import name_of, node_name
+from dipo.graph.accessors import name_of, node_name
 from dipo.graph.operators import Moves
 from dipo.graph.placement import is_float, is_moved
 from dipo.graph.plan import QuantizedLayer, QuantizedModel

@@ -7,7 +7,8 @@ from collections.abc import Container, Iterable
 import onnx_ir as ir
 
 from dipo.graph import operators
-from dipo.graph.load import array_of, is_layer, name_of
+from dipo.graph.accessors import array_of, name_of, sole_consumer
+from dipo.graph.layers import is_layer
 from dipo.graph.operators import Kind, Moves, Operand
 from dipo.graph.rules import PlatformRules
 
@@ -58,10 +59,10 @@ def _only_feeds_a_sum(value: ir.Value) -> bool:
 def _made(node: ir.Node, rules: PlatformRules) -> ir.Value:
     """What a node makes, behind the activation functions that alone read it and are not operators of their own."""
     value = node.outputs[0]
-    while len(readers := [use.node for use in value.uses()]) == 1 and not value.is_graph_output():
-        if operators.of(readers[0]).kind is not Kind.ACTIVATION or operators.key_of(readers[0]) in rules.operators:
+    while (reader := sole_consumer(value)) is not None:
+        if operators.of(reader).kind is not Kind.ACTIVATION or operators.key_of(reader) in rules.operators:
             break
-        value = readers[0].outputs[0]
+        value = reader.outputs[0]
     return value
 
 

@@ -7,8 +7,8 @@ from collections.abc import Set
 import onnx_ir as ir
 
 from dipo.graph import operators
+from dipo.graph.accessors import array_of, name_of
 from dipo.graph.limits import clip_limits
-from dipo.graph.load import array_of, name_of
 from dipo.graph.operators import Sign
 from dipo.graph.placement import is_float
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from dipo.graph import operators
-from dipo.graph.load import array_of, is_layer, name_of, node_name, weight_of
+from dipo.graph.accessors import name_of, node_name, sole_consumer
+from dipo.graph.layers import Layer, is_layer, layer_of
 from dipo.graph.operators import Kind, Operand
 
 LONG_SKIP_LAYERS = 12
@@ -97,10 +98,8 @@ def _layers(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
 
 
 def _sole_activation(node: ir.Node) -> ir.Node | None:
-    readers = [use.node for use in node.outputs[0].uses()]
-    if len(readers) != 1 or node.outputs[0].is_graph_output():
-        return None
-    return readers[0] if _is_activation(readers[0]) else None
+    reader = sole_consumer(node.outputs[0])
+    return reader if reader is not None and _is_activation(reader) else None
 
 
 def _blocks(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
@@ -148,7 +147,7 @@ def _is_activation(node: ir.Node) -> bool:
 def _merge(pieces: list[list[ir.Node]]) -> list[list[ir.Node]]:
     merged: list[list[ir.Node]] = []
     for piece in pieces:
-        if merged and _is_depthwise(_layer_nodes(merged[-1])[-1]):
+        if merged and _is_depthwise(_layers_in(merged[-1])[-1]):
             merged[-1] = [*merged[-1], *piece]
         else:
             merged.append(piece)
@@ -161,35 +160,29 @@ def _merge(pieces: list[list[ir.Node]]) -> list[list[ir.Node]]:
     return result
 
 
-def _layer_nodes(piece: Sequence[ir.Node]) -> list[ir.Node]:
-    return [node for node in piece if is_layer(node)]
+def _layers_in(piece: Sequence[ir.Node]) -> list[Layer]:
+    return [layer for node in piece if (layer := layer_of(node)) is not None]
 
 
-def _weight_shape(node: ir.Node) -> tuple[int, ...]:
-    weight = weight_of(node)
-    assert weight is not None
-    return tuple(array_of(weight).shape)
-
-
-def _is_depthwise(node: ir.Node) -> bool:
-    group = node.attributes.get_int("group", 1)
-    return node.op_type == "Conv" and group > 1 and _weight_shape(node)[1] == 1
+def _is_depthwise(layer: Layer) -> bool:
+    """Whether outputs are made of one input channel each, be it several of one."""
+    return layer.op_type == "Conv" and layer.groups > 1 and layer.shape[1] == 1
 
 
 def _is_expansion(piece: Sequence[ir.Node]) -> bool:
-    layers = _layer_nodes(piece)
-    if len(layers) != 1 or layers[0].op_type != "Conv" or layers[0].attributes.get_int("group", 1) != 1:
+    layers = _layers_in(piece)
+    if len(layers) != 1 or layers[0].op_type != "Conv" or layers[0].groups != 1:
         return False
-    out_channels, in_channels, *kernel = _weight_shape(layers[0])
+    out_channels, in_channels, *kernel = layers[0].shape
     return out_channels > in_channels and all(size == 1 for size in kernel)
 
 
 def _is_linear_bottleneck(piece: Sequence[ir.Node]) -> bool:
     """Depthwise, then a pointwise convolution to fewer channels with nothing behind it."""
-    layers = _layer_nodes(piece)
-    if len(layers) != 2 or not _is_depthwise(layers[0]) or piece[-1] is not layers[1]:
+    layers = _layers_in(piece)
+    if len(layers) != 2 or not _is_depthwise(layers[0]) or piece[-1] is not layers[1].node:
         return False
-    return _weight_shape(layers[1])[0] < _weight_shape(layers[0])[0]
+    return layers[1].shape[0] < layers[0].shape[0]
 
 
 def _stages(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:

@@ -10,10 +10,12 @@ from typing import Any, Literal, Protocol
 
 import onnx_ir as ir
 
-from dipo.graph.load import layers_of, node_name
+from dipo.graph.accessors import node_name
+from dipo.graph.layers import layers_of
 from dipo.graph.plan import LayerPlan, Plan
 from dipo.graph.rules import PlatformRules
-from dipo.report.measures import NO_NOISE_DB, Distance, Sums, sqnr_db
+from dipo.quant.error_sums import ErrorSums
+from dipo.report.measures import NO_NOISE_DB, Distance, sqnr_db
 
 ADVICE_BELOW_DB = 40.0
 """A layer that leaves the network's outputs more than this is well as it is."""
@@ -139,16 +141,41 @@ class AnalysisReport:
         return [*found, *(["+algo=bias_correction"] if self.correct_bias else [])]
 
 
+class NetworkFindings(Protocol):
+    """What an analysis found."""
+
+    @property
+    def totals(self) -> Mapping[str, Mapping[str, Sequence[ErrorSums]]]:
+        """By question (`weight`, `activation`, `both`, `accumulated`, `sensitivity`) and layer."""
+        ...
+
+    @property
+    def weights(self) -> Mapping[str, WeightSums]:
+        """By layer."""
+        ...
+
+    @property
+    def shift_shares(self) -> Mapping[str, float]:
+        """By layer with a bias: the part of the noise behind `both` that a corrected bias takes away."""
+        ...
+
+    @property
+    def samples(self) -> int:
+        """Samples that were looked at."""
+        ...
+
+    @property
+    def sensitivity_samples(self) -> int:
+        """Of them, those for `sensitivity`."""
+        ...
+
+
 def report_analysis(
     model: ir.Model,
     *,
     plan: Plan,
     rules: PlatformRules,
-    totals: Mapping[str, Mapping[str, Sequence[Sums]]],
-    weights: Mapping[str, WeightSums],
-    shift_shares: Mapping[str, float],
-    samples: int,
-    sensitivity_samples: int,
+    found: NetworkFindings,
 ) -> AnalysisReport:
     """Rates and ranks the layers.
 
@@ -156,13 +183,10 @@ def report_analysis(
         model: The float network.
         plan: What was quantized.
         rules: What the target takes: nothing else is advised.
-        totals: By question (`weight`, `activation`, `both`, `accumulated`, `sensitivity`) and layer.
-        weights: By layer.
-        shift_shares: By layer with a bias: the part of the noise behind `both` that a corrected bias takes away.
-        samples: Samples that were looked at.
-        sensitivity_samples: Of them, those for `sensitivity`.
+        found: What the layers lose.
     """
-    nodes = [node for node in layers_of(model) if node_name(node) in plan.layers]
+    totals, weights, shift_shares = found.totals, found.weights, found.shift_shares
+    nodes = [layer.node for layer in layers_of(model) if layer.name in plan.layers]
     errors = {name: _relative_error(sums) for name, sums in totals["sensitivity"].items()}
     total = sum(errors.values())
     ranks = {name: rank for rank, name in enumerate(sorted(errors, key=lambda name: -errors[name]), start=1)}
@@ -188,8 +212,8 @@ def report_analysis(
         if advice is not None:
             advices[_pattern(name)] = advice
     return AnalysisReport(
-        samples,
-        sensitivity_samples,
+        found.samples,
+        found.sensitivity_samples,
         rows,
         overrides={pattern: advice.settings for pattern, advice in advices.items() if advice.settings},
         skip=[pattern for pattern, advice in advices.items() if advice is KEEP_FLOAT],
@@ -201,7 +225,7 @@ def _row(
     layer: LayerPlan,
     *,
     act_bits: int | None,
-    totals: Mapping[str, Mapping[str, Sequence[Sums]]],
+    totals: Mapping[str, Mapping[str, Sequence[ErrorSums]]],
     weight: WeightSums,
     shift_share: float | None,
     sensitivity: Sensitivity,
@@ -230,7 +254,7 @@ def _row(
     )
 
 
-def _relative_error(outputs: Sequence[Sums]) -> float:
+def _relative_error(outputs: Sequence[ErrorSums]) -> float:
     """Noise over signal, averaged over the outputs: their magnitudes have nothing to do with each other."""
     ratios = [0.0 if sums.noise == 0 else float(10.0 ** (-sqnr_db(sums.fp_fp, sums.noise) / 10)) for sums in outputs]
     return sum(ratios) / len(ratios)

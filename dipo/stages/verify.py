@@ -16,14 +16,18 @@ import dipo
 from dipo.algo.calibrate import Calibration
 from dipo.algo.captures import cut
 from dipo.algo.odd import oddities
-from dipo.algo.simulate import LayerError, Simulated
+from dipo.algo.simulate import SimulateBatches, Simulated
+from dipo.cluster.worker import Worker
 from dipo.config import Config
 from dipo.data.dataset import Dataset
 from dipo.errors import UserError
 from dipo.export.platforms import RULES, form_remarks, remarks
 from dipo.export.runtime import run_model
-from dipo.graph.load import layers_of, model_files, node_name
+from dipo.graph.layers import layers_of
+from dipo.graph.load import model_files
 from dipo.graph.plan import QuantizedModel
+from dipo.quant.error_sums import ErrorSums
+from dipo.report.analysis import report_analysis
 from dipo.report.measures import NO_NOISE_DB, OutputError, accuracy, cosine, output_error, sqnr_db
 from dipo.report.report import EqualizedRow, LayerRow, Note, Report, TargetRow
 from dipo.stages.context import Context
@@ -68,7 +72,7 @@ def verify(
         targets = [_target_row(context, dataset, source, target, list(its)) for target, its in others.items()]
         written = next(file for file in files if file.suffix == ".onnx")
         deployed, labels = _deploy(config, dataset, written)
-        peaks = context.pool.ask("peak_rss_mb")
+        peaks = context.pool.ask(Worker.peak_rss_mb)
     _check_labels(labels, simulated.fp_outputs)
 
     error = {
@@ -96,10 +100,10 @@ def verify(
         error=error,
         layers=[_layer_row(name, error) for name, error in simulated.layers.items()],
         units=done.units,
-        not_reconstructed=[
-            node_name(node) for node in layers_of(loaded.model) if node_name(node) not in loaded.plan.layers
-        ],
-        analysis=done.analysis,
+        not_reconstructed=[layer.name for layer in layers_of(loaded.model) if layer.name not in loaded.plan.layers],
+        analysis=None
+        if done.analysis is None
+        else report_analysis(loaded.model, plan=loaded.plan, rules=RULES[config.platform.name], found=done.analysis),
         equalized=_equalized(loaded),
         notes=[
             *_distance_notes(context, written, error["deployed_vs_simulated"]),
@@ -119,7 +123,7 @@ def verify(
             "device": context.device,
             "threads": config.cluster.threads,
             "schedule": config.cluster.schedule,
-            "grad_shards": context.pieces,
+            "grad_shards": config.cluster.grad_shards,
         },
         versions=versions(),
         targets=targets,
@@ -141,17 +145,15 @@ def _target_row(context: Context, dataset: Dataset, source: Source, target: Targ
 
 def _simulate(context: Context, dataset: Dataset, quantized: QuantizedModel, target: Target | None = None) -> Simulated:
     """Of the job's own target, or of another, whose layers are not compared."""
-    more: dict[str, Any] = {} if target is None else {"plan": target.plan, "rules": RULES[target.name]}
-    parts: list[Simulated] = context.over_samples(
-        "simulate",
-        "verify" if target is None else f"verify {target.name}",
-        len(dataset),
-        quantized=quantized,
-        dataset=dataset,
-        profile_samples=PROFILE_SAMPLES if target is None else 0,
-        **more,
+    shared = context.share(quantized)
+    plan, rules = (None, None) if target is None else (target.plan, RULES[target.name])
+    profiled = PROFILE_SAMPLES if target is None else 0
+    parts = context.over_samples(
+        lambda batches: SimulateBatches(batches, dataset, shared, profiled, plan, rules),
+        title="verify" if target is None else f"verify {target.name}",
+        num_samples=len(dataset),
     )
-    layers: dict[str, LayerError] = {}
+    layers: dict[str, ErrorSums] = {}
     for part in parts:
         for name, error in part.layers.items():
             layers[name] = layers[name] + error if name in layers else error
@@ -200,8 +202,7 @@ def _evaluated_on(loaded: Loaded) -> str:
 def _notes(loaded: Loaded, calibration: Calibration) -> list[Note]:
     """What is odd about the network, and what was left undone."""
     found = [Note(odd.name, odd.what) for odd in oddities(loaded.model, loaded.plan, calibration.statistics)]
-    refused = [] if loaded.equalized is None else loaded.equalized.refusals
-    return found + [Note(refusal.where, f"equalization: {refusal.reason}") for refusal in refused]
+    return found + [Note(refusal.where, f"equalization: {refusal.reason}") for refusal in loaded.change.refusals]
 
 
 def _distance_notes(context: Context, written: Path, error: OutputError) -> list[Note]:
@@ -232,11 +233,13 @@ def _target_notes(config: Config) -> list[Note]:
 
 
 def _equalized(loaded: Loaded) -> list[EqualizedRow]:
-    chains = [] if loaded.equalized is None else loaded.equalized.chains
-    return [EqualizedRow(list(chain.layers), chain.min_scale, chain.max_scale, chain.num_zero) for chain in chains]
+    return [
+        EqualizedRow(list(chain.layers), chain.min_scale, chain.max_scale, chain.num_zero)
+        for chain in loaded.change.chains
+    ]
 
 
-def _layer_row(name: str, error: LayerError) -> LayerRow:
+def _layer_row(name: str, error: ErrorSums) -> LayerRow:
     return LayerRow(name, cosine(error.fp_fp, error.q_q, error.fp_q), sqnr_db(error.fp_fp, error.noise))
 
 

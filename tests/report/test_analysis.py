@@ -8,21 +8,14 @@ import onnx_ir as ir
 import pytest
 from rich.console import Console
 
+from dipo.algo.findings import NetworkAnalysis
+from dipo.config import compose_config
 from dipo.export.platforms import RULES
 from dipo.graph.plan import LayerPlan, Plan
-from dipo.launch import compose_config
+from dipo.quant.error_sums import ErrorSums
 from dipo.quant.spec import QuantSpec
 from dipo.report.analysis import AnalysisReport, report_analysis
 from dipo.report.terminal import SENSITIVE_LAYERS, WIDE, Terminal
-
-
-@dataclass(frozen=True)
-class Sums:
-    fp_fp: float
-    q_q: float
-    fp_q: float
-    noise: float
-    count: int = 4
 
 
 @dataclass(frozen=True)
@@ -32,9 +25,9 @@ class WeightSums:
     per_channel: float = 1e-3
 
 
-def at(db: float, signal: float = 100.0) -> Sums:
+def at(db: float, signal: float = 100.0) -> ErrorSums:
     noise = signal * 10 ** (-db / 10)
-    return Sums(signal, signal, signal - noise / 2, noise)
+    return ErrorSums(signal, signal, signal - noise / 2, noise, 4)
 
 
 def model_of(names: list[str]) -> ir.Model:
@@ -52,7 +45,7 @@ def model_of(names: list[str]) -> ir.Model:
 class Layer:
     """One layer's figures, in dB."""
 
-    network: float | list[Sums] = 30.0
+    network: float | list[ErrorSums] = 30.0
     weight: float = 40.0
     activation: float | None = 40.0
     bits: int = 8
@@ -84,11 +77,10 @@ def rated(layers: dict[str, Layer], rules=RULES["ort"]) -> AnalysisReport:
             for name, each in layers.items()
         },
     }
-    return report_analysis(
-        model_of(names), plan=plan, rules=rules, totals=totals, samples=32, sensitivity_samples=16,
-        weights={name: each.scales for name, each in layers.items()},
-        shift_shares={name: each.shift for name, each in layers.items() if each.shift is not None},
-    )  # fmt: skip
+    weights = {name: each.scales for name, each in layers.items()}
+    shifts = {name: each.shift for name, each in layers.items() if each.shift is not None}
+    found = NetworkAnalysis(totals, weights, shifts, samples=32, sensitivity_samples=16)
+    return report_analysis(model_of(names), plan=plan, rules=rules, found=found)
 
 
 def row_of(report: AnalysisReport, name: str):
@@ -168,11 +160,11 @@ def test_odd_names_become_patterns_that_match_them_on_the_command_line(name):
 @pytest.mark.parametrize(
     "sums",
     [
-        Sums(0, 0, 0, 0),
-        Sums(0, 1, 0, 1),
-        Sums(1, math.inf, math.inf, math.inf),
-        Sums(math.nan, math.nan, math.nan, math.nan),
-        Sums(0, 0, 0, 0, count=0),
+        ErrorSums(0, 0, 0, 0, 4),
+        ErrorSums(0, 1, 0, 1, 4),
+        ErrorSums(1, math.inf, math.inf, math.inf, 4),
+        ErrorSums(math.nan, math.nan, math.nan, math.nan, 4),
+        ErrorSums(),
     ],
 )
 def test_json_has_finite_numbers_alone(sums):
@@ -182,10 +174,8 @@ def test_json_has_finite_numbers_alone(sums):
         question: {name: [sums] for name in names}
         for question in ("weight", "activation", "both", "accumulated", "sensitivity")
     }
-    report = report_analysis(
-        model, plan=plan, rules=RULES["ort"], totals=totals, weights={"a": WeightSums(0, 0, 0)},
-        shift_shares={}, samples=1, sensitivity_samples=1,
-    )  # fmt: skip
+    found = NetworkAnalysis(totals, {"a": WeightSums(0, 0, 0)}, {}, samples=1, sensitivity_samples=1)
+    report = report_analysis(model, plan=plan, rules=RULES["ort"], found=found)
     assert json.loads(json.dumps(asdict(report), allow_nan=False))["layers"][0]["name"] == "a"
     assert report.layers[0].per_channel_gain_db == 0
 

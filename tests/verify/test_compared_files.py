@@ -5,9 +5,9 @@ import re
 
 import pytest
 
+from dipo.cli.verify import main
 from dipo.export.platforms import OPTIONS
 from dipo.verify import ranges
-from dipo.verify.__main__ import main
 from dipo.verify.verdict import Refused, State
 
 FILES = {

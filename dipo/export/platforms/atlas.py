@@ -17,7 +17,8 @@ from dipo.export.float_file import write_models
 from dipo.export.forms import QDQ, Form
 from dipo.export.ranges import Encoding, LayerRanges, check_coverage, check_widths, layer_ranges, per_tensor, spread
 from dipo.export.text_files import Fields, proto_text, write_json, write_text
-from dipo.graph.load import is_layer, name_of, node_name
+from dipo.graph.accessors import name_of, node_name
+from dipo.graph.layers import is_layer
 from dipo.graph.plan import QuantizedModel
 from dipo.graph.rules import PlatformRules
 from dipo.quant.spec import QParams

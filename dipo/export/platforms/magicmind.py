@@ -12,7 +12,8 @@ from dipo.export.float_file import write_models
 from dipo.export.forms import QDQ, Form
 from dipo.export.ranges import Encoding, all_ranges, check_coverage, check_widths
 from dipo.export.text_files import write_json
-from dipo.graph.load import is_layer, name_of, node_name
+from dipo.graph.accessors import name_of
+from dipo.graph.layers import layers_of
 from dipo.graph.plan import QuantizedModel
 from dipo.graph.rules import PlatformRules
 from dipo.quant.spec import QParams
@@ -61,8 +62,8 @@ def write(
     """
     check_widths("magicmind", quantized, weights=[8], activations=[8])
     known = all_ranges(model, quantized.activations, beside)
-    layers = [node for node in model.graph if is_layer(node) and node_name(node) in quantized.layers]
-    read = [name_of(node.inputs[0]) for node in layers if node.inputs[0] is not None]
+    layers = [layer for layer in layers_of(model) if layer.name in quantized.layers]
+    read = [name_of(layer.input) for layer in layers if layer.input is not None]
     check_coverage("magicmind", read, known)
     grids = {name: Encoding(qparams) for name, qparams in known.items()}
     ranges = {name: {"min": float(grid.min), "max": float(grid.max)} for name, grid in grids.items()}

@@ -21,7 +21,7 @@ from dipo.export.float_file import write_models
 from dipo.export.forms import QDQ, Form
 from dipo.export.platforms import rv
 from dipo.export.ranges import Encoding, LayerRanges, layer_ranges
-from dipo.graph.load import name_of, node_name
+from dipo.graph.accessors import name_of, node_name
 from dipo.graph.plan import QuantizedModel
 from dipo.quant.spec import QParams
 

@@ -19,7 +19,7 @@ from dipo.export.forms import QDQ, Form
 from dipo.export.platforms import whole
 from dipo.export.ranges import Encoding, layer_ranges, unify_concats
 from dipo.export.text_files import write_json, write_text
-from dipo.graph.load import name_of, node_name
+from dipo.graph.accessors import name_of, node_name
 from dipo.graph.plan import QuantizedModel
 from dipo.graph.rules import PlatformRules
 from dipo.quant.spec import QParams

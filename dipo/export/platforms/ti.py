@@ -25,7 +25,7 @@ from dipo.export.platforms import whole
 from dipo.export.ranges import Encoding, LayerRanges, layer_ranges
 from dipo.export.text_files import Enum, Fields, proto_text, write_json, write_text
 from dipo.graph import operators
-from dipo.graph.load import name_of, node_name
+from dipo.graph.accessors import name_of, node_name, sole_consumer
 from dipo.graph.plan import QuantizedModel
 from dipo.graph.rules import PlatformRules
 from dipo.quant.spec import QParams
@@ -126,8 +126,8 @@ def _layers(model: ir.Model, quantized: QuantizedModel, known: Mapping[str, QPar
 
 def _made(value: ir.Value) -> ir.Value:
     """What a layer makes in the place of a value, behind the activation functions that it is fused with."""
-    while len(readers := value.consumers()) == 1 and not value.is_graph_output() and operators.of(readers[0]).clips:
-        value = readers[0].outputs[0]
+    while (reader := sole_consumer(value)) is not None and operators.of(reader).clips:
+        value = reader.outputs[0]
     return value
 
 
@@ -136,7 +136,7 @@ def _is_fused(node: ir.Node) -> bool:
     data = node.inputs[0] if node.inputs else None
     if not operators.of(node).clips or data is None or data.producer() is None:
         return False
-    return len(data.uses()) == 1 and not data.is_graph_output()
+    return sole_consumer(data) is not None
 
 
 def _layer(name: str, kind: str, output: Encoding, layer: LayerRanges | None) -> Fields:

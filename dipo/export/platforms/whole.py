@@ -9,7 +9,8 @@ import onnx_ir as ir
 
 from dipo.export.ranges import Encoding, check_coverage, check_widths, float_values, spread
 from dipo.graph import operators
-from dipo.graph.load import array_of, layers_of, name_of, node_name, weight_of
+from dipo.graph.accessors import array_of, name_of
+from dipo.graph.layers import layers_of
 from dipo.graph.placement import is_float
 from dipo.graph.plan import QuantizedModel
 from dipo.quant.spec import QParams, QuantSpec, Range, qparams_of
@@ -34,7 +35,7 @@ def constants_of_all(model: ir.Model, quantized: QuantizedModel, *, symmetric: b
     """
     bits = max((Encoding(each).bits for each in quantized.activations.values()), default=8)
     spec = QuantSpec(bits, signed=symmetric, symmetric=symmetric)
-    weights = {name_of(weight) for node in layers_of(model) if (weight := weight_of(node))}
+    weights = {name_of(layer.weight) for layer in layers_of(model)}
     found = {}
     for node in model.graph:
         for value in node.inputs if operators.of(node).data_constants else ():
@@ -63,7 +64,7 @@ def ranges_of_all(
     """
     check_widths(platform, quantized, weights=weights, activations=activations)
     known, values = spread(model, quantized.activations), float_values(model)
-    weights_of_all = [(node_name(node), name_of(weight)) for node in layers_of(model) if (weight := weight_of(node))]
+    weights_of_all = [(layer.name, name_of(layer.weight)) for layer in layers_of(model)]
     quantized_weights = {weight for node, weight in weights_of_all if node in quantized.layers}
     check_coverage(platform, [*values, *(weight for _, weight in weights_of_all)], {*known, *quantized_weights})
     return {name: known[name] for name in values}

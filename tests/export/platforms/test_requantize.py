@@ -11,13 +11,13 @@ from dipo.errors import UserError
 from dipo.export.platforms import RULES
 from dipo.export.requantize import differences, requantize
 from dipo.graph.plan import QuantizedModel, make_plan
-from dipo.recipe import CalibConfig
+from dipo.recipe import CalibConfig, PrecisionConfig
 
 PAIRS = [(own, other) for own in ("ort", "trt", "snpe", "imx") for other in RULES if own != other]
 
 
 def plan_of(model, platform, **precision):
-    return make_plan(model, rules=RULES[platform], **{"weight_bits": 8, "act_bits": 8, **precision})
+    return make_plan(model, RULES[platform], PrecisionConfig(**{"weight_bits": 8, "act_bits": 8, **precision}))
 
 
 def moved(own, other, *, other_precision=None, **precision):

@@ -9,6 +9,7 @@ from dipo.export.platforms import on_grids_of, rv
 from dipo.export.ranges import spread
 from dipo.graph.plan import make_plan
 from dipo.quant.spec import Range
+from dipo.recipe import PrecisionConfig
 
 OUTPUTS = {
     "conv1": "c1", "relu1": "r1", "conv2": "c2", "add": "s", "relu2": "r2", "max": "p1", "mean": "p2", "join": "j",
@@ -97,7 +98,7 @@ BESIDE = """(float[N,3,8,8] x) => (float[N,8,8,8] y) {
 )
 def test_the_network_is_on_the_grids_that_are_written(text, one):
     model = parsed(text)
-    plan = make_plan(model, rules=rv.RULES, weight_bits=8, act_bits=8)
+    plan = make_plan(model, rv.RULES, PrecisionConfig(weight_bits=8, act_bits=8))
     ranges = {"a": Range(-2.0, 3.0), "b": Range(-1.0, 1.0), "m": Range(0.0, 2.5), "r": Range(0.0, 3.0)}
     quantized = on_grids_of(rv.RULES, model, quantize_all(model, plan, ranges))
     assert len({quantized.activations[name] for name in one}) == 1
@@ -111,6 +112,6 @@ def test_an_output_before_a_relu_keeps_its_range():
         [relu] r = Relu(a)
         [sig] y = Sigmoid(r)
     }""")
-    plan = make_plan(model, rules=rv.RULES, weight_bits=8, act_bits=8)
+    plan = make_plan(model, rv.RULES, PrecisionConfig(weight_bits=8, act_bits=8))
     quantized = quantize_all(model, plan, {"a": Range(-2.0, 3.0), "r": Range(0.0, 3.0)})
     assert rv.unified_ranges("rv", model, quantized)["a"] is quantized.activations["a"]

@@ -11,9 +11,11 @@ from platform_networks import ALL_VALUES, check_golden, platform_case, quantize_
 from dipo.errors import UserError
 from dipo.export.platforms import qnn, snpe
 from dipo.export.ranges import spread
-from dipo.graph.load import array_of, load
+from dipo.graph.accessors import array_of
+from dipo.graph.load import load
 from dipo.graph.plan import make_plan
 from dipo.graph.rules import ALL_WIDTHS
+from dipo.recipe import PrecisionConfig
 
 SCHEMAS = ["0.6.1", "1.0.0", "2.0.0"]
 WEIGHTS = {"w1": "conv1", "w2": "conv2", "w3": "fc"}
@@ -166,7 +168,7 @@ def test_constants_have_encodings_too(tmp_path, platform, symmetric, schema):
         offset=np.float32([2.5]), shape=np.int64([-1, 3, 8, 8]),
     )  # fmt: skip
     loaded = load(saved(model, tmp_path))
-    plan = make_plan(loaded, rules=platform.RULES, weight_bits=8, act_bits=8)
+    plan = make_plan(loaded, platform.RULES, PrecisionConfig(weight_bits=8, act_bits=8))
     platform.write(loaded, quantize_all(loaded, plan, {}), tmp_path, metadata={}, schema=schema)
     content = json.loads((tmp_path / f"{platform.RULES.name}_encodings.json").read_text())
     if schema == "2.0.0":

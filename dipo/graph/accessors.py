@@ -1,0 +1,37 @@
+"""What the graph says of its nodes and values, once `graph.load` has normalised it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+
+def opset_of(model: ir.Model) -> int:
+    """Version of ONNX's default operator set."""
+    return model.opset_imports[""]
+
+
+def array_of(value: ir.Value) -> NDArray[Any]:
+    """The constant that the value holds."""
+    assert value.const_value is not None, value.name
+    return value.const_value.numpy()
+
+
+def name_of(value: ir.Value) -> str:
+    """The value's name; after `load` every value has one."""
+    assert value.name is not None
+    return value.name
+
+
+def node_name(node: ir.Node) -> str:
+    """The node's name; after `load` every node has one."""
+    assert node.name is not None
+    return node.name
+
+
+def sole_consumer(value: ir.Value) -> ir.Node | None:
+    """Return the node that alone reads the value, once; None where several do, or none, or the network's user."""
+    nodes = [use.node for use in value.uses()]
+    return nodes[0] if len(nodes) == 1 and not value.is_graph_output() else None
