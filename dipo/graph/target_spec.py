@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 ALL_WIDTHS = tuple(range(2, 17))
-BOUNDED = {"Sigmoid": 0, "Softmax": 0, "Tanh": -1}
-"""Operators whose outputs lie between this and 1."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +16,7 @@ class TargetSpec:
 
     name: str
     operators: frozenset[str]
-    """ONNX operators whose inputs are quantized."""
+    """Operators whose inputs are quantized, by key (`graph.operators`)."""
     weight_symmetric: bool | None
     """True or False where the target takes only that; None where it takes both: symmetric from 8 bits on."""
     weight_per_channel: bool
@@ -51,7 +49,7 @@ class TargetSpec:
     unsigned_where_positive: bool = False
     """What is nowhere negative has codes from 0 up and zero point 0; the rest is as `act_signed` has it."""
     fixed_ranges: frozenset[str] = frozenset()
-    """Of `BOUNDED` those whose outputs have the range of the function, not the one that was seen."""
+    """Operators whose outputs have the range of the function, not the one that was seen; it ends at 1."""
     ranges_beside: bool = False
     """The file with the ranges has those of values that stay float, too: scripts look all of them up."""
     unify_concats: bool = False
