@@ -14,8 +14,8 @@ import torch
 
 from dipo.algo.calibrate import activation_ranges, observe, quantize_model
 from dipo.algo.captures import cut
+from dipo.config import compose_config
 from dipo.graph.torch_module import GraphModule, channels_last
-from dipo.launch import compose_config
 from dipo.stages.load import load_job
 
 ROUNDS = 5

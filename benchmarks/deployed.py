@@ -26,12 +26,11 @@ from numpy.typing import NDArray
 import dipo
 from dipo.algo.captures import cut
 from dipo.algo.simulate import simulate
-from dipo.config import Config
+from dipo.config import Config, compose_config
 from dipo.export.runtime import run_model
 from dipo.export.targets import TARGETS
 from dipo.graph.torch_module import channels_last
 from dipo.job import run_job
-from dipo.launch import compose_config
 from dipo.report.measures import output_error
 from dipo.run import RunFolder
 from dipo.stages.load import load_job

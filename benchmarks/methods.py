@@ -22,9 +22,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import dipo
+from dipo.config import compose_config
 from dipo.errors import JobError, UserError
 from dipo.job import run_job
-from dipo.launch import compose_config
 
 SHARED = Path(__file__).parents[1] / ".." / "shared" / "data"
 NETWORKS = {

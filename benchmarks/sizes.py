@@ -18,8 +18,8 @@ import onnx.parser
 from onnx.numpy_helper import from_array
 
 import dipo
+from dipo.config import compose_config
 from dipo.job import run_job
-from dipo.launch import compose_config
 
 NETWORK = """<ir_version: 8, opset_import: ["": 13]> large (float[N,8,8,8] x) => (float[N,256,4,4] y) {
     [conv1] a = Conv<pads=[1,1,1,1], strides=[2,2]>(x, w1, b1)

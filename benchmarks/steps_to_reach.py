@@ -22,11 +22,11 @@ from step_cost import floor_step
 from dipo.algo.captures import cut
 from dipo.algo.exchange import NoExchange
 from dipo.algo.pair import Pair
+from dipo.config import compose_config
 from dipo.graph.plan import QuantizedModel
 from dipo.graph.torch_module import GraphModule, channels_last
 from dipo.graph.units import find_units
 from dipo.job import run_job
-from dipo.launch import compose_config
 from dipo.stages.load import load_job
 
 SHARED = Path(__file__).parents[1] / ".." / "shared" / "data"

@@ -8,7 +8,7 @@ import pytest
 from networks import network, saved
 from safetensors.numpy import load_file
 
-from dipo.export_command import main as export
+from dipo.cli.export import main as export
 from dipo.launch import main
 
 BLOCKS = ("precision=w4a8", "precision.weight_block=4")

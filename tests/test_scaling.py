@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dipo.config import compose_config
 from dipo.graph.units import find_units
-from dipo.launch import compose_config
 from dipo.stages.load import check_parity, load_job
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import pytest
 
+from dipo.cli.export import main as export
 from dipo.errors import JobError
-from dipo.export_command import main as export
 from dipo.launch import main
 from dipo.run import RunFolder
 

@@ -1,8 +1,8 @@
-"""`python -m dipo.export`: files for other targets from a finished run."""
+"""`python -m dipo.export` is `dipo export`: files for other targets from a finished run."""
 
 import sys
 
-from dipo.export_command import main
+from dipo.cli.export import main
 
 if __name__ == "__main__":
     sys.exit(main())

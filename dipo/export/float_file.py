@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from dipo.export.onnx_file import has_external_data, save_model
-from dipo.graph.load import node_name
+from dipo.graph.accessors import node_name
 from dipo.graph.plan import QuantizedModel
 
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from dipo.errors import UserError
-from dipo.graph.load import name_of, node_name
+from dipo.graph.accessors import name_of, node_name
 from dipo.graph.placement import PASS_THROUGH, is_float, pads_with_zeros
 from dipo.graph.plan import QuantizedLayer, QuantizedModel
 from dipo.graph.target_spec import TargetSpec

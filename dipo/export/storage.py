@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from dipo.graph.load import layers_of, name_of, node_name
+from dipo.graph.accessors import layers_of, name_of, node_name
 from dipo.graph.plan import QuantizedLayer, QuantizedModel
 from dipo.graph.target_spec import TargetSpec
 from dipo.quant.bias import quantize_bias

@@ -6,7 +6,7 @@ from collections.abc import Container, Iterable
 
 import onnx_ir as ir
 
-from dipo.graph.load import ACTIVATION_OPERATORS, array_of, is_layer, name_of
+from dipo.graph.accessors import ACTIVATION_OPERATORS, array_of, is_layer, name_of
 from dipo.graph.target_spec import TargetSpec
 
 PASS_THROUGH = frozenset(

@@ -12,10 +12,10 @@ from typing import Any
 import yaml
 
 from dipo.config import Config as JobConfig
+from dipo.config import compose_config
+from dipo.config.presets import own_folders
 from dipo.errors import UserError
-from dipo.launch import compose_config
 from dipo.nightly.settings import ClusterConfig, Config, GateConfig, overlay
-from dipo.presets import own_folders
 from dipo.section import choose, from_plain, show
 
 TOP_KEYS = ("jobs", "matrix", "defaults", "gate", "parallel", "cluster")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from dipo.errors import UserError
-from dipo.section import Between, Option, Section, all_options, choose
+from dipo.section import Between, Section
 
 
 @dataclass(frozen=True)
@@ -74,32 +73,6 @@ class TrendConfig(Section):
         return ""
 
 
-def read_words(section: type[Section], words: Sequence[str]) -> dict[str, Any]:
-    """The `option=value` words of a command line as nested plain values.
-
-    Args:
-        section: Whose options they are.
-        words: As typed; of two with one option, the last counts.
-
-    Raises:
-        UserError: A word is no `option=value`, names no option, or has no value that the option takes.
-    """
-    known = {option.key: option for option in all_options(section)}
-    values: dict[str, Any] = {}
-    for word in words:
-        key, equals, text = word.lstrip("+").partition("=")
-        if key not in known:
-            raise UserError(f"unknown option '{key}': {choose(key, known)}")
-        if not equals or not text:
-            raise UserError(f"{key} has no value: give {known[key].wanted()}")
-        *above, name = key.split(".")
-        inner = values
-        for part in above:
-            inner = inner.setdefault(part, {})
-        inner[name] = known[key].read(_plain(known[key], text))
-    return values
-
-
 def overlay(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """Nested values of which the later ones win."""
     merged: dict[str, Any] = {}
@@ -108,14 +81,3 @@ def overlay(*layers: Mapping[str, Any]) -> dict[str, Any]:
             both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
             merged[key] = overlay(merged[key], value) if both else value
     return merged
-
-
-def _plain(option: Option, text: str) -> Any:
-    if option.optional and text == "null":
-        return None
-    if option.type not in {int, float}:
-        return text
-    try:
-        return int(text) if option.type is int else float(text)
-    except ValueError:
-        return text

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 
 import onnx_ir as ir
 
-from dipo.graph.load import layers_of, node_name
+from dipo.graph.accessors import layers_of, node_name
 from dipo.graph.plan import LayerPlan, Plan
 from dipo.graph.target_spec import TargetSpec
 from dipo.report.measures import NO_NOISE_DB, Distance, Sums, sqnr_db
@@ -139,16 +139,41 @@ class AnalysisReport:
         return [*found, *(["+algo=bias_correction"] if self.correct_bias else [])]
 
 
+class NetworkFindings(Protocol):
+    """What an analysis found."""
+
+    @property
+    def totals(self) -> Mapping[str, Mapping[str, Sequence[Sums]]]:
+        """By question (`weight`, `activation`, `both`, `accumulated`, `sensitivity`) and layer."""
+        ...
+
+    @property
+    def weights(self) -> Mapping[str, WeightSums]:
+        """By layer."""
+        ...
+
+    @property
+    def shift_shares(self) -> Mapping[str, float]:
+        """By layer with a bias: the part of the noise behind `both` that a corrected bias takes away."""
+        ...
+
+    @property
+    def samples(self) -> int:
+        """Samples that were looked at."""
+        ...
+
+    @property
+    def sensitivity_samples(self) -> int:
+        """Of them, those for `sensitivity`."""
+        ...
+
+
 def report_analysis(
     model: ir.Model,
     *,
     plan: Plan,
     rules: TargetSpec,
-    totals: Mapping[str, Mapping[str, Sequence[Sums]]],
-    weights: Mapping[str, WeightSums],
-    shift_shares: Mapping[str, float],
-    samples: int,
-    sensitivity_samples: int,
+    found: NetworkFindings,
 ) -> AnalysisReport:
     """Rates and ranks the layers.
 
@@ -156,12 +181,9 @@ def report_analysis(
         model: The float network.
         plan: What was quantized.
         rules: What the target takes: nothing else is advised.
-        totals: By question (`weight`, `activation`, `both`, `accumulated`, `sensitivity`) and layer.
-        weights: By layer.
-        shift_shares: By layer with a bias: the part of the noise behind `both` that a corrected bias takes away.
-        samples: Samples that were looked at.
-        sensitivity_samples: Of them, those for `sensitivity`.
+        found: What the layers lose.
     """
+    totals, weights, shift_shares = found.totals, found.weights, found.shift_shares
     nodes = [node for node in layers_of(model) if node_name(node) in plan.layers]
     errors = {name: _relative_error(sums) for name, sums in totals["sensitivity"].items()}
     total = sum(errors.values())
@@ -188,8 +210,8 @@ def report_analysis(
         if advice is not None:
             advices[_pattern(name)] = advice
     return AnalysisReport(
-        samples,
-        sensitivity_samples,
+        found.samples,
+        found.sensitivity_samples,
         rows,
         overrides={pattern: advice.settings for pattern, advice in advices.items() if advice.settings},
         skip=[pattern for pattern, advice in advices.items() if advice is KEEP_FLOAT],

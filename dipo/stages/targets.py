@@ -166,7 +166,7 @@ def _ranges(source: Source, plan: Plan) -> dict[str, Range]:
     """Of values that the run's own target leaves float and that something is known of."""
     config = source.config
     new = {name: spec for name, spec in plan.activations.items() if name not in source.quantized.activations}
-    if config.calib.method == "batchnorm":
+    if not config.calib.reads_statistics:
         part = dataclasses.replace(plan, activations=new)
         moments = moments_of_model(source.model, config.data) if new else {}
         return data_free_ranges(part, moments, sigmas=config.calib.sigmas)

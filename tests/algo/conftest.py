@@ -15,7 +15,7 @@ from dipo.algo.captures import Batch, cut
 from dipo.export.targets import TARGETS
 from dipo.graph.load import load
 from dipo.graph.plan import Plan, QuantizedModel, make_plan
-from dipo.recipe import CalibConfig
+from dipo.recipe import CalibConfig, PrecisionConfig
 
 NETWORK = """
 <ir_version: 10, opset_import: ["" : 18]>
@@ -84,7 +84,9 @@ def make_case(network):
         torch.set_num_threads(1)
         model = load(network)
         plan = make_plan(
-            model, rules=TARGETS[platform].spec, weight_bits=weight_bits, act_bits=act_bits, first_last_bits=None
+            model,
+            TARGETS[platform].spec,
+            PrecisionConfig(weight_bits=weight_bits, act_bits=act_bits, first_last_bits=None),
         )
         samples = torch.randn(num, 3, 8, 8, generator=torch.Generator().manual_seed(1))
         case = Case(model, plan, samples, cut(num, batch_size), None, None)

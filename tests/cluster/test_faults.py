@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dipo.launch import compose_config
+from dipo.config import compose_config
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = [

@@ -5,8 +5,8 @@ import psutil
 import pytest
 import safetensors.numpy
 
+from dipo.config import compose_config
 from dipo.errors import UserError
-from dipo.launch import compose_config
 from dipo.stages.load import load_job
 
 MODEL = [

@@ -19,7 +19,7 @@ from dipo.export.target import Export, write_target
 from dipo.export.targets import TARGETS
 from dipo.graph.load import load
 from dipo.graph.plan import make_plan
-from dipo.recipe import CalibConfig
+from dipo.recipe import CalibConfig, PrecisionConfig
 
 CALIB = CalibConfig(weights="minmax", method="minmax")
 TYPES = onnx.TensorProto
@@ -74,7 +74,7 @@ def case(name, folder, *, platform="ort", behind=False, **settings):
     model = load(saved(network(f"(float[{rank}] x) => ({output}) {{\n{body}\n}}", **constants, **more), folder))
     rules = TARGETS[platform].spec
     how = {"weight_bits": 4, "act_bits": 8, "first_last_bits": None, **settings}
-    plan = make_plan(model, rules=rules, **how)
+    plan = make_plan(model, rules, PrecisionConfig(**how))
     feeds = np.random.default_rng(3).uniform(-1, 2, shape).astype(np.float32)
     found = Case(model, plan, None, feeds, rules)
     seen = observe(

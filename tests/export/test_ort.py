@@ -7,9 +7,11 @@ from export_networks import codes_of, evaluate, fit, quantize, random_model, res
 from exported import write_files
 
 from dipo.export.targets import TARGETS, ort
-from dipo.graph.load import array_of, load, node_name
+from dipo.graph.accessors import array_of, node_name
+from dipo.graph.load import load
 from dipo.graph.plan import QuantizedLayer, QuantizedModel, make_plan
 from dipo.quant.spec import QuantSpec
+from dipo.recipe import PrecisionConfig
 
 W8 = QuantSpec(8, signed=True, symmetric=True, per_channel=True)
 W4 = QuantSpec(4, signed=False, symmetric=False, per_channel=True)
@@ -85,7 +87,7 @@ def test_real_networks_run_on_integers(tmp_path, kernels, name, size, float_conv
 
 
 def round_to_nearest(model: ir.Model, samples: np.ndarray, bits: int) -> QuantizedModel:
-    plan = make_plan(model, rules=TARGETS["ort"].spec, weight_bits=bits, act_bits=bits)
+    plan = make_plan(model, TARGETS["ort"].spec, PrecisionConfig(weight_bits=bits, act_bits=bits))
     seen = evaluate(model, {model.graph.inputs[0].name: samples.astype(np.float32)})
     activations = {name: fit(seen[name], spec) for name, spec in plan.activations.items()}
     activations |= {name: activations[source] for name, source in plan.shared.items()}

@@ -12,7 +12,7 @@ from dipo.algo.simulate import simulate
 from dipo.export.targets import TARGETS
 from dipo.graph.load import load
 from dipo.graph.plan import make_plan
-from dipo.recipe import CalibConfig
+from dipo.recipe import CalibConfig, PrecisionConfig
 from dipo.report.measures import output_error
 
 SCHEMES = {
@@ -33,7 +33,7 @@ def deployed_and_simulated(tmp_path, run, *, platform="ort", **settings):
     model = load(saved(tiny_cnn(), tmp_path))
     samples, device, batches = images(32), torch.device("cpu"), cut(32, 8)
     rules = TARGETS[platform].spec
-    plan = make_plan(model, rules=rules, **{"weight_bits": 8, "act_bits": 8, **settings})
+    plan = make_plan(model, rules, PrecisionConfig(**{"weight_bits": 8, "act_bits": 8, **settings}))
 
     def inputs(batch):
         return {"image": torch.from_numpy(samples[batch.start : batch.stop])}

@@ -8,6 +8,7 @@ from dipo.export.targets import TARGETS
 from dipo.graph.load import load
 from dipo.graph.plan import make_plan
 from dipo.graph.wishes import fitting
+from dipo.recipe import PrecisionConfig
 
 NETWORK = """(float[N,32,6,6] x) => (float[N,6] y) {
   [plain] a = Conv<pads=[1,1,1,1]>(x, w1)
@@ -31,7 +32,7 @@ def blocks(tmp_path):
     def find(platform="ort", **settings):
         model = load(saved(network(NETWORK, **SHAPES), tmp_path))
         plan = make_plan(
-            model, rules=TARGETS[platform].spec, weight_bits=4, act_bits=8, first_last_bits=None, **settings
+            model, TARGETS[platform].spec, PrecisionConfig(weight_bits=4, act_bits=8, first_last_bits=None, **settings)
         )
         return {name: layer.spec.block for name, layer in plan.layers.items() if layer.spec.block is not None}
 
@@ -59,8 +60,8 @@ def test_targets_without_blocks_refuse_them(blocks, platform):
     for wishes in ({"weight_block": 16}, {"overrides": {"odd": {"weight_block": 16}}}):
         with pytest.raises(UserError, match=f"weight_block: platform {platform} has no scales for blocks of a weight"):
             blocks(platform, **wishes)
-    fits = fitting(TARGETS[platform].spec, {"weight_block": 16, "overrides": {"odd": {"weight_block": 16}}})
-    assert fits == {"overrides": {"odd": {}}}
+    fits = fitting(TARGETS[platform].spec, PrecisionConfig(weight_block=16, overrides={"odd": {"weight_block": 16}}))
+    assert (fits.weight_block, fits.overrides) == (None, {"odd": {}})
 
 
 def test_blocks_of_a_weight_with_one_scale_are_refused(blocks):

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from dipo.nightly.__main__ import MANUAL, main
+from dipo.cli.nightly import main
 from dipo.nightly.history import History
 from dipo.nightly.settings import Config, TrendConfig
 from dipo.section import all_options
@@ -21,10 +21,10 @@ def fails(capsys, *words: str) -> str:
     return err
 
 
-def test_help_names_every_option_and_fits_80_columns(capsys):
+def test_help_names_every_option_and_fits_the_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     assert main(["--help"]) == 0
     page = capsys.readouterr().out
-    assert page == MANUAL
     assert max(map(len, page.splitlines())) <= 80
     for option in (*all_options(Config), *all_options(TrendConfig)):
         assert f"    {option.key}=" in page, option.key
@@ -32,7 +32,7 @@ def test_help_names_every_option_and_fits_80_columns(capsys):
 
 def test_help_and_a_wrong_word_import_nothing_heavy():
     code = (
-        "import sys; from dipo.nightly.__main__ import main; assert main(['--help']) == 0; assert main(['x=1']) == 2\n"
+        "import sys; from dipo.cli.nightly import main; assert main(['--help']) == 0; assert main(['x=1']) == 2\n"
         "heavy = {'torch', 'ray', 'sqlalchemy', 'onnx_ir', 'jinja2', 'hydra'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

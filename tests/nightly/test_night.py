@@ -19,7 +19,7 @@ import pytest
 import yaml
 from networks import images, network, saved
 
-from dipo.nightly.__main__ import main
+from dipo.cli.nightly import main
 
 QUICK = ["cluster.compile=false", "algo.iters=2"]
 

@@ -8,9 +8,10 @@ import onnx_ir as ir
 import pytest
 from rich.console import Console
 
+from dipo.algo.findings import NetworkAnalysis
+from dipo.config import compose_config
 from dipo.export.targets import TARGETS
 from dipo.graph.plan import LayerPlan, Plan
-from dipo.launch import compose_config
 from dipo.quant.spec import QuantSpec
 from dipo.report.analysis import AnalysisReport, report_analysis
 from dipo.report.terminal import SENSITIVE_LAYERS, WIDE, Terminal
@@ -84,11 +85,10 @@ def rated(layers: dict[str, Layer], rules=TARGETS["ort"].spec) -> AnalysisReport
             for name, each in layers.items()
         },
     }
-    return report_analysis(
-        model_of(names), plan=plan, rules=rules, totals=totals, samples=32, sensitivity_samples=16,
-        weights={name: each.scales for name, each in layers.items()},
-        shift_shares={name: each.shift for name, each in layers.items() if each.shift is not None},
-    )  # fmt: skip
+    weights = {name: each.scales for name, each in layers.items()}
+    shifts = {name: each.shift for name, each in layers.items() if each.shift is not None}
+    found = NetworkAnalysis(totals, weights, shifts, samples=32, sensitivity_samples=16)
+    return report_analysis(model_of(names), plan=plan, rules=rules, found=found)
 
 
 def row_of(report: AnalysisReport, name: str):
@@ -182,10 +182,8 @@ def test_json_has_finite_numbers_alone(sums):
         question: {name: [sums] for name in names}
         for question in ("weight", "activation", "both", "accumulated", "sensitivity")
     }
-    report = report_analysis(
-        model, plan=plan, rules=TARGETS["ort"].spec, totals=totals, weights={"a": WeightSums(0, 0, 0)},
-        shift_shares={}, samples=1, sensitivity_samples=1,
-    )  # fmt: skip
+    found = NetworkAnalysis(totals, {"a": WeightSums(0, 0, 0)}, {}, samples=1, sensitivity_samples=1)
+    report = report_analysis(model, plan=plan, rules=TARGETS["ort"].spec, found=found)
     assert json.loads(json.dumps(asdict(report), allow_nan=False))["layers"][0]["name"] == "a"
     assert report.layers[0].per_channel_gain_db == 0
 

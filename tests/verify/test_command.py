@@ -6,8 +6,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from dipo.cli.verify import main
 from dipo.verify import table
-from dipo.verify.__main__ import MANUAL, main
 from dipo.verify.verdict import Unavailable, require
 
 
@@ -159,7 +159,7 @@ def test_every_consumer_says_in_a_sentence_that_it_is_not_there(write, capsys, m
         (["file=x.onnx", "platform=foo"], "platform 'foo': choose from ort, trt"),
         (["file=x.onnx", "platform=ops"], "platform 'ops': "),
         (["run=x", "platform=ort"], "platform=ort goes with file=FILE alone"),
-        (["run=x", "samples=0"], "samples '0': give a whole number >= 1"),
+        (["run=x", "samples=0"], "samples 0: give a number >= 1"),
         (["run=x", "all=yes"], "all 'yes': give true or false"),
     ],
 )
@@ -188,5 +188,5 @@ def test_the_run_of_a_file_has_its_samples(write, capsys):
 
 def test_the_manual(capsys):
     assert main(["--help"]) == 0
-    assert capsys.readouterr().out == MANUAL
-    assert all(len(line) <= 80 for line in MANUAL.splitlines())
+    page = capsys.readouterr().out
+    assert all(f"    {word}=" in page for word in ("run", "file", "platform", "samples", "all"))

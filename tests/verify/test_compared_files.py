@@ -5,9 +5,9 @@ import re
 
 import pytest
 
+from dipo.cli.verify import main
 from dipo.export.targets import TARGETS
 from dipo.verify import ranges
-from dipo.verify.__main__ import main
 from dipo.verify.table import declared_as
 from dipo.verify.verdict import Refused, State
 

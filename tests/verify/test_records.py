@@ -5,9 +5,9 @@ import re
 import pytest
 from rich.console import Console
 
+from dipo.cli.verify import main
 from dipo.report.measures import OutputError
 from dipo.verify import atlas, compare, ranges, tidl
-from dipo.verify.__main__ import main
 from dipo.verify.probe import feed_of, make_probe
 from dipo.verify.table import declared_as
 from dipo.verify.terminal import show

@@ -118,7 +118,7 @@ TARGET = Atlas()
 
 def _with_scalars(model: ir.Model, quantized: QuantizedModel) -> QuantizedModel:
     from dipo.export.ranges import per_tensor
-    from dipo.graph.load import node_name
+    from dipo.graph.accessors import node_name
 
     kinds = {node_name(node): node.op_type for node in model.graph}
     layers = {
@@ -129,7 +129,7 @@ def _with_scalars(model: ir.Model, quantized: QuantizedModel) -> QuantizedModel:
 
 def _recorded(node: ir.Node, quantized: QuantizedModel, known: Mapping[str, QParams]) -> bool:
     """Whether this is a layer that was quantized, or a pooling of a window whose input is."""
-    from dipo.graph.load import is_layer, node_name
+    from dipo.graph.accessors import is_layer, node_name
 
     if is_layer(node):
         return node_name(node) in quantized.layers
@@ -137,7 +137,7 @@ def _recorded(node: ir.Node, quantized: QuantizedModel, known: Mapping[str, QPar
 
 
 def _read(node: ir.Node) -> str:
-    from dipo.graph.load import name_of
+    from dipo.graph.accessors import name_of
 
     assert node.inputs[0] is not None
     return name_of(node.inputs[0])
@@ -150,7 +150,7 @@ def _factors(grid: Encoding) -> dict[str, Any]:
 
 
 def _record(node: ir.Node, data: Encoding, layer: LayerRanges | None) -> Fields:
-    from dipo.graph.load import node_name
+    from dipo.graph.accessors import node_name
 
     return [("key", node_name(node)), ("value", list(_value(data, layer)))]
 

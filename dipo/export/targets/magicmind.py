@@ -54,7 +54,7 @@ class MagicMind(Target[TargetOptions]):
             UserError: What a quantized layer reads has no range, or not 8 bits; nothing is written.
         """
         from dipo.export.ranges import Encoding, all_ranges, check_coverage, check_widths
-        from dipo.graph.load import is_layer, name_of, node_name
+        from dipo.graph.accessors import is_layer, name_of, node_name
 
         del options
         check_widths(self.spec, export.quantized)

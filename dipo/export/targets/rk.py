@@ -52,7 +52,7 @@ class Rk(Rockchip):
     def parameters(self, model: ir.Model, quantized: QuantizedModel, known: Mapping[str, QParams]) -> dict[str, Any]:
         """Return the entries: `{"max", "min"}` of each value, weight and bias."""
         from dipo.export.ranges import Encoding, layer_ranges
-        from dipo.graph.load import name_of
+        from dipo.graph.accessors import name_of
 
         layers = {layer.node: layer for layer in layer_ranges(model, quantized, known)}
         found = {name_of(v): _range(Encoding(known[name_of(v)])) for v in model.graph.inputs if name_of(v) in known}
@@ -69,7 +69,7 @@ TARGET = Rk()
 
 
 def _of_layer(layer: LayerRanges) -> dict[str, Any]:
-    from dipo.graph.load import node_name
+    from dipo.graph.accessors import node_name
 
     name = node_name(layer.node)
     found: dict[str, Any] = {layer.weight_name: _range(layer.weight), f"{name}_W": _range(layer.weight)}

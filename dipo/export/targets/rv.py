@@ -54,7 +54,7 @@ class Rv(Rockchip):
     def parameters(self, model: ir.Model, quantized: QuantizedModel, known: Mapping[str, QParams]) -> dict[str, Any]:
         """Return the entries: `@<input>:out0`, and of each node `@<node>:weight`, `:bias` and `:out<index>`."""
         from dipo.export.ranges import Encoding, layer_ranges
-        from dipo.graph.load import name_of, node_name
+        from dipo.graph.accessors import name_of, node_name
 
         layers = {layer.node: layer for layer in layer_ranges(model, quantized, known)}
         found: dict[str, Any] = {}

@@ -96,7 +96,7 @@ class Stpu(Target[StpuOptions]):
             UserError: A tensor has no range, or not 8 bits; nothing is written.
         """
         from dipo.export.ranges import Encoding, layer_ranges
-        from dipo.graph.load import node_name
+        from dipo.graph.accessors import node_name
 
         model, quantized = export.model, export.quantized
         known = full_integer.ranges_of_all(self.spec, model, quantized)
@@ -127,7 +127,7 @@ def _around(amax: NDArray[np.float64] | float) -> dict[str, float]:
 def _take_winograd(content: dict[str, Any], layer: LayerRanges, weight: NDArray[np.float32]) -> None:
     import numpy as np
 
-    from dipo.graph.load import node_name
+    from dipo.graph.accessors import node_name
 
     attributes = layer.node.attributes
     plain = layer.node.op_type == "Conv" and weight.shape[2:] == (3, 3) and attributes.get_int("group", 1) == 1
@@ -140,7 +140,7 @@ def _take_winograd(content: dict[str, Any], layer: LayerRanges, weight: NDArray[
 
 
 def _add_emin(content: dict[str, Any], node: ir.Node) -> None:
-    from dipo.graph.load import array_of, name_of, node_name
+    from dipo.graph.accessors import array_of, name_of, node_name
 
     made = content.get(name_of(node.outputs[0]), {})
     if node.op_type in {"Resize", "Upsample"} and made:
@@ -155,7 +155,7 @@ def _add_emin(content: dict[str, Any], node: ir.Node) -> None:
 
 def _terms(node: ir.Node, shape: tuple[int, ...]) -> int:
     """Return the number of products in a sum, as the device counts them."""
-    from dipo.graph.load import weight_axis
+    from dipo.graph.accessors import weight_axis
 
     if node.op_type == "Gemm":
         return shape[1 - weight_axis(node)]
@@ -163,7 +163,7 @@ def _terms(node: ir.Node, shape: tuple[int, ...]) -> int:
 
 
 def _add_bias(content: dict[str, Any], layer: LayerRanges) -> None:
-    from dipo.graph.load import name_of, node_name
+    from dipo.graph.accessors import name_of, node_name
 
     node, name = layer.node, node_name(layer.node)
     if layer.bias is not None and node.inputs[0] is not None:

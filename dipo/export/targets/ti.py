@@ -183,7 +183,7 @@ def _ends(grid: Encoding) -> tuple[float, float]:
 
 def _layers(model: ir.Model, quantized: QuantizedModel, known: Mapping[str, QParams]) -> Iterator[Fields]:
     from dipo.export.ranges import Encoding, layer_ranges
-    from dipo.graph.load import name_of, node_name
+    from dipo.graph.accessors import name_of, node_name
 
     weights = {layer.node: layer for layer in layer_ranges(model, quantized, known)}
     for value in model.graph.inputs:

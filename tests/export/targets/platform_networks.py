@@ -13,10 +13,11 @@ import onnx.parser
 import onnx_ir as ir
 from onnx.numpy_helper import from_array
 
-from dipo.graph.load import array_of
+from dipo.graph.accessors import array_of
 from dipo.graph.plan import Plan, QuantizedLayer, QuantizedModel, make_plan
 from dipo.graph.target_spec import TargetSpec
 from dipo.quant.spec import QParams, QuantSpec, Range, qparams_between, qparams_of
+from dipo.recipe import PrecisionConfig
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -93,7 +94,7 @@ def quantize_weight(weight: np.ndarray, spec: QuantSpec, axis: int) -> tuple[np.
 def platform_case(rules: TargetSpec, **precision: object) -> tuple[ir.Model, QuantizedModel]:
     """The small network on a platform's grids."""
     model = small_network()
-    plan = make_plan(model, rules=rules, **{"weight_bits": 8, "act_bits": 8, **precision})
+    plan = make_plan(model, rules, PrecisionConfig(**{"weight_bits": 8, "act_bits": 8, **precision}))
     return model, quantize_all(model, plan, RANGES)
 
 

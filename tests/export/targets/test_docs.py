@@ -11,6 +11,7 @@ from platform_networks import platform_case
 from dipo.export.targets import TARGETS
 from dipo.export.targets.full_integer import OPERATORS
 from dipo.graph.plan import make_plan
+from dipo.recipe import PrecisionConfig
 
 DOCS = Path(__file__).parents[3] / "docs" / "platforms.md"
 BETWEEN = re.compile(r"(<!-- platforms:[^\n]*-->\n).*?(<!-- end -->)", re.DOTALL)
@@ -35,7 +36,7 @@ def widths(found):
 def row(name, tmp_path):
     rules = TARGETS[name].spec
     model, quantized = platform_case(rules)
-    plan = make_plan(model, rules=rules, weight_bits=8, act_bits=8)
+    plan = make_plan(model, rules, PrecisionConfig(weight_bits=8, act_bits=8))
     layers, activations = plan.layers.values(), plan.activations.values()
     (tmp_path / name).mkdir()
     files = [file.name for file in write_files(TARGETS[name], model, quantized, tmp_path / name)]

@@ -16,6 +16,7 @@ from dipo.export.targets import atlas, imx, magicmind, openvino, qnn, rk, rv, sn
 from dipo.graph.load import load
 from dipo.graph.plan import make_plan
 from dipo.graph.target_spec import ALL_WIDTHS
+from dipo.recipe import PrecisionConfig
 
 WHOLE = [snpe, qnn, rv, rk, stpu, ti, imx]
 RANGES = [*WHOLE, atlas, magicmind]
@@ -105,7 +106,7 @@ def test_a_range_file_has_the_scale_at_which_a_bias_fits(tmp_path):
 @pytest.mark.parametrize("name", ["resnet20_cifar10.onnx", "mobilenet_v1_025_224.onnx"])
 def test_rules_cover_real_networks(tmp_path, platform, name, shared_file):
     model = load(shared_file(name))
-    plan = make_plan(model, rules=platform.TARGET.spec, weight_bits=8, act_bits=8)
+    plan = make_plan(model, platform.TARGET.spec, PrecisionConfig(weight_bits=8, act_bits=8))
     quantized = quantize_all(model, plan, {})
     files = write_files(platform.TARGET, model, quantized, tmp_path)
     assert all(Path(file).stat().st_size for file in files)

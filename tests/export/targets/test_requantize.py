@@ -11,13 +11,13 @@ from dipo.errors import UserError
 from dipo.export.requantize import differences, requantize
 from dipo.export.targets import TARGETS
 from dipo.graph.plan import QuantizedModel, make_plan
-from dipo.recipe import CalibConfig
+from dipo.recipe import CalibConfig, PrecisionConfig
 
 PAIRS = [(own, other) for own in ("ort", "trt", "snpe", "imx") for other in TARGETS if own != other]
 
 
 def plan_of(model, platform, **precision):
-    return make_plan(model, rules=TARGETS[platform].spec, **{"weight_bits": 8, "act_bits": 8, **precision})
+    return make_plan(model, TARGETS[platform].spec, PrecisionConfig(**{"weight_bits": 8, "act_bits": 8, **precision}))
 
 
 def moved(own, other, *, other_precision=None, **precision):

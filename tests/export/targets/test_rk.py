@@ -8,7 +8,7 @@ from platform_networks import ALL_VALUES, check_golden, codes_from_range, platfo
 
 from dipo.export.ranges import spread
 from dipo.export.targets import rk
-from dipo.graph.load import array_of
+from dipo.graph.accessors import array_of
 
 WEIGHTS = {"conv1": "w1", "conv2": "w2", "fc": "w3"}
 

@@ -10,6 +10,7 @@ from dipo.export.ranges import spread, unify_concats
 from dipo.export.targets import full_integer, rv
 from dipo.graph.plan import make_plan
 from dipo.quant.spec import Range
+from dipo.recipe import PrecisionConfig
 
 OUTPUTS = {
     "conv1": "c1", "relu1": "r1", "conv2": "c2", "add": "s", "relu2": "r2", "max": "p1", "mean": "p2", "join": "j",
@@ -98,7 +99,7 @@ BESIDE = """(float[N,3,8,8] x) => (float[N,8,8,8] y) {
 )
 def test_the_network_is_on_the_grids_that_are_written(text, one):
     model = parsed(text)
-    plan = make_plan(model, rules=rv.TARGET.spec, weight_bits=8, act_bits=8)
+    plan = make_plan(model, rv.TARGET.spec, PrecisionConfig(weight_bits=8, act_bits=8))
     ranges = {"a": Range(-2.0, 3.0), "b": Range(-1.0, 1.0), "m": Range(0.0, 2.5), "r": Range(0.0, 3.0)}
     quantized = rv.TARGET.on_grids(model, quantize_all(model, plan, ranges))
     assert len({quantized.activations[name] for name in one}) == 1
@@ -112,7 +113,7 @@ def test_an_output_before_a_relu_keeps_its_range():
         [relu] r = Relu(a)
         [sig] y = Sigmoid(r)
     }""")
-    plan = make_plan(model, rules=rv.TARGET.spec, weight_bits=8, act_bits=8)
+    plan = make_plan(model, rv.TARGET.spec, PrecisionConfig(weight_bits=8, act_bits=8))
     quantized = quantize_all(model, plan, {"a": Range(-2.0, 3.0), "r": Range(0.0, 3.0)})
     known = unify_concats(model, full_integer.ranges_of_all(rv.TARGET.spec, model, quantized))
     assert known["a"] is quantized.activations["a"]

@@ -12,9 +12,11 @@ from platform_networks import ALL_VALUES, check_golden, platform_case, quantize_
 from dipo.errors import UserError
 from dipo.export.ranges import spread
 from dipo.export.targets import qnn, snpe
-from dipo.graph.load import array_of, load
+from dipo.graph.accessors import array_of
+from dipo.graph.load import load
 from dipo.graph.plan import make_plan
 from dipo.graph.target_spec import ALL_WIDTHS
+from dipo.recipe import PrecisionConfig
 
 SCHEMAS = ["0.6.1", "1.0.0", "2.0.0"]
 WEIGHTS = {"w1": "conv1", "w2": "conv2", "w3": "fc"}
@@ -167,7 +169,7 @@ def test_constants_have_encodings_too(tmp_path, platform, symmetric, schema):
         offset=np.float32([2.5]), shape=np.int64([-1, 3, 8, 8]),
     )  # fmt: skip
     loaded = load(saved(model, tmp_path))
-    plan = make_plan(loaded, rules=platform.TARGET.spec, weight_bits=8, act_bits=8)
+    plan = make_plan(loaded, platform.TARGET.spec, PrecisionConfig(weight_bits=8, act_bits=8))
     write_files(platform.TARGET, loaded, quantize_all(loaded, plan, {}), tmp_path, schema=schema)
     content = json.loads((tmp_path / f"{platform.TARGET.spec.name}_encodings.json").read_text())
     if schema == "2.0.0":

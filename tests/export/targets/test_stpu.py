@@ -9,6 +9,7 @@ from platform_networks import ALL_VALUES, check_golden, parsed, platform_case, q
 from dipo.export.ranges import spread
 from dipo.export.targets import stpu
 from dipo.graph.plan import make_plan
+from dipo.recipe import PrecisionConfig
 
 LAYERS = {"conv1": ("x", "c1", 27), "conv2": ("r1", "c2", 36), "fc": ("f", "z", 8)}
 
@@ -64,7 +65,7 @@ def test_exponents_of_interpolations(tmp_path):
         '(float[1,2,4,4] x) => (float[1,2,8,8] y) { a = Neg(x) \n y = Resize<mode="nearest">(a, , scales) }',
         scales=np.array([1, 1, 2, 2], np.float32),
     )
-    plan = make_plan(model, rules=stpu.TARGET.spec, weight_bits=8, act_bits=8)
+    plan = make_plan(model, stpu.TARGET.spec, PrecisionConfig(weight_bits=8, act_bits=8))
     content = content_in(tmp_path, (model, quantize_all(model, plan, {})))
     assert content["y"]["max"] == pytest.approx(3) and content["y"]["emin"] == 128 - 20
 
@@ -95,5 +96,5 @@ def test_winograd_is_for_plain_convolutions(tmp_path, attributes):
         w=np.linspace(-1, 1, 36 * channels, dtype=np.float32).reshape(4, channels, 3, 3),
         b=np.zeros(4, np.float32),
     )
-    plan = make_plan(model, rules=stpu.TARGET.spec, weight_bits=8, act_bits=8)
+    plan = make_plan(model, stpu.TARGET.spec, PrecisionConfig(weight_bits=8, act_bits=8))
     assert "layer_conv" not in content_in(tmp_path, (model, quantize_all(model, plan, {})), winograd=True)

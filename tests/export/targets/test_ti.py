@@ -15,6 +15,7 @@ from dipo.export.targets import ti
 from dipo.graph.load import load
 from dipo.graph.plan import make_plan
 from dipo.quant.spec import QuantSpec, Range, qparams_of
+from dipo.recipe import PrecisionConfig
 
 FLOAT_MAX = 3.4e38
 POSITIVE = {"r1", "r2", "p1", "p2", "j", "g", "f", "y"}
@@ -115,7 +116,7 @@ def test_relu_that_shares_its_input_is_a_layer_of_its_own(tmp_path):
         "(float[N,3,8,8] x) => (float[N,4,8,8] y) { [conv1] c = Conv<pads=[1,1,1,1]>(x, w1, b1) \n"
         "[relu] r = Relu(c) \n [add] y = Add(c, r) }"
     )
-    plan = make_plan(model, rules=ti.TARGET.spec, weight_bits=8, act_bits=8)
+    plan = make_plan(model, ti.TARGET.spec, PrecisionConfig(weight_bits=8, act_bits=8))
     file = write_files(ti.TARGET, model, quantize_all(model, plan, {}), tmp_path)[2]
     network = text_format.Parse(file.read_text(), message_of(TIDL, "TIDLNetQuantParams"))
     assert [(layer.layer_name, layer.layer_type) for layer in network.layers] == [
@@ -128,7 +129,7 @@ def test_an_operator_that_tidl_has_no_layer_for_is_named_and_nothing_is_written(
         "(float[N,3,8,8] x) => (float[N,3,8,8] y) { [conv] a = Conv(x, w) [odd] y = Erf(a) }", w=(3, 3, 1, 1)
     )
     loaded = load(saved(model, tmp_path))
-    plan = make_plan(loaded, rules=ti.TARGET.spec, weight_bits=8, act_bits=8)
+    plan = make_plan(loaded, ti.TARGET.spec, PrecisionConfig(weight_bits=8, act_bits=8))
     folder = tmp_path / "out"
     folder.mkdir()
     with pytest.raises(UserError, match=r"no layer for node 'odd' \(Erf\), whose output 'y'"):
@@ -141,7 +142,7 @@ def test_each_output_of_a_layer_has_its_range(tmp_path):
       [conv] a = Conv(x, w) [two] b, c = Split<axis=1>(a, sizes) [cut] d = Relu(c) [sum] y = Add(b, d)
     }"""
     loaded = load(saved(made_of(text, w=(4, 4, 1, 1), sizes=np.int64([2, 2])), tmp_path))
-    plan = make_plan(loaded, rules=ti.TARGET.spec, weight_bits=8, act_bits=8)
+    plan = make_plan(loaded, ti.TARGET.spec, PrecisionConfig(weight_bits=8, act_bits=8))
     content = write_files(ti.TARGET, loaded, quantize_all(loaded, plan, {}), tmp_path)[2].read_text()
     layers = text_format.Parse(content, message_of(TIDL, "TIDLNetQuantParams")).layers
     assert [layer.layer_name for layer in layers] == ["x", "a", "b", "d", "y"]

@@ -1,0 +1,148 @@
+"""Files for other targets from a finished run: without samples, workers or a GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dipo
+from dipo.config import Config, PlatformConfig, resolve_path, to_plain
+from dipo.errors import UserError
+from dipo.export.forms import QDQ
+from dipo.export.targets import OWN_OPTIONS, TARGETS, check_options
+from dipo.run import CONFIG, FINGERPRINT, DamagedFileError, RunFolder
+from dipo.section import from_plain, show
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from dipo.stages.targets import Source
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks for."""
+
+    run: Path
+    targets: list[str]
+    platform: dict[str, Any]
+    """Options of `platform`."""
+    export: dict[str, Any]
+    """Options of `export`; others are those of the run."""
+    model_path: str | None
+
+    def platform_config(self, run: PlatformConfig) -> PlatformConfig:
+        """The options for the targets' writers: what is not given is as in the run."""
+        taken = {option for name in self.targets for option in TARGETS[name].option_names}
+        kept = {option: value for option, value in run.given.items() if option in taken}
+        own = {option: value for option, value in kept.items() if option in OWN_OPTIONS}
+        others = {option: value for option, value in kept.items() if option not in OWN_OPTIONS}
+        return from_plain(PlatformConfig, own | {"options": others} | self.platform)
+
+
+def export_run(request: Request) -> int:
+    """Write what is asked for.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        UserError: The run is not finished or damaged, its model is not there, or a target refuses the network.
+    """
+    from dipo.report.terminal import Terminal
+    from dipo.stages.deliver import EXPORT, deliver
+    from dipo.stages.load import form_of
+
+    stored = from_plain(Config, RunFolder.stored_config(request.run, whole=to_plain(Config()), option="run"))
+    asked = dataclasses.replace(stored, export=dataclasses.replace(stored.export, **request.export))
+    cfg, form = request.platform_config(stored.platform), form_of(asked)
+    check_options(request.targets, cfg.given, form=form if "format" in request.export else QDQ, all_take_form=True)
+    folder = RunFolder(request.run, resume=True, option="run")
+    try:
+        source = _source(folder, request, stored)
+        made = deliver(folder, source, {name: name for name in request.targets}, cfg=cfg, form=form)
+        terminal = Terminal()
+        for target, files in made.items():
+            row = target.row(source, files, cfg=cfg, error=None)
+            row = row.with_notes(TARGETS[target.name].form_remarks(form))
+            folder.write_json(f"{target.name}/{EXPORT}", dataclasses.asdict(row))
+            terminal.show_target(row, str(folder.path / target.name))
+    finally:
+        folder.close()
+    return 0
+
+
+def _source(folder: RunFolder, request: Request, config: Config) -> Source:
+    """The network of the run."""
+    from dipo.algo.step import FloatNetwork
+    from dipo.stages.checkpoint import load_calibration
+    from dipo.stages.load import change_float, moments_of_model, plan_for
+    from dipo.stages.network import load_network
+    from dipo.stages.targets import Source
+
+    if not folder.finished:
+        raise UserError(
+            f"run={folder.path}: the run is not finished, go on with it first: python -m dipo.launch run.resume=..."
+        )
+    try:
+        _check_config(folder, config)
+        kept = load_network(folder)
+        statistics = load_calibration(folder).statistics if _has_statistics(folder, config) else {}
+        model = _model(folder, request, config)
+    except DamagedFileError as error:
+        raise UserError(
+            f"run={folder.path}: its {error} is missing or damaged, do the run again with dipo {dipo.__version__}"
+        ) from error
+    plan = plan_for(config.platform.name, config, model)
+    moments = functools.partial(moments_of_model, model, config.data)
+    network = FloatNetwork(model, plan, samples=None, has_samples=False, moments=moments)
+    model = change_float(network, config.algo.make_steps(), config, record=kept.record).model
+    plan = plan_for(config.platform.name, config, model)
+    return Source(config, model, plan, kept.quantized, statistics)
+
+
+def _check_config(folder: RunFolder, config: Config) -> None:
+    """Looks for options that are not those of the run.
+
+    Raises:
+        UserError: There is one.
+        DamagedFileError: The run does not say which ones it had.
+    """
+    from dipo.stages.fingerprint import decisive_options
+
+    kept = folder.read_json(FINGERPRINT)
+    for name, value in decisive_options(config).items():
+        if kept.get(name) != value:
+            raise UserError(
+                f"run={folder.path}: its {CONFIG} says {name}={show(value)} and its {FINGERPRINT} "
+                f"{show(kept.get(name))}, so one is damaged or changed: put it back, or do the run again"
+            )
+
+
+def _has_statistics(folder: RunFolder, config: Config) -> bool:
+    """Whether calibration kept what it saw; every run has it but those without samples."""
+    from dipo.stages.checkpoint import STATISTICS
+
+    return config.calib.reads_statistics or folder.has(STATISTICS)
+
+
+def _model(folder: RunFolder, request: Request, config: Config) -> ir.Model:
+    """The float network, once its file is known to be the run's.
+
+    Raises:
+        UserError: It is not there, or another.
+        DamagedFileError: The run does not say which one it was.
+    """
+    from dipo.data.samples import digest_files
+    from dipo.graph.load import load, model_files
+
+    path = resolve_path(request.model_path or config.model.path or "")
+    if not path.is_file():
+        raise UserError(f"model.path={path}: no such file, say where the run's model is now with model.path=")
+    model = load(path)
+    if digest_files(model_files(path)) != folder.read_json(FINGERPRINT).get("model"):
+        raise UserError(f"model.path={path}: not the model of the run (its content differs), give that one")
+    return model
