@@ -34,7 +34,8 @@ def constants_of_all(model: ir.Model, quantized: QuantizedModel, *, symmetric: b
     import numpy as np
 
     from dipo.export.ranges import Encoding
-    from dipo.graph.accessors import array_of, layers_of, name_of
+    from dipo.graph.accessors import array_of, name_of
+    from dipo.graph.layers import layers_of
     from dipo.graph.placement import is_float
     from dipo.quant.spec import QuantSpec, Range, qparams_of
 
@@ -64,7 +65,8 @@ def ranges_of_all(spec: TargetSpec, model: ir.Model, quantized: QuantizedModel) 
         UserError: A value or a weight has no range, or a width that the target does not take.
     """
     from dipo.export.ranges import check_coverage, check_widths, float_values, spread
-    from dipo.graph.accessors import layers_of, name_of
+    from dipo.graph.accessors import name_of
+    from dipo.graph.layers import layers_of
 
     check_widths(spec, quantized)
     known, values = spread(model, quantized.activations), float_values(model)
