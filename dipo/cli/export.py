@@ -71,7 +71,7 @@ def parse(words: Sequence[str]) -> Request:
 
 def _options() -> Mapping[str, Option]:
     (run, *_), (name, *platform) = options(ExportWords), options(PlatformConfig)
-    targets = dataclasses.replace(name, key="platform", is_list=True)
+    targets = dataclasses.replace(name, key="platform", is_list=True, default=None)
     export_ = [option for option in options(ExportConfig) if option.name != "also"]
     path = next(option for option in options(ModelConfig) if option.name == "path")
     run = dataclasses.replace(run, optional=False)
