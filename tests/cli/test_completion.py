@@ -2,6 +2,7 @@ import os
 import pty
 import select
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -55,6 +56,13 @@ def test_what_nobody_has_typed_yet_is_a_command_a_group_or_a_section(capsys):
     assert len(found) < 40, "all options at once are no help"
 
 
+def test_presets_of_a_named_folder_are_among_the_choices(capsys, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").touch()
+    assert complete(capsys, "--config-dir", str(tmp_path), "model=") == ["model=mine", "model=mobilenet"]
+    assert complete(capsys, "--config-dir", "/no/such/folder", "model=") == ["model=mobilenet"]
+
+
 def test_it_imports_nothing_heavy():
     heavy = (
         "{'torch', 'ray', 'onnx', 'onnx_ir', 'onnxruntime', 'hydra', 'omegaconf', 'numpy', 'pydantic', 'sqlalchemy'}"
@@ -105,22 +113,24 @@ def test_bash_replaces_what_stands_behind_the_last_equals_sign(path, tmp_path):
     assert replies(path, "dipo model.path=ne", tmp_path) == ["net.onnx"]
 
 
-def test_a_tab_in_bash_completes_the_word(path, tmp_path):
+START = {
+    "bash": (["bash", "--norc", "--noprofile", "-i"], "source <(dipo completion bash)"),
+    "zsh": (["zsh", "-f", "-i"], "autoload -Uz compinit; compinit -u -D; source <(dipo completion zsh)"),
+}
+
+
+@pytest.mark.parametrize("name", START)
+def test_a_tab_completes_the_word(path, tmp_path, name):
+    command, setup = START[name]
+    if shutil.which(name) is None:
+        pytest.skip(f"no {name} here")
     master, slave = pty.openpty()
-    command = ["bash", "--norc", "--noprofile", "-i"]
-    shell = subprocess.Popen(
-        command,
-        env={**path, "PS1": "$ "},
-        cwd=tmp_path,
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-        start_new_session=True,
-    )
+    ends = {"stdin": slave, "stdout": slave, "stderr": slave}
+    shell = subprocess.Popen(command, env={**path, "PS1": "$ "}, cwd=tmp_path, start_new_session=True, **ends)
     os.close(slave)
     seen, latest = "", time.monotonic() + 60
     try:
-        os.write(master, b"source <(dipo completion bash)\necho rea''dy\n")
+        os.write(master, f"{setup}; echo rea''dy\n".encode())
         asked = False
         while "brecq" not in seen and time.monotonic() < latest:
             if select.select([master], [], [], 1)[0]:
@@ -132,4 +142,16 @@ def test_a_tab_in_bash_completes_the_word(path, tmp_path):
         shell.kill()
         shell.wait()
         os.close(master)
-    assert "dipo +algo=brecq" in seen.replace("\x07", "")
+    assert "brecq" in seen
+
+
+@pytest.mark.parametrize(
+    ("line", "found"), [("dipo algo=b", ["algo=bias_correction", "algo=brecq"]), ("dipo model.path=ne", ["net.onnx"])]
+)
+def test_fish_asks_for_the_choices(path, tmp_path, line, found):
+    if shutil.which("fish") is None:
+        pytest.skip("no fish here")
+    (tmp_path / "net.onnx").touch()
+    command = ["fish", "--no-config", "-c", f"dipo completion fish | source; complete -C '{line}'"]
+    done = subprocess.run(command, env=path, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert [word.split("\t")[0].removeprefix("model.path=") for word in done.stdout.splitlines()] == found
