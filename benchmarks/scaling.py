@@ -49,26 +49,31 @@ from typing import Any, TypeVar
 
 import torch
 
-from dipo.algo.calibrate import Calibration, activation_ranges, quantize_model
+from dipo.algo.bench import InPlace
+from dipo.algo.calibrate import Calibration, ObserveBatches, activation_ranges, quantize_model
 from dipo.algo.captures import StoredRows, cut
-from dipo.algo.reconstruct import Phase
-from dipo.algo.sweep import UnitResult
+from dipo.algo.independent import CaptureValues, MeasureUnits, SolveAlone
+from dipo.algo.phase import Phase
+from dipo.algo.step import UnitStep
+from dipo.algo.steps.bias_correction import BiasCorrection, BiasCorrectionOptions
+from dipo.algo.steps.brecq import Brecq
+from dipo.algo.steps.reconstruction import Reconstruction
+from dipo.algo.unit_solver import UnitResult
 from dipo.cluster.group import Group, TorchExchange
-from dipo.cluster.layout import even_shares, shards_of
-from dipo.cluster.work import AloneWork, Job, TimedResult, Work
+from dipo.cluster.messages import Begin, Job, Replay, Shard, Solve
+from dipo.cluster.sharding import even_shares, shards_of
 from dipo.cluster.worker import Worker
-from dipo.composition import reconstruction_of
 from dipo.config import Config, compose_config, resolve_path
-from dipo.export.platforms import RULES
+from dipo.config.job import ClusterConfig
+from dipo.export.targets import TARGETS
 from dipo.graph.units import Unit, find_units
-from dipo.job import PARALLEL_PIECES
 from dipo.stages.load import load_job
 from dipo.stages.parallel import polish_iters, rounds
-from dipo.stages.seeds import unit_seed
+from dipo.stages.sequential import solved_units
 from dipo.stages.verify import versions
-from dipo.stages.walk import solved_units
 
 ResultT = TypeVar("ResultT")
+GRAD_SHARDS = ClusterConfig().grad_shards
 COMMON = ("+algo=qdrop", "precision=w4a4", "cluster=inline", "cluster.threads=1", "cluster.schedule=parallel")
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
 MOST_WORKERS = 256
@@ -160,7 +165,7 @@ class Setting:
     polish: int = 48
     samples: int = 1024
     batch: int = 32
-    pieces: int = PARALLEL_PIECES
+    pieces: int = GRAD_SHARDS
 
     @property
     def rounds(self) -> list[int]:
@@ -254,39 +259,50 @@ class Subject:
     """A network whose times are measured."""
 
     def __init__(self, config: Config, effort: Effort) -> None:
-        learned = config.algo.for_step(reconstruction_of(config.algo.steps) or "brecq")
-        self.config, self.effort = replace(config, algo=learned), effort
         loaded = load_job(config)
+        learned = next((step for step in loaded.steps if isinstance(step, Reconstruction)), None)
+        self.config, self.effort = config, effort
+        self.step = (learned or Brecq.configured(config.algo, {})).seeded(config.seed)
         # The walk with half the samples has to have as many pieces.
-        self.batches = cut(effort.samples, effort.samples // (2 * PARALLEL_PIECES))
-        job = Job(loaded.plan, RULES[config.platform.name], loaded.data.calib, "cpu", 1, config.cluster.compile)
+        self.batches = cut(effort.samples, effort.samples // (2 * GRAD_SHARDS))
+        job = Job(loaded.plan, TARGETS[config.platform.name].spec, loaded.data.calib, "cpu", 1, config.cluster.compile)
         self.new_worker: Callable[[], Worker] = lambda: Worker(job, loaded.model)
         self.worker = self.new_worker()
-        self.units = find_units(loaded.model, granularity=str(learned.unit))
+        self.units = find_units(loaded.model, granularity=self.step.granularity)
         self.solved = solved_units(self.units, loaded.plan)
-        seen = self.worker.observe(self.batches).calibration()
+        seen = self.worker.run(ObserveBatches(self.batches)).calibration()
         ranges = activation_ranges(loaded.plan, seen.statistics, cfg=config.calib)
         self.quantized = quantize_model(loaded.model, plan=loaded.plan, ranges=ranges, cfg=config.calib)
         self.correct = self._correct(find_units(loaded.model, granularity="layer"), seen) / effort.samples
         names = list(dict.fromkeys(name for unit in self.solved for name in unit.inputs))
         start = time.perf_counter()
-        _, *values = self.worker.capture(self.batches, names, quantized=self.quantized)
+        _, *values = self.worker.run(CaptureValues(self.batches, names, InPlace(self.quantized)))
         self.capture = (time.perf_counter() - start) / effort.samples
         self.fp: dict[str, StoredRows] = dict(zip(names, values[: len(names)], strict=True))
         self.q: dict[str, StoredRows] = dict(zip(names, values[len(names) :], strict=True))
         start = time.perf_counter()
-        self.forwards = [cost.seconds for cost in self.worker.unit_costs(self.solved)]
+        self.forwards = [cost.seconds for cost in self.worker.run(MeasureUnits(self.solved))]
         self.costs = time.perf_counter() - start
 
     def _correct(self, layers: Sequence[Unit], seen: Calibration) -> float:
         """Seconds of correcting all biases."""
-        (shard,) = shards_of(self.batches, workers=1, pieces=PARALLEL_PIECES, batch_size=self.config.algo.batch_size)
+        (shard,) = shards_of(self.batches, workers=1, pieces=GRAD_SHARDS, batch_size=self.config.algo.batch_size)
         start = time.perf_counter()
-        self.worker.start_sweep(layers, self.quantized, shard, with_float=False)
+        step = BiasCorrection(BiasCorrectionOptions(bias_source="data"), fp_means=seen.channel_means)
+        self.worker.begin(self._begin(step, layers, shard))
         for layer in layers:
-            self.worker.correct_bias(layer, seen.channel_means)
-        self.worker.end_sweep()
+            self.worker.solve(Solve(layer))
+        self.worker.end(None)
         return time.perf_counter() - start
+
+    def _begin(self, step: UnitStep, units: Sequence[Unit], shard: Shard) -> Begin:
+        return Begin(step, units, InPlace(self.quantized), shard)
+
+    def _trained(self, phase: Phase, *, corrects: bool, batch: int | None = None) -> Reconstruction:
+        """The step with that part of its schedule."""
+        options = self.step.options
+        options = replace(options, correct_bias=corrects, batch_size=batch or options.batch_size)
+        return replace(self.step, options=options).for_phase(phase)
 
     def kernels(self) -> float:
         """Seconds that a process takes more for its first unit than for the same one again."""
@@ -294,24 +310,22 @@ class Subject:
         self.solve(self.solved[0], steps=1)
         return max(0.0, time.perf_counter() - start - self.solve(self.solved[0], steps=1).seconds)
 
-    def solve(self, unit: Unit, *, steps: int, samples: int | None = None, batch: int | None = None) -> TimedResult:
+    def solve(self, unit: Unit, *, steps: int, samples: int | None = None, batch: int | None = None) -> UnitResult:
         """The unit alone."""
         samples = samples or self.effort.samples
-        cfg = replace(self.config.algo, batch_size=batch or self.config.algo.batch_size)
-        phase = Phase(0, steps)
-        work = Work(cfg, phase, correct_bias=False, seed=unit_seed(self.config.seed, unit, phase))
+        step = self._trained(Phase(0, steps), corrects=False, batch=batch)
         batches = [part for part in self.batches if part.stop <= samples]
         stored = [StoredRows(v[n].data[:samples], v[n].shape) for v in (self.fp, self.q) for n in unit.inputs]
-        return self.worker.solve_alone(AloneWork(unit, batches, work, None), *stored, quantized=self.quantized)
+        return self.worker.run(SolveAlone(step, unit, batches, InPlace(self.quantized), None), *stored)
 
     def alone(self, unit: Unit) -> tuple[Fixed, dict[int, float], UnitResult]:
         """Besides the steps; seconds of a step by its samples; a result to be polished."""
         effort, whole = self.effort, self.config.algo.batch_size
         few, steps, besides = effort.few, dict[int, float](), list[float]()
         for part in PARTS:
-            batch, many = whole // part, few + (effort.many - few) * min(part, PARALLEL_PIECES)
+            batch, many = whole // part, few + (effort.many - few) * min(part, GRAD_SHARDS)
             # Kernels and convolutions of this size are made ready.
-            result = self.solve(unit, steps=1, batch=batch).result
+            result = self.solve(unit, steps=1, batch=batch)
 
             def pair(batch: int = batch, many: int = many) -> tuple[float, float]:
                 first, second = (self.solve(unit, steps=n, batch=batch).seconds for n in (few, many))
@@ -359,19 +373,18 @@ class Subject:
             "corrected": (effort.few, effort.samples, True),
         }
         workers = {how: self.new_worker() for how in ways}
-        for how, (_, samples, _) in ways.items():
+        for how, (steps, samples, corrects) in ways.items():
             batches = [part for part in self.batches if part.stop <= samples]
-            (shard,) = shards_of(batches, workers=1, pieces=PARALLEL_PIECES, batch_size=algo.batch_size)
-            workers[how].start_sweep(self.units, self.quantized, shard, with_float=True)
+            (shard,) = shards_of(batches, workers=1, pieces=GRAD_SHARDS, batch_size=algo.batch_size)
+            step = self._trained(Phase(algo.iters - steps, algo.iters), corrects=corrects)
+            workers[how].begin(self._begin(step, self.units, shard))
         seconds = {}
         for unit in self.units:
-            for how, (steps, _, corrects) in ways.items():
+            for how in ways:
                 if unit.index not in begun:
-                    workers[how].replay([unit], [UnitResult({}, {})], corrections=False)
+                    workers[how].replay(Replay([unit], [UnitResult({}, {})]))
                     continue
-                phase = Phase(algo.iters - steps, algo.iters)
-                work = Work(algo, phase, corrects, unit_seed(self.config.seed, unit, phase))
-                seconds[unit.index, how] = workers[how].reconstruct(unit, work, begun[unit.index]).seconds
+                seconds[unit.index, how] = workers[how].solve(Solve(unit, begun[unit.index])).seconds
         return seconds
 
     def _fixed(self, whole: float, half: float) -> Fixed:
@@ -412,8 +425,8 @@ def measure(config: Config, effort: Effort, link: Link, kernels: float) -> Netwo
     units = []
     for unit, forward in zip(subject.solved, subject.forwards, strict=True):
         (fixed, steps, result), (walk_fixed, cut_step) = alone[unit.index], walked[unit.index]
-        piece = steps[config.algo.batch_size // PARALLEL_PIECES]
-        update = min(max(0.0, (PARALLEL_PIECES * piece - cut_step) / (PARALLEL_PIECES - 1)), piece)
+        piece = steps[config.algo.batch_size // GRAD_SHARDS]
+        update = min(max(0.0, (GRAD_SHARDS * piece - cut_step) / (GRAD_SHARDS - 1)), piece)
         weights = sum(layer.codes.size for layer in result.layers.values())
         biases = sum(layer.bias.size for layer in result.layers.values() if layer.bias is not None)
         size = 4 * (weights + biases + len(result.activations) + 1)
@@ -550,7 +563,7 @@ def _simulated(config: Config, effort: Effort, link: Link, kernels: float, sampl
     start = time.perf_counter()
     times = fresh(measure, config, effort, link, kernels)
     seconds, algo = time.perf_counter() - start, config.algo
-    pieces = config.cluster.grad_shards or PARALLEL_PIECES
+    pieces = config.cluster.grad_shards
     setting = Setting(algo.iters, len(rounds(algo)[0]), polish_iters(algo), samples, algo.batch_size, pieces)
     known = _result(_measured_name(config))
     return [

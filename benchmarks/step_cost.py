@@ -19,18 +19,22 @@ from pathlib import Path
 
 import torch
 
+from dipo.algo.bench import Bench
 from dipo.algo.calibrate import activation_ranges, observe, quantize_model
 from dipo.algo.captures import Capture, cut
 from dipo.algo.exchange import NoExchange
 from dipo.algo.pair import Pair
-from dipo.algo.reconstruct import Phase, reconstruct
-from dipo.algo.sweep import Sweep, Training
-from dipo.algo.trainer import Piece
-from dipo.composition import reconstruction_of
+from dipo.algo.phase import Phase
+from dipo.algo.reconstruct import reconstruct
+from dipo.algo.steps.brecq import Brecq
+from dipo.algo.steps.reconstruction import Reconstruction
+from dipo.algo.train_unit import unit_problem
+from dipo.algo.unit_solver import UnitSolver, UnitWork
+from dipo.cluster.sharding import shards_of
 from dipo.config import compose_config
-from dipo.graph.torch_module import GraphModule, channels_last
+from dipo.export.targets import TARGETS
+from dipo.graph.torch_module import GraphModule
 from dipo.graph.units import find_units
-from dipo.quant import kernels
 from dipo.stages.load import load_job
 
 ROUNDS, STEPS, CPU = 7, 60, torch.device("cpu")
@@ -72,37 +76,39 @@ def floor_step(
 def main() -> None:
     """Prints and writes the table."""
     config = compose_config(sys.argv[1:])
-    algo = config.algo.for_step(reconstruction_of(config.algo.steps) or "brecq")
     threads = config.cluster.threads
     torch.set_num_threads(threads)
     loaded = load_job(config)
+    learned = next((step for step in loaded.steps if isinstance(step, Reconstruction)), None)
+    step = (learned or Brecq.configured(config.algo, {})).for_phase(Phase(0, 1))
+    step = replace(step, options=replace(step.options, iters=1, correct_bias=False))
     batches = cut(min(256, len(loaded.data.calib)), config.data.batch_size)
-
-    def inputs(batch):
-        return {
-            n: channels_last(torch.from_numpy(a))
-            for n, a in loaded.data.calib.read(batch.start, batch.stop).inputs.items()
-        }
-
+    bench = Bench(
+        loaded.model, loaded.plan, TARGETS[config.platform.name].spec, loaded.data.calib, CPU, threads,
+        config.cluster.compile, lambda _: None,
+    )  # fmt: skip
+    inputs = bench.calib_inputs
     observed = observe(loaded.model, plan=loaded.plan, batches=batches, inputs=inputs, device=CPU)
     ranges = activation_ranges(loaded.plan, observed.statistics, cfg=config.calib)
     quantized = quantize_model(loaded.model, plan=loaded.plan, ranges=ranges, cfg=config.calib)
-    units = find_units(loaded.model, granularity=str(algo.unit))
+    units = find_units(loaded.model, granularity=step.granularity)
     pair = Pair(
         loaded.model, plan=loaded.plan, units=units, quantized=quantized, batches=batches, owners=[0] * len(batches),
         exchange=NoExchange(), device=CPU,
     )  # fmt: skip
     pair.read_samples(inputs, with_float=True)
-    sweep = Sweep(pair)
-    chosen = kernels.compiled("cpu", threads) if config.cluster.compile else kernels.eager()
-    pieces = [Piece(0, 0, batches[-1].stop, algo.batch_size)]
-    how = {"pieces": pieces, "owners": [0], "exchange": NoExchange(), "seed": 0, "kernels": chosen}
+    algo = step.training
+    (shard,) = shards_of(batches, workers=1, pieces=config.cluster.grad_shards, batch_size=algo.batch_size)
+    solver = UnitSolver(step, pair, bench, pieces=shard.pieces, piece_owners=shard.piece_owners)
+    how = {"pieces": shard.pieces, "owners": shard.piece_owners, "exchange": NoExchange(), "seed": 0}
+    how["kernels"] = bench.kernels
     brief = replace(algo, iters=STEPS)
     lines = [f"{'unit':32} {'floor ms':>9} {'step ms':>9} {'ratio':>6}"]
     floors, steps = 0.0, 0.0
     for unit in (unit for unit in units):
         if unit.layers:
-            problem = sweep.problem(unit, pair.targets(unit), cfg=brief)
+            work = UnitWork(unit, pair, pair.targets(unit), None, shard.pieces, shard.piece_owners, None, bench)
+            problem = unit_problem(work, cfg=brief)
             module = GraphModule(loaded.model, nodes=[pair.nodes[name] for name in unit.nodes], outputs=unit.outputs)
             reconstruct(problem, cfg=brief, phase=Phase(0, 3), **how)
             names = [name for name, _, _ in problem.layers.values()]
@@ -120,14 +126,15 @@ def main() -> None:
             floors, steps = floors + floor, steps + step
             lines.append(f"{unit.name:32} {floor:9.2f} {step:9.2f} {step / floor:6.2f}")
             print(lines[-1], flush=True)
-        sweep.solve(unit, Training(replace(brief, iters=1), Phase(0, 1), False, pieces, [0], 0, chosen, lambda _: None))
+        solver.solve(unit)
     lines.append(f"{'sum':32} {floors:9.2f} {steps:9.2f} {steps / floors:6.2f}")
     head = (
         f"python benchmarks/step_cost.py {' '.join(sys.argv[1:])}\n"
-        f"{threads} threads, torch {torch.__version__}, median of {ROUNDS} rounds of {STEPS} steps\n"
+        f"{threads} threads, {len(shard.pieces)} pieces of a step, torch {torch.__version__}, "
+        f"median of {ROUNDS} rounds of {STEPS} steps\n"
     )
     precision = f"w{config.precision.weight_bits}a{config.precision.act_bits}"
-    name = f"step_cost-{loaded.path.stem}-{config.algo.name}-{precision}-{threads}threads.txt"
+    name = f"step_cost-{loaded.path.stem}-{config.algo.name}-{precision}-{threads}threads-{len(shard.pieces)}pieces.txt"
     Path(__file__).with_name(name).write_text("\n".join([head, *lines]) + "\n")
     print(lines[-1])
 

@@ -16,14 +16,15 @@ import torch
 
 import dipo
 from dipo.algo.analytic import data_free_ranges
-from dipo.algo.calibrate import Calibration, Observed, activation_ranges, quantize_model
+from dipo.algo.calibrate import Calibration, ObserveBatches, Observed, activation_ranges, quantize_model
+from dipo.algo.step import NetworkState
 from dipo.cluster.address import is_private
 from dipo.cluster.logs import append_worker_log
+from dipo.cluster.messages import Job
 from dipo.cluster.pool import Pool, start_pool
-from dipo.cluster.work import Job
 from dipo.config import Config, to_plain
 from dipo.errors import JobError, UserError
-from dipo.export.platforms import RULES, on_grids_of
+from dipo.export.targets import TARGETS
 from dipo.graph.plan import QuantizedModel
 from dipo.report.events import FILE as EVENTS
 from dipo.report.events import Events, config_hash
@@ -39,14 +40,11 @@ from dipo.stages.dry_run import show_plan
 from dipo.stages.fingerprint import Stored, compare, fingerprint, same_options, write_fingerprint
 from dipo.stages.load import Loaded, check_parity, form_of, load_job, moments_of_model
 from dipo.stages.network import Kept, save_network
-from dipo.stages.targets import Source, Target, others, rehearse
+from dipo.stages.targets import Retargeted, Source, others, rehearse
 from dipo.stages.transform import transform
 from dipo.stages.verify import source_of, verify, versions
 
 log = logging.getLogger("dipo")
-
-PARALLEL_PIECES = 4
-"""Pieces of a polishing step, where nothing else is asked: the parallel schedule's results never follow the workers."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ def run_job(config: Config) -> int:
             show_plan(config, loaded, terminal)
             return 0
         identity = fingerprint(config, loaded, device=device)
-        stored = None if resumed is None else compare(resumed, identity, config)
+        stored = None if resumed is None else compare(resumed, identity)
         folder = resumed or RunFolder(_folder_path(config))
         stack.callback(folder.close)
         with _explained(folder, terminal):
@@ -125,7 +123,7 @@ def _run(begun: Prepared) -> None:
     resumes = folder.has(CONFIG)
     if begun.stored is not None and begun.stored.other_ranges:
         folder.forget_results()
-        write_fingerprint(folder, begun.identity, pieces=begun.stored.pieces)
+        write_fingerprint(folder, begun.identity)
     if not resumes or (begun.stored is not None and begun.stored.other_ranges):
         folder.write_yaml(CONFIG, to_plain(config))
     sinks = open_sinks(config.run.track, folder, run_name=folder.path.name, config=to_plain(config))
@@ -152,40 +150,52 @@ def _process(context: Context, *, parity: float) -> Report:
     calibration = _calibrate(context)
     with context.stage("ranges"):
         quantized = _quantize(context, calibration)
-    if context.config.algo.steps:
+    steps = context.loaded.steps
+    if steps:
         rehearse(source_of(context, quantized, calibration))
-    done = transform(context, quantized=quantized, calibration=calibration)
+    done = transform(context, _state(context, quantized, calibration), steps)
     # Learned scales may differ again where the target has one for several values.
-    rules = RULES[context.config.platform.name]
-    done = dataclasses.replace(done, quantized=on_grids_of(rules, context.loaded.model, done.quantized))
+    target = TARGETS[context.config.platform.name]
+    done = dataclasses.replace(done, quantized=target.on_grids(context.loaded.model, done.quantized))
     with context.stage("export"):
-        save_network(context.folder, Kept(done.quantized, context.loaded.least_outputs))
+        save_network(context.folder, Kept(done.quantized, context.loaded.change.record))
         files, *its = _export(context, source_of(context, done.quantized, calibration)).items()
     return verify(context, done=done, calibration=calibration, files=files[1], parity=parity, others=dict(its))
+
+
+def _state(context: Context, quantized: QuantizedModel, calibration: Calibration) -> NetworkState:
+    config, loaded = context.config, context.loaded
+    return NetworkState(
+        model=loaded.model,
+        plan=loaded.plan,
+        rules=TARGETS[config.platform.name].spec,
+        quantized=quantized,
+        calibration=calibration,
+        calib=config.calib,
+        num_samples=len(loaded.data.calib),
+        batch_size=config.data.batch_size,
+        seed=config.seed,
+        has_samples=loaded.has_samples,
+        moments=functools.partial(moments_of_model, loaded.model, config.data),
+    )
 
 
 def _quantize(context: Context, calibration: Calibration) -> QuantizedModel:
     """Ranges of activations, and weights rounded to nearest."""
     config, loaded = context.config, context.loaded
-    if config.calib.method == "batchnorm":
+    if not config.calib.reads_statistics:
         ranges = data_free_ranges(loaded.plan, moments_of_model(loaded.model, config.data), sigmas=config.calib.sigmas)
     else:
         ranges = activation_ranges(loaded.plan, calibration.statistics, cfg=config.calib)
     quantized = quantize_model(loaded.model, plan=loaded.plan, ranges=ranges, cfg=config.calib)
-    return on_grids_of(RULES[config.platform.name], loaded.model, quantized)
+    return TARGETS[config.platform.name].on_grids(loaded.model, quantized)
 
 
 def _context(begun: Prepared, pool: Pool, events: Events) -> Context:
     config, folder = begun.config, begun.folder
-    if begun.stored is not None:
-        pieces = begun.stored.pieces
-    else:
-        parallel = config.cluster.schedule == "parallel"
-        pieces = config.cluster.grad_shards or (PARALLEL_PIECES if parallel else pool.size)
-        write_fingerprint(folder, begun.identity, pieces=pieces)
-    return Context(
-        config, begun.loaded, folder, pool, pieces, begun.device, begun.clock, events, begun.terminal
-    )  # fmt: skip
+    if begun.stored is None:
+        write_fingerprint(folder, begun.identity)
+    return Context(config, begun.loaded, folder, pool, begun.device, begun.clock, events, begun.terminal)
 
 
 @contextlib.contextmanager
@@ -193,7 +203,7 @@ def _workers(begun: Prepared, events: Events) -> Iterator[Pool]:
     config, loaded = begun.config, begun.loaded
     job = Job(
         plan=loaded.plan,
-        rules=RULES[config.platform.name],
+        rules=TARGETS[config.platform.name].spec,
         calib=loaded.data.calib,
         device=begun.device,
         threads=config.cluster.threads,
@@ -225,13 +235,13 @@ def _calibrate(context: Context) -> Calibration:
             tell_of_damage(context, STATISTICS)
     num_samples = len(context.loaded.data.calib)
     with context.stage("calibrate"):
-        parts: list[Observed] = context.over_samples("observe", "calibrate", num_samples)
+        parts = context.over_samples(ObserveBatches, title="calibrate", num_samples=num_samples)
     calibration = functools.reduce(Observed.merge, parts).calibration()
     save_calibration(context.folder, calibration)
     return calibration
 
 
-def _export(context: Context, source: Source) -> dict[Target, list[Path]]:
+def _export(context: Context, source: Source) -> dict[Retargeted, list[Path]]:
     """The files of the job's own target, which is the first, and of the others, each in a folder of its name."""
     config = context.config
     places = {config.platform.name: OWN, **{name: name for name in others(config)}}

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from dipo.config import AlgoConfig
 from dipo.launch import main
-from dipo.recipe import AlgoConfig
 from dipo.stages.parallel import polish_iters, rounds
 
 HOW = ("algo=qdrop", "precision=w4a4", "algo.iters=8", "cluster.schedule=parallel")
@@ -67,11 +67,11 @@ def test_values_that_went_away_with_a_node_are_captured_again(tiny_job, tmp_path
     expected, _ = run(tiny_job, tmp_path / "whole")
     real, calls = InlinePool.map, []
 
-    def lossy(self, method, items, **how):
+    def lossy(self, tasks, **how):
         """The second unit finds its inputs gone, once."""
-        calls.append(method)
-        results = real(self, method, items, **how)
-        if method == "solve_alone" and calls.count("solve_alone") == 1:
+        calls.append(tasks[0].name)
+        results = real(self, tasks, **how)
+        if calls[-1] == "solve_alone" and calls.count("solve_alone") == 1:
             yield next(results)
             raise StoredLostError
         yield from results
@@ -88,10 +88,10 @@ def test_values_that_always_go_away_end_the_run_with_a_sentence(tiny_job, tmp_pa
 
     real = InlinePool.map
 
-    def lossy(self, method, items, **how):
-        if method == "solve_alone":
+    def lossy(self, tasks, **how):
+        if tasks[0].name == "solve_alone":
             raise StoredLostError
-        yield from real(self, method, items, **how)
+        yield from real(self, tasks, **how)
 
     monkeypatch.setattr(InlinePool, "map", lossy)
     assert main(tiny_job.arguments(*HOW, f"run.dir={tmp_path / 'run'}")) == 1

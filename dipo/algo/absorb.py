@@ -10,11 +10,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+import torch
 from numpy.typing import NDArray
 
+from dipo.algo.captures import cut
 from dipo.algo.links import Link, Passed, Refusal, clip_limits, filters_of, keeps_shifts
+from dipo.data.samples import Dataset
+from dipo.graph.accessors import array_of, bias_of, layers_of, name_of, node_name, weight_of
 from dipo.graph.batch_norm import batch_norm_of, set_batch_norm
-from dipo.graph.load import array_of, bias_of, node_name, weight_of
+from dipo.graph.torch_module import GraphModule, channels_last
+
+ABSORPTION_SAMPLES, ABSORPTION_BATCH = 64, 16
+"""Samples on which absorbed biases must leave the network's function as it is."""
 
 
 @dataclass(frozen=True)
@@ -97,3 +104,19 @@ def _obstacle(link: Link) -> str | None:
 
 def _pads_itself(node: ir.Node) -> bool:
     return node.attributes.get_string("auto_pad", "NOTSET") in {"SAME_UPPER", "SAME_LOWER"}
+
+
+def least_outputs(model: ir.Model, samples: Dataset) -> dict[str, NDArray[np.float32]]:
+    """Return the least number [C] of each layer's output on some samples, by name of the layer."""
+    outputs = {name_of(node.outputs[0]): node for node in layers_of(model)}
+    module = GraphModule(model, outputs=outputs).eval()
+    found: dict[str, NDArray[np.float32]] = {}
+    for batch in cut(min(ABSORPTION_SAMPLES, len(samples)), ABSORPTION_BATCH):
+        arrays = samples.read(batch.start, batch.stop).inputs
+        with torch.inference_mode():
+            values = module({name: channels_last(torch.from_numpy(array)) for name, array in arrays.items()})
+        for value, node in outputs.items():
+            channel = -1 if node.op_type == "MatMul" else 1
+            least = values[value].transpose(0, channel).flatten(1).amin(dim=1).numpy()
+            found[node_name(node)] = np.minimum(found.get(node_name(node), least), least)
+    return found

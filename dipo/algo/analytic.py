@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dipo.algo.links import find_links, mean_response
 from dipo.algo.normal import Moments
-from dipo.graph.load import array_of, layers_of, name_of, node_name, weight_of
+from dipo.graph.accessors import array_of, layers_of, name_of, node_name, weight_of
 from dipo.graph.plan import Plan, QuantizedLayer, QuantizedModel
 from dipo.quant.ranges import Range
 

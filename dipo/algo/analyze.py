@@ -12,18 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from dipo.algo.captures import Batch, channel_sum, read_ahead
+from dipo.algo.bench import Bench, Shared
+from dipo.algo.captures import Batch, StoredRows, channel_sum, read_ahead
 from dipo.algo.findings import Analysis, Sums
 from dipo.algo.simulate import simulated_constants
-from dipo.graph.load import layers_of, name_of, node_name
+from dipo.graph.accessors import layers_of, name_of, node_name
 from dipo.graph.plan import Plan, QuantizedModel
-from dipo.graph.rules import PlatformRules
+from dipo.graph.target_spec import TargetSpec
 from dipo.graph.torch_module import GraphModule, Step
 from dipo.quant.functional import TorchQParams, fake_quantize
 
@@ -50,7 +52,7 @@ def analyze(
     *,
     plan: Plan,
     quantized: QuantizedModel,
-    rules: PlatformRules,
+    rules: TargetSpec,
     batches: Sequence[Batch],
     inputs: Callable[[Batch], Mapping[str, torch.Tensor]],
     sensitivity_samples: int,
@@ -102,6 +104,31 @@ def analyze(
             done += len(batch)
             progress(done)
     return Analysis(parts, shifts)
+
+
+@dataclass(frozen=True, eq=False)
+class AnalyzeBatches:
+    """The task to look at some batches."""
+
+    name: ClassVar[str] = "analyze"
+    batches: Sequence[Batch]
+    quantized: Shared[QuantizedModel]
+    sensitivity_samples: int
+
+    def run(self, bench: Bench, *stored: StoredRows) -> Analysis:
+        """Answer the questions of this module for them."""
+        del stored
+        return analyze(
+            bench.model,
+            plan=bench.plan,
+            quantized=self.quantized.get(),
+            rules=bench.rules,
+            batches=self.batches,
+            inputs=bench.calib_inputs,
+            sensitivity_samples=self.sensitivity_samples,
+            device=bench.device,
+            progress=bench.progress,
+        )
 
 
 def _probes(model: ir.Model, plan: Plan, passes: _Passes) -> list[_Probe]:

@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from dipo.algo.captures import Batch, Capture
-from dipo.algo.pair import Pair
-from dipo.graph.load import name_of, node_name
+from dipo.algo.pair import LayerOutputs, Pair
+from dipo.graph.accessors import name_of
 from dipo.graph.plan import QuantizedLayer
 from dipo.graph.units import Unit
 
@@ -22,42 +21,16 @@ CORRECTION_BATCHES = 16
 """Batches that a correction between units looks at, or up to twice as many: channel means need no more."""
 
 
-def correct_layer(
-    pair: Pair, unit: Unit, fp_means: Mapping[str, NDArray[np.float64]], *, known: QuantizedLayer | None = None
-) -> dict[str, QuantizedLayer]:
-    """Corrects the bias of the unit's layer and moves on behind the unit.
+def corrected_layer(pair: Pair, outputs: LayerOutputs, fp_mean: NDArray[np.float64]) -> QuantizedLayer:
+    """Return a layer with its bias moved by what its output's channel means lack.
 
     Args:
-        pair: Both networks; the float one need not be carried along.
-        unit: The next unit, of granularity `layer`.
-        fp_means: Channel means of the layers' outputs in the float network, over all samples.
-        known: The layer as it was corrected before: nothing is computed but the way on, and that to the same bits.
-
-    Returns:
-        The corrected layer by name; nothing for a unit that has none.
+        pair: The quantized network, in front of the layer.
+        outputs: What the layer gives with the bias that it has.
+        fp_mean: Channel means [C] of its output in the float network, over all samples.
     """
-    first, *others = (pair.nodes[name] for name in unit.nodes)
-    old = pair.layers.get(node_name(first))
-    if old is None or old.bias is None:
-        pair.advance(unit)
-        pair.forget(unit)
-        return {}
-    name, output = node_name(first), name_of(first.outputs[0])
-    module, weights = pair.module([first], [output]), pair.weights([name])
-    outs = [module(values, constants=weights)[output] for values in pair.reads(pair.q, module)]
-    if known is None:
-        means = pair.mean_of({batch.index: out for batch, out in zip(pair.batches, outs, strict=True)})
-        known = replace(old, bias=(old.bias + (fp_means[name] - means)).astype(np.float32))
-    assert known.bias is not None
-    pair.layers[name] = known
-    shift = torch.from_numpy(known.bias - old.bias).to(pair.device)
-    shift = shift.view(-1, *(1,) * (outs[0].ndim - 2))
-    rest = pair.module(others, unit.outputs)
-    # Each batch is let go as soon as what follows has read it: floats of all samples are large.
-    shifted = ({output: outs.pop(0).add_(shift)} for _ in pair.rows)
-    pair.q.update(pair.run(rest, shifted, constants={}, hook=pair.hook([first, *others]), codes=True))
-    pair.forget(unit)
-    return {name: pair.layers[name]}
+    mean = pair.mean_of(dict(zip((batch.index for batch in pair.batches), outputs.batches, strict=True)))
+    return replace(pair.layers[outputs.layer], bias=(outputs.bias + (fp_mean - mean)).astype(np.float32))
 
 
 def correct_if_better(pair: Pair, unit: Unit, targets: Mapping[str, Capture]) -> bool:

@@ -6,15 +6,17 @@ import functools
 from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from dipo.algo.captures import Batch, channel_sum, read_ahead
+from dipo.algo.bench import Bench
+from dipo.algo.captures import Batch, StoredRows, channel_sum, read_ahead
 from dipo.algo.weight_rows import rounded
-from dipo.graph.load import array_of, layers_of, name_of, node_name
+from dipo.graph.accessors import array_of, layers_of, name_of, node_name
 from dipo.graph.plan import Plan, QuantizedModel
 from dipo.graph.torch_module import GraphModule
 from dipo.quant.observers import Observer, Statistics
@@ -115,6 +117,26 @@ def observe(
             future.result()
     found = {name: observer.result() for name, observer in observers.items() if name not in lost}
     return Observed(found, sums, counts)
+
+
+@dataclass(frozen=True)
+class ObserveBatches:
+    """The task to calibrate some batches."""
+
+    name: ClassVar[str] = "observe"
+    batches: Sequence[Batch]
+
+    def run(self, bench: Bench, *stored: StoredRows) -> Observed:
+        """Run the float network over them."""
+        del stored
+        return observe(
+            bench.model,
+            plan=bench.plan,
+            batches=self.batches,
+            inputs=bench.calib_inputs,
+            device=bench.device,
+            progress=bench.progress,
+        )
 
 
 def _collect(

@@ -16,9 +16,9 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from dipo.algo.absorb import Absorbed, absorb, amounts_of, set_constant
 from dipo.algo.links import Link, Passed, Refusal, clip_limits, filters_of, find_chains, find_links
-from dipo.graph.batch import fresh_name, replace_input
+from dipo.graph.accessors import array_of, bias_of, layers_of, node_name, opset_of, weight_of
 from dipo.graph.batch_norm import batch_norm_of, set_batch_norm
-from dipo.graph.load import array_of, bias_of, layers_of, node_name, opset_of, weight_of
+from dipo.graph.constants import fresh_name, replace_input
 
 TOLERANCE = 1e-4
 """Largest change of a scale's logarithm in a sweep that counts as none."""

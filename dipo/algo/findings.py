@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dipo.algo.compare_scales import WeightSums
 from dipo.algo.simulate import LayerError
 
 
@@ -84,6 +85,22 @@ class Analysis:
                 constant = float(np.square(sums).sum()) / max(1, both.count // sums.size)
                 shares[name] = min(1.0, constant / both.noise) if 0 < both.noise < math.inf else 0.0
         return shares
+
+
+@dataclass(frozen=True)
+class NetworkAnalysis:
+    """What all workers saw of a network, for the report."""
+
+    totals: dict[str, dict[str, tuple[Sums, ...]]]
+    """By question and layer."""
+    weights: dict[str, WeightSums]
+    """By layer: its weight with one scale and with one for each channel."""
+    shift_shares: dict[str, float]
+    """By layer with a bias: the part of its noise that a corrected bias takes away."""
+    samples: int
+    """Samples that were looked at."""
+    sensitivity_samples: int
+    """Of them, those for `sensitivity`."""
 
 
 def _added(batches: Mapping[int, tuple[Sums, ...]]) -> tuple[Sums, ...]:

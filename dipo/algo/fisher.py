@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dipo.algo.captures import Batch, Capture
 from dipo.algo.exchange import Exchange
-from dipo.graph.load import name_of
+from dipo.graph.accessors import name_of
 from dipo.graph.torch_module import GraphModule
 
 

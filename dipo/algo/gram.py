@@ -17,7 +17,7 @@ from dipo.algo.captures import Capture
 from dipo.algo.pair import Pair
 from dipo.algo.weight_rows import WeightRows, target_of
 from dipo.errors import UserError
-from dipo.graph.load import name_of, node_name
+from dipo.graph.accessors import name_of, node_name
 from dipo.graph.ops.reader import TorchOp
 from dipo.graph.torch_module import GraphModule
 

@@ -22,7 +22,7 @@ import onnx_ir as ir
 import torch
 
 from dipo.algo.integer_site import Grid, Site, find_site, hold_codes
-from dipo.graph.load import bias_of, name_of, node_name, weight_axis, weight_of
+from dipo.graph.accessors import bias_of, name_of, node_name, weight_axis, weight_of
 from dipo.graph.ops.reader import TorchOp
 from dipo.graph.plan import Plan, QuantizedLayer, QuantizedModel
 from dipo.graph.torch_module import GraphModule, channels_last

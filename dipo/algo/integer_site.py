@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from dipo.graph.load import name_of, node_name
+from dipo.graph.accessors import name_of, node_name
 from dipo.graph.ops.reader import TorchOp
 from dipo.graph.placement import PASS_THROUGH
 from dipo.graph.plan import Plan, QuantizedModel

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from dipo.graph.load import array_of, is_layer, node_name, weight_of
+from dipo.graph.accessors import array_of, is_layer, node_name, weight_of
 
 _Float = TypeVar("_Float", np.float32, np.float64)
 

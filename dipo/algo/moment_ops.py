@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dipo.algo.links import REARRANGEMENTS, Passed, rearranged, reduced
 from dipo.algo.normal import Moments, clipped, leaky, scaled
 from dipo.errors import UserError
-from dipo.graph.load import array_of, node_name
+from dipo.graph.accessors import array_of, node_name
 
 
 def refusal(node: ir.Node) -> UserError:

@@ -21,8 +21,8 @@ from dipo.algo.moment_ops import FUNCTIONS, refusal
 from dipo.algo.normal import Moments, clipped, mapped, multiplied, scaled, summed
 from dipo.errors import UserError
 from dipo.graph import torch_ops
+from dipo.graph.accessors import array_of, bias_of, is_layer, name_of, opset_of, weight_of
 from dipo.graph.batch_norm import batch_norm_in, batch_norm_of
-from dipo.graph.load import array_of, bias_of, is_layer, name_of, opset_of, weight_of
 
 _UNCHANGED = frozenset({"Identity", "Dropout", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize"})
 _CURVES = frozenset(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from dipo.graph.load import array_of
+from dipo.graph.accessors import array_of
 from dipo.graph.plan import Plan
 from dipo.quant.observers import Statistics
 

@@ -14,7 +14,7 @@ import torch
 
 from dipo.algo.captures import Batch, Capture, StoredRows, channel_sum
 from dipo.algo.exchange import Exchange
-from dipo.graph.load import bias_of, layers_of, name_of, node_name, weight_of
+from dipo.graph.accessors import bias_of, layers_of, name_of, node_name, weight_of
 from dipo.graph.plan import Plan, QuantizedLayer, QuantizedModel
 from dipo.graph.torch_module import GraphModule, Hook, channels_last
 from dipo.graph.units import Unit
@@ -29,6 +29,19 @@ class ChannelMoments:
     mean: np.ndarray
     var: np.ndarray
     """Mean squared distance from the mean: divided by the number of elements, not by one less."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerOutputs:
+    """What a layer gives, before the bias that it has is changed."""
+
+    layer: str
+    value: str
+    """Name of its output."""
+    bias: np.ndarray
+    """The bias that is part of it."""
+    batches: list[torch.Tensor]
+    """This worker's, in order; whoever moves on from them takes them out."""
 
 
 class Pair:
@@ -115,9 +128,28 @@ class Pair:
         module = self.module([self.nodes[name] for name in unit.nodes], unit.outputs)
         return self.run(module, self.reads(self.fp, module), constants={}, hook=None, codes=False)
 
-    def advance(self, unit: Unit) -> None:
-        """Runs the quantized unit, as it now is, over all samples."""
+    def layer_outputs(self, unit: Unit) -> LayerOutputs | None:
+        """What the quantized layer of a unit of granularity `layer` gives; None where it is not, or has no bias."""
+        first = self.nodes[unit.nodes[0]]
+        name, value = node_name(first), name_of(first.outputs[0])
+        layer = self.layers.get(name)
+        if layer is None or layer.bias is None:
+            return None
+        module, weights = self.module([first], [value]), self.weights([name])
+        batches = [module(values, constants=weights)[value] for values in self.reads(self.q, module)]
+        return LayerOutputs(name, value, layer.bias, batches)
+
+    def advance(self, unit: Unit, *, outputs: LayerOutputs | None = None) -> None:
+        """Runs the quantized unit, as it now is, over all samples.
+
+        Args:
+            unit: The unit.
+            outputs: What its layer gave before its bias, and nothing else, was changed: the change is added to it.
+        """
         nodes = [self.nodes[name] for name in unit.nodes]
+        if outputs is not None:
+            self._advance_from(outputs, nodes, unit)
+            return
         module = self.module(nodes, unit.outputs)
         self.q.update(
             self.run(
@@ -128,6 +160,16 @@ class Pair:
                 codes=True,
             )
         )
+
+    def _advance_from(self, outputs: LayerOutputs, nodes: Sequence[ir.Node], unit: Unit) -> None:
+        bias = self.layers[outputs.layer].bias
+        assert bias is not None
+        shift = torch.from_numpy(bias - outputs.bias).to(self.device)
+        shift = shift.view(-1, *(1,) * (outputs.batches[0].ndim - 2))
+        rest = self.module(nodes[1:], unit.outputs)
+        # Each batch is let go as soon as what follows has read it: floats of all samples are large.
+        shifted = ({outputs.value: outputs.batches.pop(0).add_(shift)} for _ in self.rows)
+        self.q.update(self.run(rest, shifted, constants={}, hook=self.hook(nodes), codes=True))
 
     def run(
         self,

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import torch
 
 from dipo.graph import torch_ops
-from dipo.graph.load import array_of, name_of
+from dipo.graph.accessors import array_of, name_of
 from dipo.graph.ops.reader import TorchOp
 from dipo.quant.kernels import Kernels
 from dipo.quant.rounding import flat, random_words, unflat

@@ -12,22 +12,19 @@ hold them.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from dipo.algo.exchange import Exchange
+from dipo.algo.phase import Phase
+from dipo.algo.steps.reconstruction import ReconstructionOptions
 from dipo.algo.trainer import Piece, Trainer, UnitProblem
-from dipo.graph.plan import QuantizedLayer
+from dipo.algo.unit_solver import UnitResult
 from dipo.quant.kernels import Kernels
 from dipo.quant.rounding import ADAM_BETA1, ADAM_BETA2
-from dipo.quant.spec import QParams
-from dipo.recipe import AlgoConfig
 
 STRAIGHT_SPEED = 1.0
 """Factor on the rounding's learning rate with `algo.rounding=straight_through`, where V counts in codes."""
@@ -35,39 +32,10 @@ LOSS_SAMPLES = 10
 """Steps at either end whose mean loss is reported."""
 
 
-@dataclass(frozen=True)
-class Phase:
-    """The part of a unit's schedule that is run: `algo.iters` steps in one go, or in several on different inputs."""
-
-    first: int
-    """First step of the schedule."""
-    stop: int
-    """One past the last."""
-    lr: float = 1.0
-    """Factor on all learning rates."""
-
-    def __len__(self) -> int:
-        return self.stop - self.first
-
-
-@dataclass(frozen=True)
-class UnitSolution:
-    """What reconstruction found."""
-
-    layers: dict[str, QuantizedLayer]
-    activations: dict[str, QParams]
-    rounding: dict[str, NDArray[np.float32]]
-    """By node: what a later phase goes on with, see `Weights.begun`."""
-    loss_first: float
-    """Mean loss of the first steps."""
-    loss_last: float
-    """Mean loss of the last steps."""
-
-
 def reconstruct(
     problem: UnitProblem,
     *,
-    cfg: AlgoConfig,
+    cfg: ReconstructionOptions,
     phase: Phase,
     pieces: Sequence[Piece],
     owners: Sequence[int],
@@ -75,7 +43,7 @@ def reconstruct(
     seed: int,
     kernels: Kernels,
     progress: Callable[[int], None] = lambda _: None,
-) -> UnitSolution:
+) -> UnitResult:
     """Trains a unit.
 
     Args:
@@ -102,38 +70,16 @@ def reconstruct(
         progress(step + 1)
     count = min(LOSS_SAMPLES, len(phase))
     measured = [float(loss) for loss in losses]
-    return UnitSolution(
+    return UnitResult(
         layers=trainer.layers(),
         activations=trainer.activations(),
-        rounding=trainer.weights.begun(),
+        rounding=trainer.weights.begun() if phase.stop < cfg.iters else None,
         loss_first=float(np.mean(measured[:count])),
         loss_last=float(np.mean(measured[-count:])),
     )
 
 
-def tuning(cfg: AlgoConfig) -> AlgoConfig:
-    """The options by which a network is tuned end to end: `tune_iters` steps, learning rates as they are given.
-
-    EfficientQAT (arXiv:2407.11062) trains the weights' scales behind a reconstruction block by block; here biases and
-    activation scales go along.
-    """
-    return dataclasses.replace(
-        cfg,
-        iters=cfg.tune_iters,
-        reference_iters=cfg.tune_iters,
-        lr_bias=cfg.lr_bias * cfg.tune_lr,
-        lr_act=cfg.lr_act * cfg.tune_lr,
-        lr_scale=cfg.lr_scale * cfg.tune_lr,
-        fp_input_prob=0.0,
-        loss="error",
-        loss_norm=2.0,
-        inputs="quantized",
-        train_scale=True,
-        train_bias=True,
-    )
-
-
-def _schedule(cfg: AlgoConfig, phase: Phase) -> torch.Tensor:
+def _schedule(cfg: ReconstructionOptions, phase: Phase) -> torch.Tensor:
     """What changes from step to step of a phase, [steps, 6].
 
     Columns: learning rate of the rounding, beta, strength of the regulariser, Adam's two bias corrections, and the

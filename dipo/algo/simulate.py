@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from dipo.algo.captures import Batch, read_ahead
+from dipo.algo.bench import Bench, Shared
+from dipo.algo.captures import Batch, StoredRows, read_ahead
 from dipo.algo.integer import IntegerKernels, integer_kernels
-from dipo.graph.load import bias_of, layers_of, name_of, node_name, opset_of, weight_of
+from dipo.data.samples import Dataset
+from dipo.graph.accessors import bias_of, layers_of, name_of, node_name, opset_of, weight_of
 from dipo.graph.ops.ordered import ordered_conv
 from dipo.graph.ops.reader import NodeReader, TorchOp
 from dipo.graph.plan import Plan, QuantizedModel
-from dipo.graph.rules import PlatformRules
+from dipo.graph.target_spec import TargetSpec
 from dipo.graph.torch_module import GraphModule, Hook, channels_last
 from dipo.quant.bias import quantize_bias
 from dipo.quant.functional import TorchQParams, fake_quantize
@@ -65,7 +69,7 @@ def simulate(
     *,
     plan: Plan,
     quantized: QuantizedModel,
-    rules: PlatformRules,
+    rules: TargetSpec,
     batches: Sequence[Batch],
     inputs: Callable[[Batch], Mapping[str, torch.Tensor]],
     profile_samples: int,
@@ -136,6 +140,35 @@ def simulate(
     return Simulated(_join(fp_parts), _join(q_parts), layers)
 
 
+@dataclass(frozen=True, eq=False)
+class SimulateBatches:
+    """The task to run both networks over some batches."""
+
+    name: ClassVar[str] = "simulate"
+    batches: Sequence[Batch]
+    dataset: Dataset
+    quantized: Shared[QuantizedModel]
+    profile_samples: int
+    plan: Plan | None = None
+    """Of another target than the job's; None: the job's."""
+    rules: TargetSpec | None = None
+
+    def run(self, bench: Bench, *stored: StoredRows) -> Simulated:
+        """Run the float and the quantized network over them."""
+        del stored
+        return simulate(
+            bench.model,
+            plan=self.plan or bench.plan,
+            quantized=self.quantized.get(),
+            rules=self.rules or bench.rules,
+            batches=self.batches,
+            inputs=functools.partial(bench.inputs_of, self.dataset),
+            profile_samples=self.profile_samples,
+            device=bench.device,
+            progress=bench.progress,
+        )
+
+
 def _quantizers(plan: Plan, quantized: QuantizedModel, kernels: IntegerKernels, *, device: torch.device) -> Hook:
     """What nodes read of a value: the numbers that its codes stand for."""
     qparams = {
@@ -151,7 +184,7 @@ def _quantizers(plan: Plan, quantized: QuantizedModel, kernels: IntegerKernels, 
 
 
 def simulated_constants(
-    model: ir.Model, *, plan: Plan, quantized: QuantizedModel, rules: PlatformRules, device: torch.device
+    model: ir.Model, *, plan: Plan, quantized: QuantizedModel, rules: TargetSpec, device: torch.device
 ) -> dict[str, torch.Tensor]:
     """Weights and biases by name of the initializer, as the target keeps them."""
     constants = {}

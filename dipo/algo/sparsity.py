@@ -7,7 +7,6 @@ and, within a run of a pattern, of OBC (arXiv:2208.11580).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,11 +16,12 @@ from numpy.typing import NDArray
 
 from dipo.algo.gram import gram
 from dipo.algo.pair import Pair
+from dipo.algo.steps.sparsify import UNSTRUCTURED, SparsifyOptions
 from dipo.algo.weight_rows import WeightRows, rounded, target_of
-from dipo.graph.load import node_name
+from dipo.graph.accessors import node_name
 from dipo.graph.plan import QuantizedLayer
 from dipo.graph.units import Unit
-from dipo.recipe import AlgoConfig, CalibConfig
+from dipo.recipe import CalibConfig
 
 DAMPING = 0.01
 """Added to the diagonal of a Gram matrix, as a part of its mean: what few samples say is not believed to the last."""
@@ -43,10 +43,12 @@ class Pattern:
     """Weights in a row along the input channels."""
 
     @staticmethod
-    def of(cfg: AlgoConfig) -> Pattern:
+    def of(cfg: SparsifyOptions) -> Pattern:
         """What the options ask for."""
-        match = re.fullmatch(r"(\d+):(\d+)", cfg.sparsity_pattern)
-        return Pattern(cfg.sparsity, int(match[1]), int(match[2])) if match else Pattern(cfg.sparsity)
+        if cfg.sparsity_pattern == UNSTRUCTURED:
+            return Pattern(cfg.sparsity)
+        kept, run = map(int, cfg.sparsity_pattern.split(":"))
+        return Pattern(cfg.sparsity, kept, run)
 
     def runs(self, positions: int, inputs: int) -> Iterator[tuple[int, int, int]]:
         """First column, end, and number of weights kept of each run, columns in the order of `WeightRows`.
@@ -61,13 +63,13 @@ class Pattern:
                 yield first, first + length, -(-length * self.kept // self.run)
 
 
-def prune_layer(pair: Pair, unit: Unit, *, cfg: AlgoConfig | None, calib: CalibConfig) -> dict[str, QuantizedLayer]:
-    """Prunes the unit's layer behind the quantized ones before it, rounds it, and moves on behind the unit.
+def pruned_layers(pair: Pair, unit: Unit, *, cfg: SparsifyOptions, calib: CalibConfig) -> dict[str, QuantizedLayer]:
+    """Prune the unit's layer behind the quantized ones before it, and round it.
 
     Args:
         pair: Both networks; the float one need not be carried along.
         unit: The next unit, of granularity `layer`.
-        cfg: The options of sparsity; None: the layer stays as it is.
+        cfg: Which weights go, and how many.
         calib: How the grid of the new weights is chosen.
 
     Returns:
@@ -78,21 +80,17 @@ def prune_layer(pair: Pair, unit: Unit, *, cfg: AlgoConfig | None, calib: CalibC
     """
     node = pair.nodes[unit.nodes[0]]
     name = node_name(node)
-    found = {}
-    if cfg is not None and name in pair.layers:
-        weight = target_of(pair, name)
-        layout = WeightRows.of(node, weight.shape)
-        pattern = Pattern.of(cfg)
-        rows = np.array(layout.split(weight))
-        if cfg.sparsity_mask == "error":
-            pruned = prune_by_error(rows, gram(pair, node), pattern)
-        else:
-            pruned = np.where(smallest(rows, pattern), np.float32(0), rows)
-        found = {name: rounded(layout.join(pruned), pair.layers[name].bias, layer=pair.plan.layers[name], calib=calib)}
-    pair.layers.update(found)
-    pair.advance(unit)
-    pair.forget(unit)
-    return found
+    if name not in pair.layers:
+        return {}
+    weight = target_of(pair, name)
+    layout = WeightRows.of(node, weight.shape)
+    pattern = Pattern.of(cfg)
+    rows = np.array(layout.split(weight))
+    if cfg.sparsity_mask == "error":
+        pruned = prune_by_error(rows, gram(pair, node), pattern)
+    else:
+        pruned = np.where(smallest(rows, pattern), np.float32(0), rows)
+    return {name: rounded(layout.join(pruned), pair.layers[name].bias, layer=pair.plan.layers[name], calib=calib)}
 
 
 def smallest(rows: NDArray[np.float32], pattern: Pattern) -> NDArray[np.bool_]:

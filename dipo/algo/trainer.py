@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from dipo.algo.captures import Capture
 from dipo.algo.losses import ErrorLoss
 from dipo.algo.program import Operation, Program, Quantizer, QuantizeSite
+from dipo.algo.steps.reconstruction import ReconstructionOptions
 from dipo.algo.weights import FIXED, LayerWeight, Weights
 from dipo.graph.plan import QuantizedLayer
 from dipo.quant.kernels import Kernels
 from dipo.quant.rounding import flat, random_words, unflat
 from dipo.quant.spec import QParams
-from dipo.recipe import AlgoConfig
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Trainer:
         self,
         problem: UnitProblem,
         *,
-        cfg: AlgoConfig,
+        cfg: ReconstructionOptions,
         num_steps: int,
         pieces: Sequence[Piece],
         seed: int,

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from dipo.algo.pair import ChannelMoments, Pair
 from dipo.algo.weight_rows import WeightRows, nearest_codes, rounded, target_of
+from dipo.graph.accessors import name_of, node_name
 from dipo.graph.batch_norm import BatchNorm
-from dipo.graph.load import name_of, node_name
 from dipo.graph.plan import QuantizedLayer
 from dipo.graph.units import Unit
 from dipo.recipe import CalibConfig
@@ -25,8 +25,8 @@ from dipo.recipe import CalibConfig
 SMALLEST_SCALE = np.finfo(np.float32).tiny
 
 
-def update_layer(pair: Pair, unit: Unit, norm: BatchNorm | None, *, calib: CalibConfig) -> dict[str, QuantizedLayer]:
-    """Estimates the BatchNorm of the unit's layer again and moves on behind the unit.
+def updated_layers(pair: Pair, unit: Unit, norm: BatchNorm | None, *, calib: CalibConfig) -> dict[str, QuantizedLayer]:
+    """Estimate the BatchNorm of the unit's layer again.
 
     With scales for each channel the codes stay, and scales and biases change. Else, or where scales have to be powers
     of two, the rescaled weight is rounded anew; if its rounding was learned, the bias alone changes.
@@ -43,15 +43,11 @@ def update_layer(pair: Pair, unit: Unit, norm: BatchNorm | None, *, calib: Calib
     node = pair.nodes[unit.nodes[0]]
     name, output = node_name(node), name_of(node.outputs[0])
     old = pair.layers.get(name)
-    found = {}
-    if norm is not None and old is not None and old.bias is not None:
-        module = pair.module([node], [output])
-        seen = pair.moments(module, pair.q, constants=pair.weights([name]), hook=None)[output]
-        found = {name: _refolded(pair, name, old, norm, seen, calib)}
-    pair.layers.update(found)
-    pair.advance(unit)
-    pair.forget(unit)
-    return found
+    if norm is None or old is None or old.bias is None:
+        return {}
+    module = pair.module([node], [output])
+    seen = pair.moments(module, pair.q, constants=pair.weights([name]), hook=None)[output]
+    return {name: _refolded(pair, name, old, norm, seen, calib)}
 
 
 def scale_change(norm: BatchNorm, var: NDArray[np.float64]) -> NDArray[np.float64]:

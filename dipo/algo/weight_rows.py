@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from dipo.algo.pair import Pair
-from dipo.graph.load import array_of
+from dipo.graph.accessors import array_of
 from dipo.graph.plan import LayerPlan, QuantizedLayer
 from dipo.quant.ranges import weight_qparams
 from dipo.quant.spec import QParams

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import onnx_ir as ir
 
+from dipo.algo.bench import InPlace, Shared, Task
+from dipo.algo.captures import StoredRows
 from dipo.cluster.address import set_environment
-from dipo.cluster.work import Job
+from dipo.cluster.messages import Job
 from dipo.cluster.worker import Worker
 from dipo.config import ClusterConfig
 
@@ -17,6 +19,9 @@ Progress = Callable[[int], None]
 Notify = Callable[..., None]
 """Told what happens to workers: the name of the event, and its fields by keyword."""
 
+T = TypeVar("T")
+ResultT = TypeVar("ResultT")
+MessageT = TypeVar("MessageT")
 
 INLINE_CAPTURES_GB = 2.0
 
@@ -37,54 +42,69 @@ class Pool(Protocol):
         """Workers at hand; it may fall, and rise again, as workers die and are replaced."""
         ...
 
+    def share(self, value: T) -> Shared[T]:
+        """Put a value where every worker finds it: once, whatever their number."""
+        ...
+
     def map(
         self,
-        method: str,
-        items: Sequence[tuple[Any, ...]],
+        tasks: Sequence[Task[ResultT]],
         *,
+        stored: Sequence[Sequence[StoredRows]] | None = None,
         sizes: Sequence[int] | None = None,
         progress: Progress | None = None,
-        keep: int = 0,
-        **named: Any,
-    ) -> Iterator[tuple[int, Any]]:
-        """Calls a method once for each item, on whichever worker is free; items begin in their order.
+    ) -> Iterator[tuple[int, ResultT]]:
+        """Do each task on whichever worker is free; tasks begin in their order.
 
-        An item whose worker dies is done again on another one.
+        A task whose worker dies is done again on another one.
 
         Args:
-            method: Name of a method of `Worker`.
-            items: Arguments of each call; what `keep` left may be among them.
-            sizes: The work in each item, in the unit of `progress`; 1 each by default.
+            tasks: What to do.
+            stored: For each task what `map_kept` left for it; nothing by default.
+            sizes: The work in each task, in the unit of `progress`; 1 each by default.
             progress: Called now and then with the work done.
-            keep: Number of values behind the first that the method returns and that stay where they were made.
-            named: Keyword arguments, the same for all.
 
         Yields:
-            Position of the item and its result, as they get ready; with `keep`, the result is the list of what stands
-            for the values that were kept.
+            Position of the task and its result, as they get ready.
 
         Raises:
             UserError: A worker found the user's input wrong.
-            JobError: An item failed as often as is allowed, or no workers are left.
+            JobError: A task failed as often as is allowed, or no workers are left.
             StoredLostError: A value that was kept is no more.
+        """
+        ...
+
+    def map_kept(
+        self, tasks: Sequence[Task[tuple[Any, ...]]], *, num_kept: int
+    ) -> Iterator[tuple[int, list[StoredRows]]]:
+        """Do each task, and leave what it returns where it was made.
+
+        Args:
+            tasks: What to do; each returns a tuple, whose first member is of no interest.
+            num_kept: Number of values behind the first.
+
+        Yields:
+            Position of the task and what stands for the values that were kept, for `map`'s `stored`.
+
+        Raises:
+            UserError: A worker found the user's input wrong.
+            JobError: As `map`.
         """
         ...
 
     def call(
         self,
-        method: str,
-        arguments: Sequence[tuple[Any, ...]],
+        verb: Callable[[Worker, MessageT], ResultT],
+        messages: Sequence[MessageT],
         *,
         progress: Progress | None = None,
-        **named: Any,
-    ) -> list[Any]:
-        """Calls a method of the first `len(arguments)` workers at the same time, each with its own arguments.
+    ) -> list[ResultT]:
+        """Tell the first `len(messages)` workers something at the same time, each its own.
 
         Args:
-            method: Name of a method of `Worker`.
-            arguments: One tuple for each worker.
+            verb: A method of `Worker` that takes one message.
+            messages: One for each worker.
             progress: Called now and then with the work that the first one has done: all count the same steps.
-            named: Keyword arguments, the same for all.
 
         Raises:
             UserError: A worker found the user's input wrong.
@@ -92,16 +112,16 @@ class Pool(Protocol):
         """
         ...
 
-    def ask(self, method: str) -> list[Any]:
-        """What a method without arguments gives on each worker that still answers."""
+    def ask(self, question: Callable[[Worker], ResultT]) -> list[ResultT]:
+        """Return what a method of `Worker` without a message gives on each worker that still answers."""
         ...
 
     def captures_bytes(self) -> int:
-        """How much may be kept by `map` at a time."""
+        """Return how much may be kept by `map_kept` at a time."""
         ...
 
     def close(self) -> None:
-        """Ends the workers; no process is left behind."""
+        """End the workers; no process is left behind."""
         ...
 
 
@@ -111,44 +131,52 @@ class InlinePool:
     size = 1
 
     def __init__(self, job: Job, model: ir.Model, *, captures_gb: float | None = None) -> None:
-        """Starts the worker."""
+        """Start the worker."""
         self.worker = Worker(job, model)
         self.captures_gb = captures_gb
 
+    def share(self, value: T) -> Shared[T]:
+        """As `Pool.share`."""
+        return InPlace(value)
+
     def map(
         self,
-        method: str,
-        items: Sequence[tuple[Any, ...]],
+        tasks: Sequence[Task[ResultT]],
         *,
+        stored: Sequence[Sequence[StoredRows]] | None = None,
         sizes: Sequence[int] | None = None,
         progress: Progress | None = None,
-        keep: int = 0,
-        **named: Any,
-    ) -> Iterator[tuple[int, Any]]:
-        """As `Pool.map`; what is kept stands for itself."""
+    ) -> Iterator[tuple[int, ResultT]]:
+        """As `Pool.map`."""
         done = 0
-        for index, item in enumerate(items):
+        for index, task in enumerate(tasks):
             before = done
             self.worker.on_progress = None if progress is None else lambda own, before=before: progress(before + own)
-            result = getattr(self.worker, method)(*item, **named)
-            yield index, list(result[1:]) if keep else result
+            yield index, self.worker.run(task, *(() if stored is None else stored[index]))
             done += 1 if sizes is None else sizes[index]
+
+    def map_kept(
+        self, tasks: Sequence[Task[tuple[Any, ...]]], *, num_kept: int
+    ) -> Iterator[tuple[int, list[StoredRows]]]:
+        """As `Pool.map_kept`; what is kept stands for itself."""
+        for index, result in self.map(tasks):
+            assert len(result) == num_kept + 1
+            yield index, list(result[1:])
 
     def call(
         self,
-        method: str,
-        arguments: Sequence[tuple[Any, ...]],
+        verb: Callable[[Worker, MessageT], ResultT],
+        messages: Sequence[MessageT],
         *,
         progress: Progress | None = None,
-        **named: Any,
-    ) -> list[Any]:
+    ) -> list[ResultT]:
         """As `Pool.call`."""
         self.worker.on_progress = progress
-        return [getattr(self.worker, method)(*own, **named) for own in arguments]
+        return [verb(self.worker, message) for message in messages]
 
-    def ask(self, method: str) -> list[Any]:
+    def ask(self, question: Callable[[Worker], ResultT]) -> list[ResultT]:
         """As `Pool.ask`."""
-        return [getattr(self.worker, method)()]
+        return [question(self.worker)]
 
     def captures_bytes(self) -> int:
         """As `Pool.captures_bytes`."""

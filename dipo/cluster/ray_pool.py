@@ -6,7 +6,8 @@ import contextlib
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import onnx_ir as ir
 import ray
@@ -14,15 +15,23 @@ from ray import exceptions as failures
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from dipo.algo.bench import Shared, Task
+from dipo.algo.captures import StoredRows
 from dipo.cluster.engine import Engine, captures_bytes, place
 from dipo.cluster.group import ExchangeError
 from dipo.cluster.logs import LogFetcher
+from dipo.cluster.messages import Job
+from dipo.cluster.network import PackedNetwork
 from dipo.cluster.pool import Notify, Progress, StoredLostError, WorkersLostError
 from dipo.cluster.ray_failures import DEATHS, answered, cause, failure, reason, reraise
 from dipo.cluster.ray_worker import ACTOR, Seat
-from dipo.cluster.work import Job
+from dipo.cluster.worker import Worker
 from dipo.config import ClusterConfig
 from dipo.errors import JobError
+
+T = TypeVar("T")
+ResultT = TypeVar("ResultT")
+MessageT = TypeVar("MessageT")
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 5.0
@@ -54,7 +63,7 @@ class RayPool:
             placed = place(cfg, cuda=job.device == "cuda")
             self.group, self.bundle = placed.group, placed.bundle
             # One copy on each node, whatever the number of workers.
-            self.shared = ray.put(job), ray.put(ir.to_proto(model).SerializeToString())
+            self.shared = ray.put(job), ray.put(PackedNetwork.of(model))
             self.seats = [self._take(index) for index in range(placed.workers)]
             self._fill(patience=cfg.start_minutes * 60)
             if len(self.ready) < placed.workers:
@@ -70,18 +79,28 @@ class RayPool:
         """Workers at hand."""
         return len(self.ready)
 
+    def share(self, value: T) -> Shared[T]:
+        """As `Pool.share`."""
+        return InStore(ray.put(value))
+
     def map(
         self,
-        method: str,
-        items: Sequence[tuple[Any, ...]],
+        tasks: Sequence[Task[ResultT]],
         *,
+        stored: Sequence[Sequence[StoredRows]] | None = None,
         sizes: Sequence[int] | None = None,
         progress: Progress | None = None,
-        keep: int = 0,
-        **named: Any,
-    ) -> Iterator[tuple[int, Any]]:
+    ) -> Iterator[tuple[int, ResultT]]:
         """As `Pool.map`."""
-        task = _Map(self, method, items, sizes or [1] * len(items), keep, {k: ray.put(v) for k, v in named.items()})
+        return self._map(_Map(self, tasks, stored or [()] * len(tasks), sizes or [1] * len(tasks)), progress)
+
+    def map_kept(
+        self, tasks: Sequence[Task[tuple[Any, ...]]], *, num_kept: int
+    ) -> Iterator[tuple[int, list[StoredRows]]]:
+        """As `Pool.map_kept`."""
+        return self._map(_Map(self, tasks, [()] * len(tasks), [1] * len(tasks), keep=num_kept), None)
+
+    def _map(self, task: _Map, progress: Progress | None) -> Iterator[tuple[int, Any]]:
         while not task.finished:
             self._admit()
             self.logs.fetch(self._actors())
@@ -96,16 +115,14 @@ class RayPool:
 
     def call(
         self,
-        method: str,
-        arguments: Sequence[tuple[Any, ...]],
+        verb: Callable[[Worker, MessageT], ResultT],
+        messages: Sequence[MessageT],
         *,
         progress: Progress | None = None,
-        **named: Any,
-    ) -> list[Any]:
+    ) -> list[ResultT]:
         """As `Pool.call`."""
-        seats = self.ready[: len(arguments)]
-        shared = {name: ray.put(value) for name, value in named.items()}
-        calls = [getattr(seat.actor, method).remote(*own, **shared) for seat, own in zip(seats, arguments, strict=True)]
+        seats = self.ready[: len(messages)]
+        calls = [_method(seat, verb).remote(message) for seat, message in zip(seats, messages, strict=True)]
         waiting, broken = list(calls), None
         while waiting and broken is None:
             done, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_SECONDS)
@@ -118,9 +135,9 @@ class RayPool:
         self._recover(seats, calls, broken)
         raise WorkersLostError(reason(broken))
 
-    def ask(self, method: str) -> list[Any]:
+    def ask(self, question: Callable[[Worker], ResultT]) -> list[ResultT]:
         """As `Pool.ask`."""
-        answers = [getattr(seat.actor, method).remote() for seat in self.ready]
+        answers = [_method(seat, question).remote() for seat in self.ready]
         ray.wait(answers, num_returns=len(answers), timeout=GRACE_SECONDS)
         return [ray.get(answer) for answer in answers if answered(answer)]
 
@@ -227,20 +244,37 @@ class RayPool:
         return sum(ray.get(reference) for reference in answered if failure(reference) is None)
 
 
+@dataclass(frozen=True, eq=False)
+class InStore(Generic[T]):
+    """A value in Ray's object store."""
+
+    reference: Any
+
+    def get(self) -> T:
+        """Return the value; arrays in it are mapped, not copied."""
+        value: T = ray.get(self.reference)
+        return value
+
+
+def _method(seat: Seat, verb: Callable[..., Any]) -> Any:
+    """The actor's method for one of `Worker`'s."""
+    return getattr(seat.actor, verb.__name__)
+
+
 class _Map:
     """The state of one `RayPool.map`."""
 
     def __init__(
         self,
         pool: RayPool,
-        method: str,
-        items: Sequence[tuple[Any, ...]],
+        tasks: Sequence[Task[Any]],
+        stored: Sequence[Sequence[StoredRows]],
         sizes: Sequence[int],
-        keep: int,
-        named: dict[str, Any],
+        *,
+        keep: int = 0,
     ) -> None:
-        self.pool, self.method, self.items, self.sizes, self.keep, self.named = pool, method, items, sizes, keep, named
-        self.queue = deque(range(len(items)))
+        self.pool, self.tasks, self.stored, self.sizes, self.keep = pool, tasks, stored, sizes, keep
+        self.queue = deque(range(len(tasks)))
         self.running: dict[Any, tuple[int, Seat, list[Any]]] = {}
         self.failed = Counter[int]()
         self.done = 0
@@ -258,8 +292,8 @@ class _Map:
             if not self.queue or self.lost_values:
                 return
             index = self.queue.popleft()
-            method = getattr(seat.actor, self.method).options(num_returns=1 + self.keep)
-            references = method.remote(*self.items[index], **self.named)
+            method = _method(seat, Worker.run).options(num_returns=1 + self.keep)
+            references = method.remote(self.tasks[index], *self.stored[index])
             first, *kept = references if self.keep else [references]
             self.running[first] = index, seat, kept
 
@@ -291,8 +325,8 @@ class _Map:
         retries = self.pool.cfg.retries
         if self.failed[index] > retries:
             raise JobError(
-                f"{self.method}: its worker died {self.failed[index]} times ({reason(error)}), find out why in "
-                "Ray's logs, or allow more with cluster.retries"
+                f"{self.tasks[index].name}: its worker died {self.failed[index]} times ({reason(error)}), find out why "
+                "in Ray's logs, or allow more with cluster.retries"
             )
-        self.pool.notify("retry", work=self.method, item=index, attempt=self.failed[index] + 1)
+        self.pool.notify("retry", work=self.tasks[index].name, item=index, attempt=self.failed[index] + 1)
         self.queue.appendleft(index)

@@ -8,18 +8,19 @@ from typing import Any, cast
 import ray
 
 from dipo.cluster.logs import worker_log
+from dipo.cluster.messages import Job
 from dipo.cluster.metrics import RayMetrics
-from dipo.cluster.work import Job
+from dipo.cluster.network import PackedNetwork
 from dipo.cluster.worker import Worker
 
 
 class RayWorker(Worker):
     """A worker that can be asked for its progress while it works."""
 
-    def __init__(self, job: Job, model: bytes, rank: int) -> None:
+    def __init__(self, job: Job, network: PackedNetwork, rank: int) -> None:
         """As `Worker`, with a log and metrics of its own."""
         self.log = worker_log(rank)
-        super().__init__(job, model)
+        super().__init__(job, network.model())
         self.metrics = RayMetrics(run=job.run, worker=rank, device=job.device)
 
     @cast("Any", ray.method(concurrency_group="aside"))

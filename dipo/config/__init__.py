@@ -5,8 +5,8 @@ Importing it is cheap: Hydra waits until something is composed.
 
 from dipo.config.compose import compose_config, to_yaml
 from dipo.config.job import (
-    PLATFORMS,
     ZOO,
+    AlgoConfig,
     ClusterConfig,
     Config,
     DataConfig,
@@ -19,8 +19,8 @@ from dipo.config.job import (
 )
 
 __all__ = [
-    "PLATFORMS",
     "ZOO",
+    "AlgoConfig",
     "ClusterConfig",
     "Config",
     "DataConfig",

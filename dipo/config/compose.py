@@ -80,7 +80,7 @@ def _to_go_on_with(stored: dict[str, Any], overrides: Sequence[str]) -> dict[str
     run = {key: value for key, value in stored["run"].items() if key not in {"dir", "resume"}}
     cluster = stored["cluster"]
     if any(re.match(r"\+{0,2}cluster=", word) for word in overrides):
-        kept = {*ClusterConfig.DECISIVE, "grad_shards"}
+        kept = set(ClusterConfig.DECISIVE)
         own = dataclasses.asdict(ClusterConfig())
         cluster = {key: value if key in kept else own[key] for key, value in cluster.items()}
     return {**stored, "run": run, "cluster": cluster}

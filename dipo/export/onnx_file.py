@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 from onnxscript.version_converter import convert_version
 
-from dipo.graph.load import quiet
+from dipo.graph.quiet import quiet
 
 _INLINE_BYTES = 1 << 30
 """Above this the tensors go to a file of their own: protobuf ends at 2 GiB, the graph around the tensors included."""

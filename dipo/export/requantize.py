@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from dipo.errors import UserError
-from dipo.graph.load import array_of
+from dipo.graph.accessors import array_of
 from dipo.graph.plan import LayerPlan, Plan, QuantizedLayer, QuantizedModel
 from dipo.graph.signs import positive_values
 from dipo.quant.ranges import Range, weight_qparams

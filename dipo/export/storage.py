@@ -11,9 +11,9 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from dipo.graph.load import layers_of, name_of, node_name
+from dipo.graph.accessors import layers_of, name_of, node_name
 from dipo.graph.plan import QuantizedLayer, QuantizedModel
-from dipo.graph.rules import PlatformRules
+from dipo.graph.target_spec import TargetSpec
 from dipo.quant.bias import quantize_bias
 from dipo.quant.spec import QParams
 
@@ -97,7 +97,7 @@ def required_opset(types: Iterable[ir.DataType]) -> int:
 
 
 def weight_types(
-    node: ir.Node, quantized: QuantizedModel, rules: PlatformRules, storage: Storage
+    node: ir.Node, quantized: QuantizedModel, rules: TargetSpec, storage: Storage
 ) -> tuple[ir.DataType, ir.DataType]:
     """In which types the file keeps a layer's weight and DequantizeLinear reads it.
 

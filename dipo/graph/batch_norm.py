@@ -8,7 +8,6 @@ made it is a layer then. The record goes with the node, not into files.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,16 +64,6 @@ def set_batch_norm(node: ir.Node, batch_norm: BatchNorm) -> None:
     node.meta[_KEY] = batch_norm
 
 
-def find_batch_norms(model: ir.Model) -> dict[str, BatchNorm]:
-    """Every BatchNormalization with constant parameters, by name of the value that it makes."""
-    found = {}
-    for node in model.graph:
-        norm = batch_norm_in(node)
-        if norm is not None and node.outputs[0].name:
-            found[node.outputs[0].name] = norm
-    return found
-
-
 def batch_norm_in(node: ir.Node) -> BatchNorm | None:
     """The parameters of a BatchNormalization node; None where it is none, or trains, or they are no constants."""
     if node.op_type != "BatchNormalization" or node.domain != "" or node.attributes.get_int("training_mode", 0) != 0:
@@ -85,16 +74,3 @@ def batch_norm_in(node: ir.Node) -> BatchNorm | None:
         return None
     gamma, beta, mean, var = arrays
     return BatchNorm(gamma, beta, mean, var, node.attributes.get_float("epsilon", 1e-5))
-
-
-def record_batch_norms(model: ir.Model, found: Mapping[str, BatchNorm]) -> None:
-    """Attaches to the nodes of a folded graph what `find_batch_norms` found before.
-
-    Args:
-        model: The graph; the nodes that now make a value of BatchNormalization get its record.
-        found: By name of the value.
-    """
-    for node in model.graph:
-        norm = found.get(node.outputs[0].name or "")
-        if norm is not None and node.op_type != "BatchNormalization":
-            set_batch_norm(node, norm)

@@ -6,8 +6,8 @@ from collections.abc import Container, Iterable
 
 import onnx_ir as ir
 
-from dipo.graph.load import ACTIVATION_OPERATORS, array_of, is_layer, name_of
-from dipo.graph.rules import PlatformRules
+from dipo.graph.accessors import ACTIVATION_OPERATORS, array_of, is_layer, name_of
+from dipo.graph.target_spec import TargetSpec
 
 PASS_THROUGH = frozenset(
     {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Identity", "Pad"}
@@ -15,7 +15,7 @@ PASS_THROUGH = frozenset(
 """Operators whose output holds values of their input (and zeros) alone: what is quantized before is so behind."""
 
 
-def quantized_values(nodes: Iterable[ir.Node], rules: PlatformRules, *, placement: str) -> set[str]:
+def quantized_values(nodes: Iterable[ir.Node], rules: TargetSpec, *, placement: str) -> set[str]:
     """Names of the values that have a quantizer, or the codes of one that they are a rearrangement of.
 
     Args:
@@ -38,14 +38,14 @@ def is_float(value: ir.Value) -> bool:
     return value.dtype is None or value.dtype == ir.DataType.FLOAT
 
 
-def _read(node: ir.Node, rules: PlatformRules) -> list[ir.Value]:
+def _read(node: ir.Node, rules: TargetSpec) -> list[ir.Value]:
     """The activations that a quantized kernel of this node reads as integers."""
     data = node.inputs[:1] if is_layer(node) or node.op_type in PASS_THROUGH else node.inputs
     fused = _fused_summand(node, rules)
     return [v for v in data if v is not None and v.const_value is None and is_float(v) and v is not fused]
 
 
-def _fused_summand(node: ir.Node, rules: PlatformRules) -> ir.Value | None:
+def _fused_summand(node: ir.Node, rules: TargetSpec) -> ir.Value | None:
     """What a layer gives to the sum that is part of its kernel."""
     if not rules.fuse_residual_add or node.op_type != "Add":
         return None
@@ -58,7 +58,7 @@ def _only_feeds_a_sum(value: ir.Value) -> bool:
     return producer is not None and is_layer(producer) and len(value.uses()) == 1
 
 
-def _made(node: ir.Node, rules: PlatformRules) -> ir.Value:
+def _made(node: ir.Node, rules: TargetSpec) -> ir.Value:
     """What a node makes, behind the activation functions that alone read it and are not operators of their own."""
     value = node.outputs[0]
     while len(readers := [use.node for use in value.uses()]) == 1 and not value.is_graph_output():

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from dipo.graph.load import array_of, bias_of, is_layer, name_of, node_name, weight_axis, weight_of
+from dipo.graph.accessors import array_of, bias_of, is_layer, name_of, node_name, weight_axis, weight_of
 from dipo.graph.placement import PASS_THROUGH, is_float, pass_through_source, quantized_values
-from dipo.graph.rules import BOUNDED, PlatformRules
+from dipo.graph.scheme import LayerScheme, act_spec, layer_scheme, weight_spec
 from dipo.graph.signs import positive_values
+from dipo.graph.target_spec import BOUNDED, TargetSpec
 from dipo.graph.wishes import check_patterns, check_widths, check_wishes
 from dipo.quant.spec import QParams, QuantSpec, input_axis
+from dipo.recipe import PrecisionConfig
 
 
 @dataclass(frozen=True)
@@ -105,112 +107,86 @@ class QuantizedModel:
         return QuantizedModel(layers, activations | shared)
 
 
-def make_plan(
-    model: ir.Model,
-    *,
-    rules: PlatformRules,
-    weight_bits: int,
-    act_bits: int,
-    weight_per_channel: bool | None = None,
-    weight_symmetric: bool | None = None,
-    weight_narrow: bool | None = None,
-    weight_block: int | None = None,
-    act_signed: bool | None = None,
-    act_symmetric: bool | None = None,
-    power_of_two: bool | None = None,
-    placement: str = "input",
-    first_last_bits: int | None = 8,
-    overrides: Mapping[str, Mapping[str, Any]] | None = None,
-    skip: Sequence[str] = (),
-) -> Plan:
-    """Decides what is quantized.
+def make_plan(model: ir.Model, rules: TargetSpec, precision: PrecisionConfig) -> Plan:
+    """Decide what is quantized.
 
-    Activations take `act_bits` where a layer multiplies them. Those that only additions, poolings and the like read
-    take at least 8: they cost the device no multiplier and the network much accuracy.
+    Activations take `precision.act_bits` where a layer multiplies them. Those that only additions, poolings and the
+    like read take at least 8: they cost the device no multiplier and the network much accuracy.
 
     Args:
         model: A model that `graph.load` has normalised.
         rules: What the target takes.
-        weight_bits: Width of weights.
-        act_bits: Width of activations.
-        weight_per_channel: One scale for each output channel; None as the target has it.
-        weight_symmetric: None as the target has it; where it takes both, symmetric at 8 bits and asymmetric below.
-        weight_narrow: Weights without their smallest code; None as the target has it, with it where it takes both.
-        weight_block: So many weights along the input axis share a scale, for each output channel; None for all of a
-            channel.
-        act_signed: None as the target has it.
-        act_symmetric: None as the target has it.
-        power_of_two: Scales that are powers of two; None as the target has it.
-        placement: Where activations are quantized: `input` or `output`, see `quantized_values`.
-        first_last_bits: Least width of the first and last layers and of what they read; None for no exception.
-        overrides: Pattern of layers' names -> `weight_bits`, `act_bits`, `weight_per_channel`, `weight_symmetric`,
-            `weight_narrow`, `weight_block`.
-        skip: Patterns of node names that stay float.
+        precision: Widths and grids that the user asks for.
 
     Raises:
         UserError: The target cannot do what was asked, or a pattern matches nothing.
     """
-    overrides = overrides or {}
-    layer_names = [node_name(node) for node in model.graph if is_layer(node)]
-    check_patterns("precision.overrides", overrides, layer_names, layer_names)
-    check_patterns("precision.skip", skip, [node_name(node) for node in model.graph], layer_names)
-    grid = {
-        "weight_per_channel": weight_per_channel,
-        "weight_symmetric": weight_symmetric,
-        "weight_narrow": weight_narrow,
-        "power_of_two": power_of_two,
-        "weight_block": weight_block,
-    }
-    check_wishes(rules, [{**grid, "act_signed": act_signed, "act_symmetric": act_symmetric}, *overrides.values()])
+    _check_names(model, precision)
+    check_wishes(rules, precision)
+    nodes = [node for node in model.graph if node.op_type in rules.operators and not _is_skipped(node, precision.skip)]
     edge = edge_layers(model)
-    nodes = [node for node in model.graph if node.op_type in rules.operators and not _matches(node, skip)]
-    layers: dict[str, LayerPlan] = {}
-    input_bits: dict[str, int] = {}
-    for node in filter(is_layer, nodes):
-        least = first_last_bits or 0 if node_name(node) in edge else 0
-        wish: dict[str, Any] = {"weight_bits": max(weight_bits, least), "act_bits": max(act_bits, least), **grid}
-        for pattern, values in overrides.items():
-            wish |= values if fnmatchcase(node_name(node), pattern) else {}
-        layers[node_name(node)] = _layer_plan(node, rules, wish)
-        read = name_of(node.inputs[0]) if node.inputs[0] is not None else ""
-        input_bits[read] = max(wish["act_bits"], input_bits.get(read, 0))
-    quantized = quantized_values(nodes, rules, placement=placement)
+    schemes = {
+        node: layer_scheme(node_name(node), precision, is_edge=node_name(node) in edge)
+        for node in filter(is_layer, nodes)
+    }
+    quantized = quantized_values(nodes, rules, placement=precision.placement)
     if rules.quantize_outputs:
         quantized |= {name_of(value) for value in model.graph.outputs}
-    widest = QuantSpec(
-        bits=max(act_bits, 8),
-        signed=_chosen(wish=act_signed, rule=rules.act_signed),
-        symmetric=_chosen(wish=act_symmetric, rule=rules.act_symmetric),
-        power_of_two=_powers(rules, wish=power_of_two),
+    activations, shared = _activations(model, quantized, _input_bits(schemes), act_spec(rules, precision))
+    if rules.unsigned_where_positive and precision.act_signed is None:
+        activations = _unsigned_where_positive(model, activations)
+    plan = Plan(
+        layers={
+            node_name(node): _layer_plan(node, scheme, rules, power_of_two=precision.power_of_two)
+            for node, scheme in schemes.items()
+        },
+        activations=activations | _fixed_ranges(model, activations, rules.fixed_ranges),
+        shared=shared,
     )
-    activations, shared = _activations(model, quantized, input_bits, widest)
-    if rules.unsigned_where_positive and act_signed is None:
-        positive = positive_values(model)
-        activations = {
-            name: replace(spec, signed=False, symmetric=False) if name in positive else spec
-            for name, spec in activations.items()
-        }
-    activations |= {
-        name: activations[name].between(BOUNDED[node.op_type])
-        for node in model.graph
-        if node.op_type in rules.fixed_ranges and (name := name_of(node.outputs[0])) in activations
-    }
-    plan = Plan(layers=layers, activations=activations, shared=shared)
     check_widths(
         rules,
-        weights={name: layer.spec.bits for name, layer in layers.items()},
-        activations={name: spec.bits for name, spec in activations.items()},
+        weights={name: layer.spec.bits for name, layer in plan.layers.items()},
+        activations={name: spec.bits for name, spec in plan.activations.items()},
     )
     return plan
 
 
-def _chosen(*, wish: bool | None, rule: bool | None) -> bool:
-    """What the user wishes, else what the target has, else no."""
-    return bool(rule if wish is None else wish)
+def _check_names(model: ir.Model, precision: PrecisionConfig) -> None:
+    """Refuse patterns of names that match nothing."""
+    layers = [node_name(node) for node in model.graph if is_layer(node)]
+    check_patterns("precision.overrides", precision.overrides, layers, layers)
+    check_patterns("precision.skip", precision.skip, [node_name(node) for node in model.graph], layers)
 
 
-def _powers(rules: PlatformRules, *, wish: bool | None) -> bool:
-    return _chosen(wish=wish, rule=rules.power_of_two or rules.prefers_power_of_two)
+def _is_skipped(node: ir.Node, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(node_name(node), pattern) for pattern in patterns)
+
+
+def _input_bits(schemes: Mapping[ir.Node, LayerScheme]) -> dict[str, int]:
+    """Return the largest width that layers want of a value, by name of the value that they read."""
+    found: dict[str, int] = {}
+    for node, scheme in schemes.items():
+        name = name_of(node.inputs[0]) if node.inputs[0] is not None else ""
+        found[name] = max(scheme.act_bits, found.get(name, 0))
+    return found
+
+
+def _unsigned_where_positive(model: ir.Model, activations: Mapping[str, QuantSpec]) -> dict[str, QuantSpec]:
+    """Return the grids with codes from 0 up where values cannot be negative."""
+    positive = positive_values(model)
+    return {
+        name: replace(spec, signed=False, symmetric=False) if name in positive else spec
+        for name, spec in activations.items()
+    }
+
+
+def _fixed_ranges(model: ir.Model, activations: Mapping[str, QuantSpec], operators: Set[str]) -> dict[str, QuantSpec]:
+    """Return the grids of what these operators make, over the range of their function."""
+    return {
+        name: activations[name].between(BOUNDED[node.op_type])
+        for node in model.graph
+        if node.op_type in operators and (name := name_of(node.outputs[0])) in activations
+    }
 
 
 def _activations(
@@ -242,31 +218,17 @@ def _bits_of(value: ir.Value, input_bits: Mapping[str, int], least_bits: int) ->
     return max(wanted, default=least_bits)
 
 
-def _layer_plan(node: ir.Node, rules: PlatformRules, wish: Mapping[str, Any]) -> LayerPlan:
-    weight, bias = weight_of(node), bias_of(node)
+def _layer_plan(node: ir.Node, scheme: LayerScheme, rules: TargetSpec, *, power_of_two: bool | None) -> LayerPlan:
+    weight, bias, axis = weight_of(node), bias_of(node), weight_axis(node)
     assert weight is not None
-    symmetric = wish["weight_symmetric"]
-    if symmetric is None:
-        symmetric = rules.weight_symmetric if rules.weight_symmetric is not None else wish["weight_bits"] >= 8
-    per_channel, axis = rules.per_channel(node.op_type, wish=wish["weight_per_channel"]), weight_axis(node)
     shape = array_of(weight).shape
     num_inputs = shape[input_axis(axis)] if len(shape) > 1 else 1
-    block = rules.block(node.op_type, bits=wish["weight_bits"], wish=wish["weight_block"], length=num_inputs)
-    spec = QuantSpec(
-        bits=wish["weight_bits"],
-        signed=symmetric,
-        symmetric=symmetric,
-        per_channel=per_channel,
-        narrow=_chosen(wish=wish["weight_narrow"], rule=rules.weight_narrow),
-        power_of_two=_powers(rules, wish=wish["power_of_two"]),
-        block=block if per_channel else None,
-    )
     return LayerPlan(
         node=node_name(node),
         weight=name_of(weight),
         bias=None if bias is None else name_of(bias),
         axis=axis,
-        spec=spec,
+        spec=weight_spec(node.op_type, scheme, rules, num_inputs=num_inputs, power_of_two=power_of_two),
     )
 
 
@@ -289,7 +251,3 @@ def edge_layers(model: ir.Model) -> set[str]:
             else:
                 from_input.update(value for value in node.outputs if is_float(value))
     return first | last
-
-
-def _matches(node: ir.Node, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(node_name(node), pattern) for pattern in patterns)

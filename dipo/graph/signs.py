@@ -6,7 +6,7 @@ from collections.abc import Set
 
 import onnx_ir as ir
 
-from dipo.graph.load import array_of, name_of
+from dipo.graph.accessors import array_of, name_of
 from dipo.graph.placement import PASS_THROUGH, is_float
 
 _POSITIVE = frozenset({"Relu", "Sigmoid", "Softmax", "HardSigmoid", "Abs", "Exp", "Softplus", "ReduceL2"})

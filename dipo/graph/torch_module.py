@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from dipo.graph import torch_ops
-from dipo.graph.load import array_of, name_of, node_name, opset_of
+from dipo.graph.accessors import array_of, name_of, node_name, opset_of
 from dipo.graph.ops.reader import TorchOp
 
 Hook = Callable[[str, torch.Tensor], torch.Tensor]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from dipo.graph.load import ACTIVATION_OPERATORS, array_of, is_layer, name_of, node_name, weight_of
+from dipo.graph.accessors import ACTIVATION_OPERATORS, array_of, is_layer, name_of, node_name, weight_of
 
 LONG_SKIP_LAYERS = 12
 """A value that is still read after this many layers is a long skip (a U-Net's): it does not keep a unit open."""

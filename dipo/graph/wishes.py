@@ -2,41 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
 from dipo.errors import UserError
-from dipo.graph.rules import PlatformRules
-
-
-def fitting(rules: PlatformRules, wishes: Mapping[str, Any]) -> dict[str, Any]:
-    """What a target can do of wishes that were made for another one.
-
-    Widths that it lacks become the next wider one, or the widest; what it takes in one way alone is left to it.
-
-    Args:
-        rules: What the target takes.
-        wishes: Of `make_plan`'s arguments those that are options of `precision`.
-    """
-    found = {
-        name: value for name, value in wishes.items() if name not in {*_WORDS, _BLOCK} or _takes(rules, name, value)
-    }
-    for name in found.keys() & {"weight_bits", "act_bits", "first_last_bits"}:
-        if found[name] is not None:
-            widths = rules.act_widths if name == "act_bits" else rules.weight_widths
-            found[name] = min((width for width in widths if width >= found[name]), default=max(widths))
-    if "overrides" in found:
-        found["overrides"] = {pattern: fitting(rules, values) for pattern, values in found["overrides"].items()}
-    return found
-
-
-def _takes(rules: PlatformRules, option: str, wish: object) -> bool:
-    if option == _BLOCK:
-        return wish is None or bool(rules.weight_blocks)
-    return wish is None or rules.only(option) in (None, wish)
-
+from dipo.graph.target_spec import TargetSpec
+from dipo.recipe import PrecisionConfig
 
 _BLOCK = "weight_block"
 _WORDS = {
@@ -48,28 +22,71 @@ _WORDS = {
     "power_of_two": ("any scales", "scales that are powers of two"),
 }
 """By option: what a target takes that takes false alone, and true alone."""
+_GRIDS = (*_WORDS, _BLOCK)
 
 
-def check_wishes(rules: PlatformRules, wishes: Iterable[Mapping[str, Any]]) -> None:
-    """Looks for what the target cannot do.
+def fitting(rules: TargetSpec, precision: PrecisionConfig) -> PrecisionConfig:
+    """Return what a target can do of what was asked of another one.
+
+    Widths that it lacks become the next wider one, or the widest; what it takes in one way alone is left to it.
+
+    Args:
+        rules: What the target takes.
+        precision: What was asked of the other one.
+    """
+    refused: dict[str, Any] = {name: None for name in _GRIDS if not _takes(rules, name, getattr(precision, name))}
+    return dataclasses.replace(
+        precision,
+        **refused,
+        weight_bits=_next_width(precision.weight_bits, rules.weight_widths),
+        act_bits=_next_width(precision.act_bits, rules.act_widths),
+        first_last_bits=precision.first_last_bits and _next_width(precision.first_last_bits, rules.weight_widths),
+        overrides={pattern: _fitting_override(rules, settings) for pattern, settings in precision.overrides.items()},
+    )
+
+
+def _fitting_override(rules: TargetSpec, settings: Mapping[str, Any]) -> dict[str, Any]:
+    found = {name: value for name, value in settings.items() if name not in _GRIDS or _takes(rules, name, value)}
+    for name, widths in (("weight_bits", rules.weight_widths), ("act_bits", rules.act_widths)):
+        if name in found:
+            found[name] = _next_width(found[name], widths)
+    return found
+
+
+def _next_width(bits: int, widths: Collection[int]) -> int:
+    """Return the next wider of the target's widths, or its widest."""
+    return min((width for width in widths if width >= bits), default=max(widths))
+
+
+def _takes(rules: TargetSpec, option: str, wish: object) -> bool:
+    if option == _BLOCK:
+        return wish is None or bool(rules.weight_blocks)
+    return wish is None or rules.only(option) in (None, wish)
+
+
+def check_wishes(rules: TargetSpec, precision: PrecisionConfig) -> None:
+    """Look for what the target cannot do, in what is asked of all layers and then of some.
 
     Raises:
         UserError: It is asked for.
     """
-    for wish in wishes:
-        for option, words in _WORDS.items():
-            if not _takes(rules, option, wish.get(option)):
-                what = words[bool(rules.only(option))]
-                raise UserError(f"precision.{option}: platform {rules.name} takes only {what}, leave it out")
-        if not _takes(rules, _BLOCK, wish.get(_BLOCK)):
-            raise UserError(
-                f"precision.{_BLOCK}: platform {rules.name} has no scales for blocks of a weight, leave it out"
-            )
-        if wish.get(_BLOCK) is not None and wish.get("weight_per_channel") is False:
-            raise UserError(f"precision.{_BLOCK}: blocks are parts of channels, leave out weight_per_channel=false")
+    _check_grids(rules, {name: getattr(precision, name) for name in _GRIDS})
+    for settings in precision.overrides.values():
+        _check_grids(rules, settings)
 
 
-def check_widths(rules: PlatformRules, *, weights: Mapping[str, int], activations: Mapping[str, int]) -> None:
+def _check_grids(rules: TargetSpec, wish: Mapping[str, Any]) -> None:
+    for option, words in _WORDS.items():
+        if not _takes(rules, option, wish.get(option)):
+            what = words[bool(rules.only(option))]
+            raise UserError(f"precision.{option}: platform {rules.name} takes only {what}, leave it out")
+    if not _takes(rules, _BLOCK, wish.get(_BLOCK)):
+        raise UserError(f"precision.{_BLOCK}: platform {rules.name} has no scales for blocks of a weight, leave it out")
+    if wish.get(_BLOCK) is not None and wish.get("weight_per_channel") is False:
+        raise UserError(f"precision.{_BLOCK}: blocks are parts of channels, leave out weight_per_channel=false")
+
+
+def check_widths(rules: TargetSpec, *, weights: Mapping[str, int], activations: Mapping[str, int]) -> None:
     """Looks for widths that the target does not have.
 
     Args:

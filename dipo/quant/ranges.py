@@ -10,15 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dipo.errors import UserError
-from dipo.quant.entropy import entropy_range
 from dipo.quant.grid_search import search_grids
-from dipo.quant.mse import expected_error, mse_range
+from dipo.quant.mse import expected_error
 from dipo.quant.observers import NUM_BINS, Statistics
-from dipo.quant.octav import octav_range
+from dipo.quant.range_methods import RANGE_METHODS
 from dipo.quant.spec import Blocks, QParams, QuantSpec, Range, input_axis, qparams_between, qparams_of
 
 __all__ = [
-    "RANGE_METHODS",
     "WEIGHT_METHODS",
     "Range",
     "activation_range",
@@ -49,16 +47,18 @@ def activation_range(
         raise UserError(f"range method '{method}': choose from {', '.join(RANGE_METHODS)}")
     if stats.count == 0:
         raise UserError(f"{name}: no value was observed, so it has no range; give calibration samples that reach it")
-    return RANGE_METHODS[method](stats, spec, percentile)
+    choose = RANGE_METHODS[method].choose
+    assert choose is not None, method
+    return choose(stats, spec, percentile)
 
 
-def _minmax(stats: Statistics, _spec: QuantSpec, _percentile: float) -> Range:
-    """All that was seen."""
+def minmax_range(stats: Statistics) -> Range:
+    """Return the range of all that was seen, and zero."""
     return Range(min(stats.min, 0.0), max(stats.max, 0.0))
 
 
-def _percentile(stats: Statistics, _spec: QuantSpec, percentile: float) -> Range:
-    """The given per cent of the values.
+def percentile_range(stats: Statistics, percentile: float) -> Range:
+    """Return the range of the given per cent of the values.
 
     What is left out is taken off the upper end of data that is nowhere negative, off the lower end of data that is
     nowhere positive, and by halves off both ends otherwise. The range ends at the outer edges of the bins of the
@@ -77,23 +77,8 @@ def _percentile(stats: Statistics, _spec: QuantSpec, percentile: float) -> Range
     return Range(min(low, 0.0), max(high, 0.0))
 
 
-def _mse(stats: Statistics, spec: QuantSpec, _percentile: float) -> Range:
-    """The least expected squared error."""
-    return mse_range(stats, spec)
-
-
-def _octav(stats: Statistics, spec: QuantSpec, _percentile: float) -> Range:
-    """The least squared error by OCTAV's model and iteration."""
-    return _nearest_power(octav_range(stats, spec), stats, spec)
-
-
-def _kl(stats: Statistics, spec: QuantSpec, _percentile: float) -> Range:
-    """TensorRT's entropy method."""
-    return _nearest_power(entropy_range(stats, spec), stats, spec)
-
-
-def _nearest_power(found: Range, stats: Statistics, spec: QuantSpec) -> Range:
-    """The range, or one so much smaller that its scale is the power of two below: the lesser squared error decides."""
+def nearest_power(found: Range, stats: Statistics, spec: QuantSpec) -> Range:
+    """Return the range, or a smaller one whose scale is the power of two below: the lesser squared error decides."""
     if not spec.power_of_two or found.min == found.max:
         return found
     scale = float(qparams_of(found, spec).scale)
@@ -103,16 +88,6 @@ def _nearest_power(found: Range, stats: Statistics, spec: QuantSpec) -> Range:
     ends = np.array([[found.min, found.max]]) * np.array([[1], [factor]])
     errors = expected_error(stats, qparams_between(ends[:, 0], ends[:, 1], spec))
     return Range(*ends[np.argmin(errors)].tolist())
-
-
-RANGE_METHODS: dict[str, Callable[[Statistics, QuantSpec, float], Range]] = {
-    "minmax": _minmax,
-    "percentile": _percentile,
-    "mse": _mse,
-    "kl": _kl,
-    "octav": _octav,
-}
-"""How `activation_range` chooses: a function of the statistics, the grid and the percentile for each name."""
 
 
 def weight_qparams(

@@ -10,9 +10,9 @@ from typing import Any, Literal, Protocol
 
 import onnx_ir as ir
 
-from dipo.graph.load import layers_of, node_name
+from dipo.graph.accessors import layers_of, node_name
 from dipo.graph.plan import LayerPlan, Plan
-from dipo.graph.rules import PlatformRules
+from dipo.graph.target_spec import TargetSpec
 from dipo.report.measures import NO_NOISE_DB, Distance, Sums, sqnr_db
 
 ADVICE_BELOW_DB = 40.0
@@ -139,16 +139,41 @@ class AnalysisReport:
         return [*found, *(["+algo=bias_correction"] if self.correct_bias else [])]
 
 
+class NetworkFindings(Protocol):
+    """What an analysis found."""
+
+    @property
+    def totals(self) -> Mapping[str, Mapping[str, Sequence[Sums]]]:
+        """By question (`weight`, `activation`, `both`, `accumulated`, `sensitivity`) and layer."""
+        ...
+
+    @property
+    def weights(self) -> Mapping[str, WeightSums]:
+        """By layer."""
+        ...
+
+    @property
+    def shift_shares(self) -> Mapping[str, float]:
+        """By layer with a bias: the part of the noise behind `both` that a corrected bias takes away."""
+        ...
+
+    @property
+    def samples(self) -> int:
+        """Samples that were looked at."""
+        ...
+
+    @property
+    def sensitivity_samples(self) -> int:
+        """Of them, those for `sensitivity`."""
+        ...
+
+
 def report_analysis(
     model: ir.Model,
     *,
     plan: Plan,
-    rules: PlatformRules,
-    totals: Mapping[str, Mapping[str, Sequence[Sums]]],
-    weights: Mapping[str, WeightSums],
-    shift_shares: Mapping[str, float],
-    samples: int,
-    sensitivity_samples: int,
+    rules: TargetSpec,
+    found: NetworkFindings,
 ) -> AnalysisReport:
     """Rates and ranks the layers.
 
@@ -156,12 +181,9 @@ def report_analysis(
         model: The float network.
         plan: What was quantized.
         rules: What the target takes: nothing else is advised.
-        totals: By question (`weight`, `activation`, `both`, `accumulated`, `sensitivity`) and layer.
-        weights: By layer.
-        shift_shares: By layer with a bias: the part of the noise behind `both` that a corrected bias takes away.
-        samples: Samples that were looked at.
-        sensitivity_samples: Of them, those for `sensitivity`.
+        found: What the layers lose.
     """
+    totals, weights, shift_shares = found.totals, found.weights, found.shift_shares
     nodes = [node for node in layers_of(model) if node_name(node) in plan.layers]
     errors = {name: _relative_error(sums) for name, sums in totals["sensitivity"].items()}
     total = sum(errors.values())
@@ -188,8 +210,8 @@ def report_analysis(
         if advice is not None:
             advices[_pattern(name)] = advice
     return AnalysisReport(
-        samples,
-        sensitivity_samples,
+        found.samples,
+        found.sensitivity_samples,
         rows,
         overrides={pattern: advice.settings for pattern, advice in advices.items() if advice.settings},
         skip=[pattern for pattern, advice in advices.items() if advice is KEEP_FLOAT],
@@ -240,7 +262,7 @@ def _clipped_db(relative_error: float) -> float:
     return NO_NOISE_DB if relative_error <= 0 else min(NO_NOISE_DB, -10 * math.log10(relative_error))
 
 
-def _advice(row: AnalysisRow, rules: PlatformRules, *, num_layers: int) -> Advice | None:
+def _advice(row: AnalysisRow, rules: TargetSpec, *, num_layers: int) -> Advice | None:
     """What would help a layer that costs more than the others: first what costs the device nothing."""
     if row.sensitivity.share * num_layers < 1 or row.sensitivity.sqnr_db >= ADVICE_BELOW_DB:
         return None

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dipo.algo.calibrate import Calibration
-from dipo.algo.sweep import UnitResult
-from dipo.cluster.work import TimedResult
+from dipo.algo.unit_solver import UnitResult
 from dipo.graph.plan import QuantizedLayer, QuantizedModel
 from dipo.graph.units import Unit
 from dipo.quant.observers import Statistics
@@ -57,19 +56,18 @@ class UnitFiles:
         """The file of a unit."""
         return f"{UNITS}/{self.step}-{unit.index:03d}.safetensors"
 
-    def save(self, unit: Unit, timed: TimedResult) -> None:
+    def save(self, unit: Unit, result: UnitResult) -> None:
         """Writes a unit."""
-        result = timed.result
         about = {
             "name": unit.name,
             "loss_first": result.loss_first,
             "loss_last": result.loss_last,
             "bias_corrected": result.bias_corrected,
-            "seconds": timed.seconds,
+            "seconds": result.seconds,
         }
         self.folder.write_arrays(self.name(unit), _arrays(result), about)
 
-    def load(self, unit: Unit, quantized: QuantizedModel) -> TimedResult | None:
+    def load(self, unit: Unit, quantized: QuantizedModel) -> UnitResult | None:
         """Reads a unit; None where it was not finished.
 
         Args:
@@ -86,7 +84,7 @@ class UnitFiles:
         layers = {name: own for name, own in parts.items() if "codes" in own}
         if about.get("name") != unit.name or any(name not in quantized.layers for name in layers):
             raise DamagedFileError(self.name(unit))
-        result = UnitResult(
+        return UnitResult(
             layers={name: _layer(own, quantized.layers[name]) for name, own in layers.items()},
             activations={
                 name: _activation(own, quantized.activations[name]) for name, own in parts.items() if "act_scale" in own
@@ -95,8 +93,8 @@ class UnitFiles:
             loss_first=about["loss_first"],
             loss_last=about["loss_last"],
             bias_corrected=about["bias_corrected"],
+            seconds=about["seconds"],
         )
-        return TimedResult(result, about["seconds"])
 
 
 def by_name(arrays: Mapping[str, NDArray[Any]]) -> dict[str, dict[str, NDArray[Any]]]:
@@ -146,17 +144,17 @@ def _activation(parts: Mapping[str, NDArray[Any]], old: QParams) -> QParams:
 
 def load_units(
     context: Context, files: UnitFiles, units: Sequence[Unit], quantized: QuantizedModel
-) -> dict[int, TimedResult]:
+) -> dict[int, UnitResult]:
     """The units that were finished before, by index; not those whose files are damaged, of which the user is told."""
     found = {}
     for unit in units:
         try:
-            timed = files.load(unit, quantized)
+            result = files.load(unit, quantized)
         except DamagedFileError:
             tell_of_damage(context, files.name(unit))
             continue
-        if timed is not None:
-            found[unit.index] = timed
+        if result is not None:
+            found[unit.index] = result
     return found
 
 

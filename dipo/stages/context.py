@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
+from dipo.algo.bench import Shared, Task
 from dipo.algo.captures import Batch, cut
-from dipo.cluster.layout import even_shares
+from dipo.algo.unit_solver import UnitResult
 from dipo.cluster.pool import Pool
-from dipo.cluster.work import TimedResult
-from dipo.composition import reconstruction_of
+from dipo.cluster.sharding import even_shares
 from dipo.config import Config
 from dipo.graph.units import Unit
 from dipo.report.events import Events
@@ -19,6 +19,9 @@ from dipo.report.terminal import Terminal
 from dipo.run import RunFolder
 from dipo.stages.clock import Clock
 from dipo.stages.load import Loaded
+
+T = TypeVar("T")
+ResultT = TypeVar("ResultT")
 
 SHARES_PER_WORKER = 2
 """A slow worker then takes fewer of them."""
@@ -32,8 +35,6 @@ class Context:
     loaded: Loaded
     folder: RunFolder
     pool: Pool
-    pieces: int
-    """Into which a step's batch is cut, whatever the number of workers."""
     device: str
     clock: Clock
     events: Events
@@ -47,7 +48,7 @@ class Context:
             yield
         self.events.emit("stage_ends", stage=name, seconds=round(self.clock.last, 3))
 
-    def unit_ends(self, step: str, unit: Unit, timed: TimedResult, *, steps: int) -> None:
+    def unit_ends(self, step: str, unit: Unit, result: UnitResult, *, steps: int) -> None:
         """Tells of a finished unit."""
         self.events.emit(
             "unit_ends",
@@ -55,31 +56,32 @@ class Context:
             index=unit.index,
             name=unit.name,
             steps=steps,
-            loss_first=timed.result.loss_first,
-            loss_last=timed.result.loss_last,
-            seconds=round(timed.seconds, 3),
-            steps_per_second=round(steps / timed.seconds, 2) if steps and timed.seconds else None,
+            loss_first=result.loss_first,
+            loss_last=result.loss_last,
+            seconds=round(result.seconds, 3),
+            steps_per_second=round(steps / result.seconds, 2) if steps and result.seconds else None,
         )
-
-    @property
-    def biases_from_norms(self) -> bool:
-        """Whether biases are corrected by BatchNorm's statistics."""
-        source = self.config.algo.bias_source
-        return source == "batchnorm" or (source == "auto" and not self.loaded.has_samples)
 
     @property
     def needs_calibration(self) -> bool:
         """Whether anything asks for what the samples give in the float network."""
-        corrects = "bias_correction" in self.config.algo.steps and not self.biases_from_norms
-        alone = self.config.cluster.schedule == "parallel" and reconstruction_of(self.config.algo.steps) is not None
-        return self.config.calib.method != "batchnorm" or corrects or alone
+        steps, has_samples = self.loaded.steps, self.loaded.has_samples
+        corrects = any(step.reads_channel_means(has_samples=has_samples) for step in steps)
+        alone = self.config.cluster.schedule == "parallel" and any(step.learns_rounding for step in steps)
+        return self.config.calib.reads_statistics or corrects or alone
 
-    def over_samples(self, method: str, title: str, num_samples: int, **named: Any) -> list[Any]:
-        """What a method of the workers gives for shares of the samples, in the shares' order."""
+    def share(self, value: T) -> Shared[T]:
+        """Put a value where every worker finds it."""
+        return self.pool.share(value)
+
+    def over_samples(
+        self, make: Callable[[Sequence[Batch]], Task[ResultT]], *, title: str, num_samples: int
+    ) -> list[ResultT]:
+        """What a task gives for shares of the samples, in the shares' order."""
         shares = self.shares(num_samples)
         with self.terminal.task(title, num_samples, "samples") as progress:
-            items, sizes = [(share,) for share in shares], [sum(map(len, share)) for share in shares]
-            found = dict(self.pool.map(method, items, sizes=sizes, progress=progress, **named))
+            tasks, sizes = [make(share) for share in shares], [sum(map(len, share)) for share in shares]
+            found = dict(self.pool.map(tasks, sizes=sizes, progress=progress))
         return [found[index] for index in range(len(shares))]
 
     def shares(self, num_samples: int) -> list[list[Batch]]:

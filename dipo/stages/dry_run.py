@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dipo.composition import reconstruction_of
+from dipo.algo.steps.reconstruction import Reconstruction
 from dipo.config import Config
 from dipo.graph.units import find_units
 from dipo.report.terminal import Terminal
 from dipo.stages.load import Loaded
 from dipo.stages.parallel import polish_iters
-from dipo.stages.walk import solved_units
+from dipo.stages.sequential import solved_units
 
 
 def show_plan(config: Config, loaded: Loaded, terminal: Terminal) -> None:
@@ -25,12 +25,11 @@ def show_plan(config: Config, loaded: Loaded, terminal: Terminal) -> None:
         terminal.say(f"layer {name}: {layer.spec.bits}-bit weights, {symmetry}, per {scales}")
     for value, spec in plan.activations.items():
         terminal.say(f"activation {value}: {spec.bits} bits")
-    steps = ", ".join(config.algo.steps) or "calibrate and export"
-    learned = reconstruction_of(config.algo.steps)
+    steps = ", ".join(step.name for step in loaded.steps) or "calibrate and export"
+    learned = next((step for step in loaded.steps if isinstance(step, Reconstruction)), None)
     if learned is not None:
-        units = find_units(loaded.model, granularity=str(config.algo.for_step(learned).unit))
-        units = solved_units(units, plan)
-        steps += f" ({len(units)} units, {config.algo.iters} steps each"
-        polish = polish_iters(config.algo) if config.cluster.schedule == "parallel" else 0
+        units = solved_units(find_units(loaded.model, granularity=learned.granularity), plan)
+        steps += f" ({len(units)} units, {learned.options.iters} steps each"
+        polish = polish_iters(learned.options) if config.cluster.schedule == "parallel" else 0
         steps += f", {polish} of them one unit after the other)" if polish else ")"
     terminal.say(f"algorithm {config.algo.name}: {steps}; platform {config.platform.name}")

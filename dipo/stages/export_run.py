@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import dipo
 from dipo.config import Config, PlatformConfig, resolve_path, to_plain
 from dipo.errors import UserError
 from dipo.export.forms import QDQ
-from dipo.export.platforms import OPTIONS, check_options, form_remarks
+from dipo.export.targets import OWN_OPTIONS, TARGETS, check_options
 from dipo.run import CONFIG, FINGERPRINT, DamagedFileError, RunFolder
 from dipo.section import from_plain, show
 
@@ -35,8 +36,11 @@ class Request:
 
     def platform_config(self, run: PlatformConfig) -> PlatformConfig:
         """The options for the targets' writers: what is not given is as in the run."""
-        taken = {option for name in self.targets for option in OPTIONS.get(name, ())}
-        return from_plain(PlatformConfig, {option: getattr(run, option) for option in taken} | self.platform)
+        taken = {option for name in self.targets for option in TARGETS[name].option_names}
+        kept = {option: value for option, value in run.given.items() if option in taken}
+        own = {option: value for option, value in kept.items() if option in OWN_OPTIONS}
+        others = {option: value for option, value in kept.items() if option not in OWN_OPTIONS}
+        return from_plain(PlatformConfig, own | {"options": others} | self.platform)
 
 
 def export_run(request: Request) -> int:
@@ -55,14 +59,15 @@ def export_run(request: Request) -> int:
     stored = from_plain(Config, RunFolder.stored_config(request.run, whole=to_plain(Config()), option="run"))
     asked = dataclasses.replace(stored, export=dataclasses.replace(stored.export, **request.export))
     cfg, form = request.platform_config(stored.platform), form_of(asked)
-    check_options(request.targets, cfg=cfg, form=form if "format" in request.export else QDQ, all_take_form=True)
+    check_options(request.targets, cfg.given, form=form if "format" in request.export else QDQ, all_take_form=True)
     folder = RunFolder(request.run, resume=True, option="run")
     try:
         source = _source(folder, request, stored)
         made = deliver(folder, source, {name: name for name in request.targets}, cfg=cfg, form=form)
         terminal = Terminal()
         for target, files in made.items():
-            row = target.row(source, files, cfg=cfg, error=None).with_notes(form_remarks(target.name, form=form))
+            row = target.row(source, files, cfg=cfg, error=None)
+            row = row.with_notes(TARGETS[target.name].form_remarks(form))
             folder.write_json(f"{target.name}/{EXPORT}", dataclasses.asdict(row))
             terminal.show_target(row, str(folder.path / target.name))
     finally:
@@ -72,8 +77,9 @@ def export_run(request: Request) -> int:
 
 def _source(folder: RunFolder, request: Request, config: Config) -> Source:
     """The network of the run."""
+    from dipo.algo.step import FloatNetwork
     from dipo.stages.checkpoint import load_calibration
-    from dipo.stages.load import equalized_model, plan_for
+    from dipo.stages.load import change_float, moments_of_model, plan_for
     from dipo.stages.network import load_network
     from dipo.stages.targets import Source
 
@@ -91,9 +97,10 @@ def _source(folder: RunFolder, request: Request, config: Config) -> Source:
             f"run={folder.path}: its {error} is missing or damaged, do the run again with dipo {dipo.__version__}"
         ) from error
     plan = plan_for(config.platform.name, config, model)
-    if "equalize" in config.algo.steps:
-        model = equalized_model(config, model, plan, kept.least_outputs).model
-        plan = plan_for(config.platform.name, config, model)
+    moments = functools.partial(moments_of_model, model, config.data)
+    network = FloatNetwork(model, plan, samples=None, has_samples=False, moments=moments)
+    model = change_float(network, config.algo.make_steps(), config, record=kept.record).model
+    plan = plan_for(config.platform.name, config, model)
     return Source(config, model, plan, kept.quantized, statistics)
 
 
@@ -119,7 +126,7 @@ def _has_statistics(folder: RunFolder, config: Config) -> bool:
     """Whether calibration kept what it saw; every run has it but those without samples."""
     from dipo.stages.checkpoint import STATISTICS
 
-    return config.calib.method != "batchnorm" or folder.has(STATISTICS)
+    return config.calib.reads_statistics or folder.has(STATISTICS)
 
 
 def _model(folder: RunFolder, request: Request, config: Config) -> ir.Model:

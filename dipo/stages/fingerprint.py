@@ -26,11 +26,10 @@ SINGLE = {
     "cluster": ClusterConfig.DECISIVE,
 }
 """Of these sections, those that do. Not their paths, whose contents count, and not the workers."""
-PIECES = "cluster.grad_shards"
 
 
 def fingerprint(config: Config, loaded: Loaded, *, device: str) -> dict[str, Any]:
-    """By option or thing: what it is. The pieces of a step are missing: they may follow the workers.
+    """By option or thing: what it is.
 
     Raises:
         UserError: The samples cannot be read.
@@ -53,17 +52,15 @@ def decisive_options(config: Config) -> dict[str, Any]:
     return options | {f"{section}.{name}": plain[section][name] for section, names in SINGLE.items() for name in names}
 
 
-def write_fingerprint(folder: RunFolder, own: Mapping[str, Any], *, pieces: int) -> None:
+def write_fingerprint(folder: RunFolder, own: Mapping[str, Any]) -> None:
     """Writes it into the folder of a run that begins."""
-    folder.write_json(FINGERPRINT, {**own, PIECES: pieces})
+    folder.write_json(FINGERPRINT, own)
 
 
 @dataclass(frozen=True)
 class Stored:
     """What a run was begun with."""
 
-    pieces: int
-    """Of an optimizer step."""
     other_ranges: bool
     """Whether ranges are to be chosen in another way than they were: what calibration saw holds, the rest does not."""
 
@@ -74,7 +71,7 @@ def same_options(config: Config, folder: RunFolder) -> bool:
     return all(plain[section] == stored.get(section) for section in (*SECTIONS, *SINGLE, "seed"))
 
 
-def compare(folder: RunFolder, own: Mapping[str, Any], config: Config) -> Stored | None:
+def compare(folder: RunFolder, own: Mapping[str, Any]) -> Stored | None:
     """Compares the fingerprint with that of the run in the folder.
 
     Returns:
@@ -91,16 +88,15 @@ def compare(folder: RunFolder, own: Mapping[str, Any], config: Config) -> Stored
         raise UserError(
             f"run.resume={folder.path}: its {FINGERPRINT} is damaged, begin the run again with run.dir="
         ) from error
-    wanted = {**own, PIECES: config.cluster.grad_shards or stored.get(PIECES)}
-    different = [key for key in {**stored, **wanted} if stored.get(key) != wanted.get(key)]
+    different = [key for key in {**stored, **own} if stored.get(key) != own.get(key)]
     others = [key for key in different if not key.startswith("calib.")]
     if others:
-        named = "; ".join(_difference(key, stored, wanted) for key in others)
+        named = "; ".join(_difference(key, stored, own) for key in others)
         raise UserError(
             f"run.resume={folder.path}: that run was begun with {named}: resume it as it was begun, or begin another "
             "one with run.dir="
         )
-    return Stored(int(stored[PIECES]), other_ranges=bool(different))
+    return Stored(other_ranges=bool(different))
 
 
 def _difference(key: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,30 +15,22 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from dipo.algo.analytic import channel_reaches
-from dipo.algo.captures import cut
-from dipo.algo.equalize import Equalized, equalize
-from dipo.algo.links import Refusal
 from dipo.algo.moments import input_moments, moments_of
 from dipo.algo.normal import Moments
+from dipo.algo.step import FloatChange, FloatNetwork, FloatStep, Step
 from dipo.config import Config, DataConfig, resolve_path
-from dipo.data.dataset import Dataset, Datasets, InputSpec, open_datasets
+from dipo.data.dataset import Datasets, InputSpec, open_datasets
 from dipo.data.noise import make_noise
 from dipo.errors import UserError
 from dipo.export.forms import Form
-from dipo.export.platforms import RULES, check_options
 from dipo.export.runtime import run_model
-from dipo.graph.load import layers_of, load, name_of, node_name
+from dipo.export.targets import TARGETS, check_options
+from dipo.graph.accessors import name_of
+from dipo.graph.load import load
 from dipo.graph.plan import Plan, make_plan
 from dipo.graph.torch_module import GraphModule, channels_last
-from dipo.graph.wishes import check_patterns, fitting
-from dipo.recipe import PrecisionConfig
-from dipo.section import options
+from dipo.graph.wishes import fitting
 
-log = logging.getLogger("dipo")
-
-ABSORPTION_SAMPLES, ABSORPTION_BATCH = 64, 16
-"""Samples on which absorbed biases must leave the network's function as it is."""
 NOISE_SAMPLES = 64
 """Samples of noise on which a job without others is checked."""
 PARITY_SAMPLES = 4
@@ -52,15 +44,15 @@ class Loaded:
 
     path: Path
     model: ir.Model
-    """The float network; equalized, where that was asked for."""
+    """The float network, as the steps on it left it."""
     data: Datasets
     plan: Plan
-    equalized: Equalized | None = None
-    """What equalization did."""
+    steps: list[Step]
+    """Of the algorithm, in their order."""
+    change: FloatChange
+    """What the steps on the float network made of it."""
     has_samples: bool = True
     """Whether `data` holds the user's samples, not noise."""
-    least_outputs: dict[str, NDArray[np.float32]] | None = None
-    """What equalization saw of the samples: by name of the layer, the least number [C] of its output."""
 
 
 def load_job(config: Config) -> Loaded:
@@ -75,23 +67,54 @@ def load_job(config: Config) -> Loaded:
     model = load(path)
     data = _samples(config, model, path)
     has_samples = config.data.path is not None
-    check_options([config.platform.name, *config.export.also], cfg=config.platform, form=form_of(config))
+    check_options([config.platform.name, *config.export.also], config.platform.given, form=form_of(config))
+    steps = config.algo.make_steps()
     plan = plan_for(config.platform.name, config, model)
-    check_patterns("algo.sparsity_skip", config.algo.sparsity_skip, list(plan.layers), list(plan.layers))
-    equalized, least = None, None
-    if "equalize" in config.algo.steps and plan.layers:
-        if has_samples and config.algo.absorb_bias and not _leaves_channels(config, plan):
-            least = _least_outputs(model, data.calib)
-        equalized = equalized_model(config, model, plan, least)
-        model = equalized.model
-        plan = plan_for(config.platform.name, config, model)
+    for step in steps:
+        step.check(plan)
+    change = FloatChange(model)
+    if plan.layers:
+        network = FloatNetwork(
+            model, plan, data.calib, has_samples, functools.partial(moments_of_model, model, config.data)
+        )
+        change = change_float(network, steps, config)
+        model, plan = change.model, plan_for(config.platform.name, config, change.model)
     if not plan.layers:
         raise UserError(
             f"model.path={path}: no layer is left to quantize (Conv, ConvTranspose, Gemm or MatMul with constant "
             "weights, and not in precision.skip)"
         )
     plan = dataclasses.replace(plan, observed=_observed(config, model, plan))
-    return Loaded(path, model, data, plan, equalized, has_samples, least)
+    return Loaded(path, model, data, plan, steps, change, has_samples)
+
+
+def change_float(
+    network: FloatNetwork, steps: Sequence[Step], config: Config, *, record: Mapping[str, NDArray[Any]] | None = None
+) -> FloatChange:
+    """Run the steps on the float network, in their order.
+
+    Args:
+        network: As it was loaded.
+        steps: All of the job.
+        config: The job.
+        record: What these steps kept for doing the same again; None: they are run for the first time.
+    """
+    done = FloatChange(network.model)
+    for step in steps:
+        if not isinstance(step, FloatStep):
+            continue
+        change = step.change(network, record=record)
+        kept = (
+            None if done.record is None and change.record is None else {**(done.record or {}), **(change.record or {})}
+        )
+        done = FloatChange(change.model, kept, [*done.chains, *change.chains], [*done.refusals, *change.refusals])
+        network = dataclasses.replace(
+            network,
+            model=change.model,
+            plan=plan_for(config.platform.name, config, change.model),
+            moments=functools.partial(moments_of_model, change.model, config.data),
+        )
+    return done
 
 
 def plan_for(target: str, config: Config, model: ir.Model, *, fit: bool = False) -> Plan:
@@ -106,10 +129,8 @@ def plan_for(target: str, config: Config, model: ir.Model, *, fit: bool = False)
     Raises:
         UserError: The target cannot do what the options say, or they match nothing.
     """
-    precision = config.precision
-    wishes = {option.name: getattr(precision, option.name) for option in options(PrecisionConfig)}
-    rules = RULES[target]
-    return make_plan(model, rules=rules, **(fitting(rules, wishes) if fit else wishes))
+    rules = TARGETS[target].spec
+    return make_plan(model, rules, fitting(rules, config.precision) if fit else config.precision)
 
 
 def form_of(config: Config) -> Form:
@@ -119,38 +140,10 @@ def form_of(config: Config) -> Form:
 
 def _observed(config: Config, model: ir.Model, plan: Plan) -> tuple[str, ...]:
     """Values that the target leaves float and another would quantize: its files can then be written from this run."""
-    likes = {(r.operators, r.fuse_residual_add, r.quantize_outputs): name for name, r in RULES.items()}
+    specs = {name: target.spec for name, target in TARGETS.items()}
+    likes = {(s.operators, s.fuse_residual_add, s.quantize_outputs): name for name, s in specs.items()}
     found = {value: None for name in likes.values() for value in plan_for(name, config, model, fit=True).activations}
     return tuple(value for value in found if value not in plan.activations)
-
-
-def equalized_model(
-    config: Config, model: ir.Model, plan: Plan, least_outputs: Mapping[str, NDArray[np.float32]] | None
-) -> Equalized:
-    """Balances the channels of layers with one scale for a weight.
-
-    Args:
-        config: The job.
-        model: The float network.
-        plan: What is quantized in it.
-        least_outputs: By name of the layer, the least number [C] that its output had on samples.
-    """
-    algo = config.algo
-    if _leaves_channels(config, plan):
-        reason = "left out, all weights have a scale for each channel (algo.equalize_per_channel=true equalizes them)"
-        return Equalized(model, [], [], [Refusal(next(iter(plan.layers)), reason)], 0, 0.0)
-    try:
-        reaches = channel_reaches(model, moments_of_model(model, config.data))
-    except UserError as error:
-        # Without them only the weights' ranges are balanced, as DFQ does.
-        log.info("equalization looks at weights alone: %s", error)
-        reaches = None
-    return equalize(model, absorb_bias=algo.absorb_bias, seen_min=least_outputs, reaches=reaches)
-
-
-def _leaves_channels(config: Config, plan: Plan) -> bool:
-    """Whether equalization has nothing to do."""
-    return all(layer.spec.per_channel for layer in plan.layers.values()) and not config.algo.equalize_per_channel
 
 
 def _samples(config: Config, model: ir.Model, path: Path) -> Datasets:
@@ -174,22 +167,6 @@ def _samples(config: Config, model: ir.Model, path: Path) -> Datasets:
         size=data.size,
         layout=data.layout,
     )
-
-
-def _least_outputs(model: ir.Model, samples: Dataset) -> dict[str, NDArray[np.float32]]:
-    """By name of the layer, the least number [C] of its output on some samples."""
-    outputs = {name_of(node.outputs[0]): node for node in layers_of(model)}
-    module = GraphModule(model, outputs=outputs).eval()
-    found: dict[str, NDArray[np.float32]] = {}
-    for batch in cut(min(ABSORPTION_SAMPLES, len(samples)), ABSORPTION_BATCH):
-        arrays = samples.read(batch.start, batch.stop).inputs
-        with torch.inference_mode():
-            values = module({name: channels_last(torch.from_numpy(array)) for name, array in arrays.items()})
-        for value, node in outputs.items():
-            channel = -1 if node.op_type == "MatMul" else 1
-            least = values[value].transpose(0, channel).flatten(1).amin(dim=1).numpy()
-            found[node_name(node)] = np.minimum(found.get(node_name(node), least), least)
-    return found
 
 
 def moments_of_model(model: ir.Model, data: DataConfig) -> dict[str, Moments]:

@@ -24,14 +24,15 @@ class Kept:
     """What the file holds."""
 
     quantized: QuantizedModel
-    least_outputs: dict[str, NDArray[np.float32]] | None
-    """What equalization saw of the samples: by name of the layer, the least number [C] of its output."""
+    record: dict[str, NDArray[Any]] | None
+    """What steps on the float network keep for doing the same again: by name of the layer, the least number [C] of its
+    output."""
 
 
 def save_network(folder: RunFolder, kept: Kept) -> None:
     """Writes the network."""
     quantized = kept.quantized
-    arrays: dict[str, NDArray[Any]] = {f"{name}/{LEAST}": least for name, least in (kept.least_outputs or {}).items()}
+    arrays: dict[str, NDArray[Any]] = {f"{name}/{LEAST}": least for name, least in (kept.record or {}).items()}
     for name, layer in quantized.layers.items():
         arrays |= {
             f"{name}/codes": layer.codes.astype(narrowest(layer.qparams)),
@@ -45,7 +46,7 @@ def save_network(folder: RunFolder, kept: Kept) -> None:
     about = {
         "layers": {name: _grid(layer.qparams) for name, layer in quantized.layers.items()},
         "activations": {name: _grid(qparams) for name, qparams in quantized.activations.items()},
-        "least_outputs": kept.least_outputs is not None,
+        "least_outputs": kept.record is not None,
     }
     folder.write_arrays(NETWORK, arrays, about)
 

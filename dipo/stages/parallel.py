@@ -16,23 +16,21 @@ import itertools
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
-from dipo.algo.calibrate import Calibration
-from dipo.algo.captures import cut
-from dipo.algo.reconstruct import Phase
-from dipo.algo.sweep import UnitResult
+from dipo.algo.captures import StoredRows, cut
+from dipo.algo.independent import CaptureValues, MeasureUnits, SolveAlone, UnitCost
+from dipo.algo.phase import Phase
+from dipo.algo.step import NetworkState
+from dipo.algo.steps.bias_correction import BiasCorrection, BiasCorrectionOptions
+from dipo.algo.steps.reconstruction import Reconstruction, ReconstructionOptions
+from dipo.algo.unit_solver import UnitResult
 from dipo.cluster.pool import Progress, StoredLostError
-from dipo.cluster.work import AloneWork, TimedResult, UnitCost, Work
 from dipo.errors import JobError
 from dipo.graph.plan import QuantizedModel
 from dipo.graph.units import Unit, find_units
-from dipo.recipe import AlgoConfig
 from dipo.stages.checkpoint import UnitFiles, load_units
 from dipo.stages.context import Context
-from dipo.stages.seeds import unit_seed
-from dipo.stages.steps import BiasStep
-from dipo.stages.walk import Walk
+from dipo.stages.sequential import SequentialSchedule
 
 log = logging.getLogger("dipo")
 
@@ -42,61 +40,59 @@ FIRST_ROUND_SHARE = 0.4
 """Part of the steps behind the network that is rounded to nearest."""
 
 
-def polish_iters(algo: AlgoConfig) -> int:
+def polish_iters(algo: ReconstructionOptions) -> int:
     """Steps of the polish: of the unit's steps the last ones."""
     wanted = math.ceil(POLISH_SHARE * algo.iters) if algo.polish_iters is None else algo.polish_iters
     return min(wanted, algo.iters)
 
 
-def rounds(algo: AlgoConfig) -> list[Phase]:
+def rounds(algo: ReconstructionOptions) -> list[Phase]:
     """The phases in which units are solved alone, two where there are steps enough."""
     stop = algo.iters - polish_iters(algo)
     cuts = sorted({0, min(round(FIRST_ROUND_SHARE * algo.iters), stop), stop})
     return [Phase(first, last) for first, last in itertools.pairwise(cuts)]
 
 
-def corrected(context: Context, quantized: QuantizedModel, calibration: Calibration) -> QuantizedModel:
+def corrected(context: Context, state: NetworkState) -> QuantizedModel:
     """The network with its biases corrected, layer after layer."""
-    units = find_units(context.loaded.model, granularity="layer")
-    walk = Walk(context, BiasStep(calibration), units=units, quantized=quantized)
-    for _ in walk.solved:
-        walk.take()
-    return walk.end()
+    units = find_units(state.model, granularity="layer")
+    step = BiasCorrection(BiasCorrectionOptions(bias_source="data")).bound(state)
+    schedule = SequentialSchedule(context, step, units=units, quantized=state.quantized)
+    for _ in schedule.solved:
+        schedule.take()
+    return schedule.end()
 
 
-class Round:
+class ParallelRound:
     """One phase of all units."""
 
     def __init__(
         self,
         context: Context,
-        step: str,
+        step: Reconstruction,
         number: int,
         units: Sequence[Unit],
-        phase: Phase,
-        begun: Mapping[int, UnitResult],
+        warm_starts: Mapping[int, UnitResult],
     ) -> None:
         """Does nothing yet.
 
         Args:
             context: Of the job.
-            step: Of the algorithm.
+            step: Of the algorithm, with the phase that this round runs.
             number: Of the round, from 1.
             units: Those that have layers.
-            phase: The steps to run.
-            begun: What the round before made of the units, by index; nothing in the first one.
+            warm_starts: What the round before made of the units, by index; nothing in the first one.
         """
-        self.context, self.units, self.phase, self.begun = context, units, phase, begun
-        self.algo = context.config.algo.for_step(step)
-        self.step = f"alone-{number}"
-        self.files = UnitFiles(context.folder, self.step)
+        self.context, self.step, self.units, self.warm_starts = context, step, units, warm_starts
+        self.name = f"alone-{number}"
+        self.files = UnitFiles(context.folder, self.name)
         self.batches = cut(len(context.loaded.data.calib), context.config.data.batch_size)
 
-    def finished(self, quantized: QuantizedModel) -> dict[int, TimedResult]:
+    def finished(self, quantized: QuantizedModel) -> dict[int, UnitResult]:
         """The units that the run folder has, by index."""
         return load_units(self.context, self.files, self.units, quantized)
 
-    def run(self, prefix: QuantizedModel, done: Mapping[int, TimedResult]) -> dict[int, TimedResult]:
+    def run(self, prefix: QuantizedModel, done: Mapping[int, UnitResult]) -> dict[int, UnitResult]:
         """Solves the units that are not done.
 
         Args:
@@ -113,16 +109,16 @@ class Round:
         todo = [unit for unit in self.units if unit.index not in found]
         costs = self._costs(todo)
         todo.sort(key=lambda unit: costs[unit.index].seconds, reverse=True)
-        title = f"{self.step}: {len(todo)} units"
-        with self.context.terminal.task(title, len(todo) * len(self.phase), "steps") as progress:
+        title = f"{self.name}: {len(todo)} units"
+        with self.context.terminal.task(title, len(todo) * self.step.num_steps, "steps") as progress:
             lost, total = 0, len(todo)
             while todo:
-                before = (total - len(todo)) * len(self.phase)
+                before = (total - len(todo)) * self.step.num_steps
                 try:
-                    for unit, timed in self._solve(
+                    for unit, result in self._solve(
                         self._wave(todo, costs), prefix, functools.partial(_further, progress, before)
                     ):
-                        found[unit.index] = timed
+                        found[unit.index] = result
                         todo.remove(unit)
                 except StoredLostError as error:
                     lost += 1
@@ -135,7 +131,7 @@ class Round:
         return found
 
     def _costs(self, units: Sequence[Unit]) -> dict[int, UnitCost]:
-        ((_, costs),) = self.context.pool.map("unit_costs", [(units,)])
+        ((_, costs),) = self.context.pool.map([MeasureUnits(units)])
         return dict(zip((unit.index for unit in units), costs, strict=True))
 
     def _wave(self, todo: Sequence[Unit], costs: Mapping[int, UnitCost]) -> list[Unit]:
@@ -152,43 +148,32 @@ class Round:
 
     def _solve(
         self, wave: Sequence[Unit], prefix: QuantizedModel, progress: Progress
-    ) -> Iterator[tuple[Unit, TimedResult]]:
+    ) -> Iterator[tuple[Unit, UnitResult]]:
         """Captures what the units read, then solves them, longest first."""
         pool = self.context.pool
         names = list(dict.fromkeys(name for unit in wave for name in unit.inputs))
-        shares = self.context.shares(self.batches[-1].stop)
-        parts = dict(pool.map("capture", [(share, names) for share in shares], keep=2 * len(names), quantized=prefix))
+        shares, quantized = self.context.shares(self.batches[-1].stop), pool.share(prefix)
+        captures = [CaptureValues(share, names, quantized) for share in shares]
+        parts = dict(pool.map_kept(captures, num_kept=2 * len(names)))
         places = {name: (index, len(names) + index) for index, name in enumerate(names)}
-        items: list[tuple[Any, ...]] = [
-            (
-                self._work(unit),
-                *(parts[part][places[name][kind]] for kind in (0, 1) for name in unit.inputs for part in sorted(parts)),
-            )
+        tasks = [
+            SolveAlone(self.step, unit, self.batches, quantized, self.warm_starts.get(unit.index)) for unit in wave
+        ]
+        stored: list[list[StoredRows]] = [
+            [parts[part][places[name][kind]] for kind in (0, 1) for name in unit.inputs for part in sorted(parts)]
             for unit in wave
         ]
-        sizes = [len(self.phase)] * len(wave)
-        for index, timed in pool.map("solve_alone", items, sizes=sizes, progress=progress, quantized=prefix):
-            self.files.save(wave[index], timed)
-            self._tell(wave[index], timed)
-            yield wave[index], timed
+        sizes = [self.step.num_steps] * len(wave)
+        for index, result in pool.map(tasks, stored=stored, sizes=sizes, progress=progress):
+            self.files.save(wave[index], result)
+            self._tell(wave[index], result)
+            yield wave[index], result
 
-    def _work(self, unit: Unit) -> AloneWork:
-        algo = self.algo
-        is_last = self.phase.stop == algo.iters
-        seed = unit_seed(self.context.config.seed, unit, self.phase)
-        work = Work(algo, self.phase, is_last and algo.correct_bias, seed)
-        return AloneWork(unit, self.batches, work, self.begun.get(unit.index))
-
-    def _tell(self, unit: Unit, timed: TimedResult) -> None:
-        first, last = timed.result.loss_first, timed.result.loss_last
-        log.info("%s, unit %s: loss %.4g -> %.4g, %.2f s", self.step, unit.name, first, last, timed.seconds)
-        self.context.unit_ends(self.step, unit, timed, steps=len(self.phase))
+    def _tell(self, unit: Unit, result: UnitResult) -> None:
+        first, last = result.loss_first, result.loss_last
+        log.info("%s, unit %s: loss %.4g -> %.4g, %.2f s", self.name, unit.name, first, last, result.seconds)
+        self.context.unit_ends(self.name, unit, result, steps=self.step.num_steps)
 
 
 def _further(progress: Progress, before: int, steps: int) -> None:
     progress(before + steps)
-
-
-def results_of(timed: Mapping[int, TimedResult]) -> dict[int, UnitResult]:
-    """The results without their times."""
-    return {index: one.result for index, one in timed.items()}

@@ -1,27 +1,24 @@
-"""The algorithm's steps, one after the other on what the one before left."""
+"""The algorithm's steps on the quantized network, one after the other on what the one before left."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
-from dipo.algo.analytic import analytic_bias_correction
-from dipo.algo.calibrate import Calibration
-from dipo.algo.reconstruct import Phase
-from dipo.algo.sweep import UnitResult
-from dipo.cluster.work import TimedResult
-from dipo.composition import reconstruction_of
+from dipo.algo.findings import NetworkAnalysis
+from dipo.algo.phase import Phase
+from dipo.algo.step import FloatStep, NetworkState, NetworkStep, Step, UnitStep
+from dipo.algo.steps.reconstruction import Reconstruction
+from dipo.algo.unit_solver import UnitResult
 from dipo.graph.plan import QuantizedModel
 from dipo.graph.units import Unit, find_units
-from dipo.report.analysis import AnalysisReport
 from dipo.report.report import UnitRow
-from dipo.stages.analyze import analyze
 from dipo.stages.checkpoint import UnitFiles, load_units
 from dipo.stages.context import Context
-from dipo.stages.load import moments_of_model
-from dipo.stages.parallel import Round, corrected, polish_iters, results_of, rounds
-from dipo.stages.steps import Begun, UnitStep, unit_step
-from dipo.stages.walk import Walk, solved_units
+from dipo.stages.parallel import ParallelRound, corrected, polish_iters, rounds
+from dipo.stages.sequential import SequentialSchedule, solved_units
 
 
 @dataclass(frozen=True)
@@ -30,97 +27,92 @@ class Transformed:
 
     quantized: QuantizedModel
     units: list[UnitRow]
-    analysis: AnalysisReport | None
+    analysis: NetworkAnalysis | None
 
 
-def transform(context: Context, *, quantized: QuantizedModel, calibration: Calibration) -> Transformed:
-    """Runs `algo.steps` in their order; each finished unit is in the run folder before the next begins."""
+def transform(context: Context, state: NetworkState, steps: Sequence[Step]) -> Transformed:
+    """Run the steps in their order; each finished unit is in the run folder before the next begins.
+
+    Args:
+        context: The job.
+        state: The network as calibration left it.
+        steps: All of the job; those on the float network have been run before calibration.
+    """
     rows: list[UnitRow] = []
     analysis = None
-    for name in context.config.algo.steps:
-        if name == "equalize":
-            continue  # the network was equalized when it was loaded
-        with context.stage(name):
-            if name == "analyze":
-                analysis = analyze(context, quantized)
-            elif name == "bias_correction" and context.biases_from_norms:
-                loaded = context.loaded
-                quantized = analytic_bias_correction(
-                    loaded.model,
-                    plan=loaded.plan,
-                    quantized=quantized,
-                    moments=moments_of_model(loaded.model, context.config.data),
-                )
-            else:
-                quantized, own = _over_units(context, name, quantized, calibration)
+    for step in steps:
+        if isinstance(step, FloatStep):
+            continue
+        with context.stage(step.name):
+            if isinstance(step, UnitStep) and step.solves_units(has_samples=state.has_samples):
+                quantized, own = _over_units(context, step, state)
                 rows += own
-    return Transformed(quantized, rows, analysis)
+            else:
+                assert isinstance(step, NetworkStep), step.name
+                change = step.run(state, context)
+                quantized, analysis = change.quantized, change.analysis or analysis
+        state = dataclasses.replace(state, quantized=quantized)
+    return Transformed(state.quantized, rows, analysis)
 
 
-def _correct_by_norms(context: Context, quantized: QuantizedModel) -> QuantizedModel:
-    """Biases corrected without samples."""
-    model, plan = context.loaded.model, context.loaded.plan
-    moments = moments_of_model(model, context.config.data)
-    return analytic_bias_correction(model, plan=plan, quantized=quantized, moments=moments)
-
-
-def _over_units(
-    context: Context, name: str, quantized: QuantizedModel, calibration: Calibration
-) -> tuple[QuantizedModel, list[UnitRow]]:
+def _over_units(context: Context, step: UnitStep, state: NetworkState) -> tuple[QuantizedModel, list[UnitRow]]:
     """A step that goes from unit to unit."""
-    units = find_units(context.loaded.model, granularity=str(context.config.algo.for_step(name).unit))
-    begun: Begun | None = None
-    rows: list[UnitRow] = []
-    is_parallel = context.config.cluster.schedule == "parallel" and name == reconstruction_of([name])
-    if is_parallel:
-        begun, rows = _solve_alone(context, name, units, quantized, calibration)
-        if not len(begun.phase):
-            return quantized.having(begun.results.values(), context.loaded.plan), rows
-    quantized, own = _walk(context, unit_step(context, name, calibration, begun), units, quantized)
+    step = step.bound(state)
+    units = find_units(state.model, granularity=step.granularity)
+    if not isinstance(step, Reconstruction) or context.config.cluster.schedule != "parallel":
+        return _one_by_one(context, step, units, state)
+    results, rows = _at_once(context, step, units, state)
+    stop, polish = step.options.iters, polish_iters(step.options)
+    if not polish:
+        return state.quantized.having(results.values(), state.plan), rows
+    last = step.for_phase(Phase(stop - polish, stop, step.options.polish_lr))
+    quantized, own = _one_by_one(context, last, units, state, results)
     return quantized, rows + own
 
 
-def _solve_alone(
-    context: Context, name: str, units: Sequence[Unit], quantized: QuantizedModel, calibration: Calibration
-) -> tuple[Begun, list[UnitRow]]:
-    """The parallel schedule up to its polish."""
-    solved = solved_units(units, context.loaded.plan)
+def _at_once(
+    context: Context, step: Reconstruction, units: Sequence[Unit], state: NetworkState
+) -> tuple[Mapping[int, UnitResult], list[UnitRow]]:
+    """The parallel schedule up to its polish: results by index of the unit."""
+    solved = solved_units(units, state.plan)
     results: dict[int, UnitResult] = {}
     rows: list[UnitRow] = []
-    for number, phase in enumerate(rounds(context.config.algo), start=1):
-        this = Round(context, name, number, solved, phase, results)
-        timed = this.finished(quantized)
-        if len(timed) < len(solved):
-            before = quantized.having(results.values(), context.loaded.plan)
-            timed = this.run(corrected(context, before, calibration), timed)
-        results = results_of(timed)
-        rows += [_row(unit, this.step, timed[unit.index], steps=len(phase)) for unit in solved]
-    algo = context.config.algo
-    return Begun(results, Phase(algo.iters - polish_iters(algo), algo.iters, algo.polish_lr)), rows
+    for number, phase in enumerate(rounds(step.options), start=1):
+        this = ParallelRound(context, step.for_phase(phase), number, solved, results)
+        found = this.finished(state.quantized)
+        if len(found) < len(solved):
+            before = state.quantized.having(results.values(), state.plan)
+            found = this.run(corrected(context, dataclasses.replace(state, quantized=before)), found)
+        results = found
+        rows += [_row(unit, this.name, results[unit.index], steps=len(phase)) for unit in solved]
+    return results, rows
 
 
-def _walk(
-    context: Context, step: UnitStep, units: Sequence[Unit], quantized: QuantizedModel
+def _one_by_one(
+    context: Context,
+    step: UnitStep,
+    units: Sequence[Unit],
+    state: NetworkState,
+    warm_starts: Mapping[int, UnitResult] = MappingProxyType({}),
 ) -> tuple[QuantizedModel, list[UnitRow]]:
     """Unit after unit; those that an earlier process has finished are only passed."""
-    walk = Walk(context, step, units=units, quantized=quantized)
+    schedule = SequentialSchedule(context, step, units=units, quantized=state.quantized, warm_starts=warm_starts)
     files = UnitFiles(context.folder, step.name)
-    known = load_units(context, files, walk.solved, quantized)
+    known = load_units(context, files, schedule.solved, state.quantized)
     rows = []
-    for unit in walk.solved:
-        timed = known.get(unit.index)
-        if timed is None:
-            timed = walk.take()
-            files.save(unit, timed)
-            context.unit_ends(step.name, unit, timed, steps=step.num_steps)
+    for unit in schedule.solved:
+        result = known.get(unit.index)
+        if result is None:
+            result = schedule.take()
+            files.save(unit, result)
+            context.unit_ends(step.name, unit, result, steps=step.num_steps)
         else:
-            walk.skip(timed.result)
-        rows.append(_row(unit, step.name, timed, steps=step.num_steps))
-    return walk.end(), rows
+            schedule.skip(result)
+        rows.append(_row(unit, step.name, result, steps=step.num_steps))
+    return schedule.end(), rows
 
 
-def _row(unit: Unit, step: str, timed: TimedResult, *, steps: int) -> UnitRow:
-    result = timed.result
+def _row(unit: Unit, step: str, result: UnitResult, *, steps: int) -> UnitRow:
     return UnitRow(
         name=unit.name,
         step=step,
@@ -130,5 +122,5 @@ def _row(unit: Unit, step: str, timed: TimedResult, *, steps: int) -> UnitRow:
         steps=steps,
         loss={"first": result.loss_first, "last": result.loss_last},
         bias_corrected=result.bias_corrected,
-        seconds=timed.seconds,
+        seconds=result.seconds,
     )

@@ -16,19 +16,22 @@ import dipo
 from dipo.algo.calibrate import Calibration
 from dipo.algo.captures import cut
 from dipo.algo.odd import oddities
-from dipo.algo.simulate import LayerError, Simulated
+from dipo.algo.simulate import LayerError, SimulateBatches, Simulated
+from dipo.cluster.worker import Worker
 from dipo.config import Config
 from dipo.data.dataset import Dataset
 from dipo.errors import UserError
-from dipo.export.platforms import RULES, form_remarks, remarks
 from dipo.export.runtime import run_model
-from dipo.graph.load import layers_of, model_files, node_name
+from dipo.export.targets import TARGETS
+from dipo.graph.accessors import layers_of, node_name
+from dipo.graph.load import model_files
 from dipo.graph.plan import QuantizedModel
+from dipo.report.analysis import report_analysis
 from dipo.report.measures import NO_NOISE_DB, OutputError, accuracy, cosine, output_error, sqnr_db
 from dipo.report.report import EqualizedRow, LayerRow, Note, Report, TargetRow
 from dipo.stages.context import Context
 from dipo.stages.load import Loaded, form_of
-from dipo.stages.targets import Source, Target
+from dipo.stages.targets import Retargeted, Source
 from dipo.stages.transform import Transformed
 
 PROFILE_SAMPLES = 64
@@ -45,7 +48,7 @@ def verify(
     calibration: Calibration,
     files: Sequence[Path],
     parity: float,
-    others: Mapping[Target, Sequence[Path]],
+    others: Mapping[Retargeted, Sequence[Path]],
 ) -> Report:
     """Compares the float, the simulated and the deployed network on the evaluation samples, or on those of calibration.
 
@@ -68,7 +71,7 @@ def verify(
         targets = [_target_row(context, dataset, source, target, list(its)) for target, its in others.items()]
         written = next(file for file in files if file.suffix == ".onnx")
         deployed, labels = _deploy(config, dataset, written)
-        peaks = context.pool.ask("peak_rss_mb")
+        peaks = context.pool.ask(Worker.peak_rss_mb)
     _check_labels(labels, simulated.fp_outputs)
 
     error = {
@@ -99,7 +102,11 @@ def verify(
         not_reconstructed=[
             node_name(node) for node in layers_of(loaded.model) if node_name(node) not in loaded.plan.layers
         ],
-        analysis=done.analysis,
+        analysis=None
+        if done.analysis is None
+        else report_analysis(
+            loaded.model, plan=loaded.plan, rules=TARGETS[config.platform.name].spec, found=done.analysis
+        ),
         equalized=_equalized(loaded),
         notes=[
             *_distance_notes(context, written, error["deployed_vs_simulated"]),
@@ -119,7 +126,7 @@ def verify(
             "device": context.device,
             "threads": config.cluster.threads,
             "schedule": config.cluster.schedule,
-            "grad_shards": context.pieces,
+            "grad_shards": config.cluster.grad_shards,
         },
         versions=versions(),
         targets=targets,
@@ -132,24 +139,24 @@ def source_of(context: Context, quantized: QuantizedModel, calibration: Calibrat
     return Source(context.config, loaded.model, loaded.plan, quantized, calibration.statistics)
 
 
-def _target_row(context: Context, dataset: Dataset, source: Source, target: Target, files: list[Path]) -> TargetRow:
+def _target_row(context: Context, dataset: Dataset, source: Source, target: Retargeted, files: list[Path]) -> TargetRow:
     found = _simulate(context, dataset, target.quantized, target)
     error = output_error(found.fp_outputs, found.q_outputs)
     row = target.row(source, files, cfg=context.config.platform, error=error)
-    return row.with_notes(form_remarks(target.name, form=form_of(context.config)))
+    return row.with_notes(TARGETS[target.name].form_remarks(form_of(context.config)))
 
 
-def _simulate(context: Context, dataset: Dataset, quantized: QuantizedModel, target: Target | None = None) -> Simulated:
+def _simulate(
+    context: Context, dataset: Dataset, quantized: QuantizedModel, target: Retargeted | None = None
+) -> Simulated:
     """Of the job's own target, or of another, whose layers are not compared."""
-    more: dict[str, Any] = {} if target is None else {"plan": target.plan, "rules": RULES[target.name]}
-    parts: list[Simulated] = context.over_samples(
-        "simulate",
-        "verify" if target is None else f"verify {target.name}",
-        len(dataset),
-        quantized=quantized,
-        dataset=dataset,
-        profile_samples=PROFILE_SAMPLES if target is None else 0,
-        **more,
+    shared = context.share(quantized)
+    plan, rules = (None, None) if target is None else (target.plan, TARGETS[target.name].spec)
+    profiled = PROFILE_SAMPLES if target is None else 0
+    parts = context.over_samples(
+        lambda batches: SimulateBatches(batches, dataset, shared, profiled, plan, rules),
+        title="verify" if target is None else f"verify {target.name}",
+        num_samples=len(dataset),
     )
     layers: dict[str, LayerError] = {}
     for part in parts:
@@ -176,7 +183,7 @@ def _deploy(
             yield samples.inputs
 
     outputs = run_model(
-        path, batches(), threads=config.cluster.threads, float_biases=not RULES[config.platform.name].int32_bias
+        path, batches(), threads=config.cluster.threads, float_biases=not TARGETS[config.platform.name].spec.int32_bias
     )
     return outputs, np.concatenate(labels) if labels else None
 
@@ -200,8 +207,7 @@ def _evaluated_on(loaded: Loaded) -> str:
 def _notes(loaded: Loaded, calibration: Calibration) -> list[Note]:
     """What is odd about the network, and what was left undone."""
     found = [Note(odd.name, odd.what) for odd in oddities(loaded.model, loaded.plan, calibration.statistics)]
-    refused = [] if loaded.equalized is None else loaded.equalized.refusals
-    return found + [Note(refusal.where, f"equalization: {refusal.reason}") for refusal in refused]
+    return found + [Note(refusal.where, f"equalization: {refusal.reason}") for refusal in loaded.change.refusals]
 
 
 def _distance_notes(context: Context, written: Path, error: OutputError) -> list[Note]:
@@ -228,12 +234,15 @@ def _option_notes(config: Config, loaded: Loaded) -> list[Note]:
 
 
 def _target_notes(config: Config) -> list[Note]:
-    return [Note(config.platform.name, text) for text in remarks(config.platform.name, cfg=config.platform)]
+    target = TARGETS[config.platform.name]
+    return [Note(target.name, text) for text in target.remarks(target.options_of(config.platform.given))]
 
 
 def _equalized(loaded: Loaded) -> list[EqualizedRow]:
-    chains = [] if loaded.equalized is None else loaded.equalized.chains
-    return [EqualizedRow(list(chain.layers), chain.min_scale, chain.max_scale, chain.num_zero) for chain in chains]
+    return [
+        EqualizedRow(list(chain.layers), chain.min_scale, chain.max_scale, chain.num_zero)
+        for chain in loaded.change.chains
+    ]
 
 
 def _layer_row(name: str, error: LayerError) -> LayerRow:

@@ -12,10 +12,10 @@ import torch
 
 from dipo.algo.calibrate import Observed, activation_ranges, observe, quantize_model
 from dipo.algo.captures import Batch, cut
-from dipo.export.platforms import RULES
+from dipo.export.targets import TARGETS
 from dipo.graph.load import load
 from dipo.graph.plan import Plan, QuantizedModel, make_plan
-from dipo.recipe import CalibConfig
+from dipo.recipe import CalibConfig, PrecisionConfig
 
 NETWORK = """
 <ir_version: 10, opset_import: ["" : 18]>
@@ -83,7 +83,11 @@ def make_case(network):
     def make(*, weight_bits=4, act_bits=4, num=40, batch_size=8, platform="ort"):
         torch.set_num_threads(1)
         model = load(network)
-        plan = make_plan(model, rules=RULES[platform], weight_bits=weight_bits, act_bits=act_bits, first_last_bits=None)
+        plan = make_plan(
+            model,
+            TARGETS[platform].spec,
+            PrecisionConfig(weight_bits=weight_bits, act_bits=act_bits, first_last_bits=None),
+        )
         samples = torch.randn(num, 3, 8, 8, generator=torch.Generator().manual_seed(1))
         case = Case(model, plan, samples, cut(num, batch_size), None, None)
         observed = case.observe(case.batches)

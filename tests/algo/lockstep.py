@@ -17,11 +17,11 @@ from dipo.algo.calibrate import activation_ranges, observe, quantize_model
 from dipo.algo.captures import Batch, cut
 from dipo.algo.exchange import add_in_order
 from dipo.algo.pair import Pair
-from dipo.export.platforms import RULES
+from dipo.export.targets import TARGETS
 from dipo.graph.load import load
 from dipo.graph.plan import Plan, QuantizedModel, make_plan
 from dipo.graph.units import Unit, find_units
-from dipo.recipe import CalibConfig
+from dipo.recipe import CalibConfig, PrecisionConfig
 
 CPU = torch.device("cpu")
 
@@ -58,7 +58,7 @@ class Net:
         torch.set_num_threads(1)
         model = load(path)
         precision = {"weight_bits": 8, "act_bits": 8, "first_last_bits": None} | precision
-        plan = make_plan(model, rules=RULES[platform], **precision)
+        plan = make_plan(model, TARGETS[platform].spec, PrecisionConfig(**precision))
         net = Net(model, plan, samples, batch_size, QuantizedModel({}, {}), find_units(model, granularity="layer"))
         batches = cut(len(samples), batch_size)
         seen = observe(model, plan=plan, batches=batches, inputs=net.inputs, device=CPU).statistics
@@ -69,6 +69,14 @@ class Net:
     def inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
         name = self.model.graph.inputs[0].name
         return {name: torch.from_numpy(self.samples[batch.start : batch.stop])}
+
+    @staticmethod
+    def _taken(pair: Pair, unit: Unit, found: Any) -> Any:
+        """Moves on behind the unit with what the step found for its layers."""
+        pair.layers.update(found if isinstance(found, dict) else {})
+        pair.advance(unit)
+        pair.forget(unit)
+        return found
 
     def walk(self, step: Callable[[Pair, Unit], Any], *, workers: int = 1) -> list[tuple[Pair, list[Any]]]:
         """Each worker's pair behind all units, and what the step gave for each of them."""
@@ -84,7 +92,7 @@ class Net:
             )  # fmt: skip
             with torch.inference_mode():
                 pair.read_samples(self.inputs, with_float=False)
-                return pair, [step(pair, unit) for unit in self.units]
+                return pair, [self._taken(pair, unit, step(pair, unit)) for unit in self.units]
 
         with ThreadPoolExecutor(workers) as threads:
             return list(threads.map(work, range(workers)))

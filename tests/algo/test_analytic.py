@@ -7,7 +7,7 @@ import torch
 from dipo.algo.analytic import analytic_bias_correction, channel_reaches, data_free_ranges
 from dipo.algo.moments import input_moments, moments_of
 from dipo.algo.normal import Moments
-from dipo.graph.load import bias_of, layers_of, name_of, node_name, weight_of
+from dipo.graph.accessors import bias_of, layers_of, name_of, node_name, weight_of
 from dipo.graph.torch_module import GraphModule
 
 

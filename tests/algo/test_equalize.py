@@ -11,8 +11,9 @@ from dipo.algo.equalize import TOLERANCE, equalize
 from dipo.algo.links import filters_of
 from dipo.export.onnx_file import save_model
 from dipo.export.runtime import run_model
+from dipo.graph.accessors import array_of, bias_of, layers_of, name_of, node_name, weight_of
 from dipo.graph.batch_norm import batch_norm_of
-from dipo.graph.load import array_of, bias_of, layers_of, load, name_of, node_name, weight_of
+from dipo.graph.load import load
 from dipo.graph.torch_module import GraphModule
 
 ZOO = Path(__file__).parents[2] / "dipo" / "zoo" / "mobilenet.onnx"

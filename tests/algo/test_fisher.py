@@ -9,7 +9,8 @@ from networks import network, saved
 from dipo.algo.captures import cut
 from dipo.algo.exchange import NoExchange
 from dipo.algo.fisher import fisher_diagonals, normalised
-from dipo.graph.load import array_of, load
+from dipo.graph.accessors import array_of
+from dipo.graph.load import load
 from dipo.graph.torch_module import GraphModule
 from dipo.quant.rounding import flat
 

@@ -8,7 +8,8 @@ from networks import network, saved
 from dipo.algo.moments import input_moments, moments_of
 from dipo.algo.normal import Moments, clipped, leaky, mapped, multiplied, summed
 from dipo.errors import UserError
-from dipo.graph.load import load, name_of
+from dipo.graph.accessors import name_of
+from dipo.graph.load import load
 from dipo.graph.torch_module import GraphModule
 
 ZOO = Path(__file__).parents[2] / "dipo" / "zoo" / "mobilenet.onnx"

@@ -3,7 +3,7 @@
 import torch
 
 from dipo.algo.program import Program, Quantizer, QuantizeSite, fuse
-from dipo.graph.load import opset_of
+from dipo.graph.accessors import opset_of
 from dipo.graph.torch_module import GraphModule
 from dipo.quant import kernels
 from dipo.quant.functional import TorchQParams, fake_quantize

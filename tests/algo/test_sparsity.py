@@ -1,4 +1,5 @@
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,10 +8,11 @@ from lockstep import Net
 from networks import images, network, saved
 
 from dipo.algo.gram import gram
-from dipo.algo.sparsity import Pattern, prune_by_error, prune_layer, smallest
+from dipo.algo.sparsity import Pattern, prune_by_error, pruned_layers, smallest
+from dipo.algo.steps.sparsify import Sparsify, SparsifyOptions
 from dipo.algo.weight_rows import WeightRows, target_of
-from dipo.graph.load import array_of, name_of
-from dipo.recipe import AlgoConfig, CalibConfig
+from dipo.graph.accessors import array_of, name_of
+from dipo.recipe import CalibConfig
 
 CALIB = CalibConfig(method="minmax")
 LAYERS = {
@@ -48,11 +50,11 @@ def one_layer(tmp_path, kind, *, num=24, seed=0, skip=(), **precision):
 
 
 def options(**values):
-    return AlgoConfig(**values)
+    return SparsifyOptions(**values)
 
 
 def pruned(net, cfg, workers=1):
-    walked = net.walk(lambda pair, unit: prune_layer(pair, unit, cfg=cfg, calib=CALIB), workers=workers)
+    walked = net.walk(lambda pair, unit: pruned_layers(pair, unit, cfg=cfg, calib=CALIB), workers=workers)
     layers = [pair.layers["it"] for pair, _ in walked]
     return layers[0] if workers == 1 else layers
 
@@ -210,8 +212,8 @@ def test_inputs_that_are_always_zero_go_first():
 def test_a_layer_that_is_left_alone(tmp_path, skip):
     """By the options, or because it is no quantized one; the walk goes on behind it."""
     net = one_layer(tmp_path, "conv", skip=skip)
-    cfg = options() if skip else None
-    ((pair, found),) = net.walk(lambda pair, unit: prune_layer(pair, unit, cfg=cfg, calib=CALIB))
+    step = Sparsify(options(), spared=frozenset() if skip else frozenset({"it"}))
+    ((pair, found),) = net.walk(lambda pair, unit: step.solve(SimpleNamespace(pair=pair, unit=unit)).layers)
     assert found == [{}]
     assert pair.layers == net.quantized.layers
     assert not pair.q
@@ -246,7 +248,7 @@ def test_a_float_input_is_summed_exactly_too(tmp_path):
         if unit.name == "it":
             assert pair.q[value].qparams is None
             found.append(gram(pair, pair.nodes["it"]))
-        return prune_layer(pair, unit, cfg=options(), calib=CALIB)
+        return pruned_layers(pair, unit, cfg=options(), calib=CALIB)
 
     walks = [net.walk(step, workers=workers) for workers in (1, 2, 3)]
     assert all(torch.equal(found[0], other) for other in found[1:])

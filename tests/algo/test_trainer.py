@@ -9,26 +9,30 @@ import pytest
 import torch
 import torch.nn.functional as F
 from networks import network, saved
-from sweeps import CPU, sweep
+from solving import CPU, make_bench, solve_all
 
 from dipo.algo.calibrate import activation_ranges, observe, quantize_model
 from dipo.algo.captures import Batch, Capture, cut
 from dipo.algo.exchange import NoExchange
 from dipo.algo.pair import Pair
-from dipo.algo.sweep import Sweep
+from dipo.algo.train_unit import unit_problem
 from dipo.algo.trainer import Piece, Trainer
-from dipo.export.platforms import RULES
+from dipo.algo.unit_solver import UnitWork
+from dipo.config import AlgoConfig
+from dipo.export.targets import TARGETS
 from dipo.graph.load import load
 from dipo.graph.plan import Plan, QuantizedModel, make_plan
 from dipo.graph.units import find_units
 from dipo.quant import kernels
-from dipo.recipe import AlgoConfig, CalibConfig
+from dipo.recipe import CalibConfig, PrecisionConfig
 
 
 def case_of(model, tmp_path, shape, *, weight_bits=3, num=32):
     """A network of one input `x`, planned and calibrated."""
     loaded = load(saved(model, tmp_path))
-    plan = make_plan(loaded, rules=RULES["ort"], weight_bits=weight_bits, act_bits=8, first_last_bits=None)
+    plan = make_plan(
+        loaded, TARGETS["ort"].spec, PrecisionConfig(weight_bits=weight_bits, act_bits=8, first_last_bits=None)
+    )
     g = torch.Generator().manual_seed(0)
     # Correlated: of independent inputs the nearest codes are the best.
     samples = torch.randn(num, *[1] * len(shape), generator=g) + 0.3 * torch.randn(num, *shape, generator=g)
@@ -65,11 +69,11 @@ def residual_problem(case, cfg):
         owners=[0] * len(case.batches), exchange=NoExchange(), device=CPU,
     )  # fmt: skip
     pair.read_samples(case.inputs, with_float=True)
-    own = Sweep(pair, case.inputs)
     targets = pair.targets(units[0])
     pair.advance(units[0])
     pair.fp.update(targets)
-    return own.problem(units[1], pair.targets(units[1]), cfg=cfg)
+    work = UnitWork(units[1], pair, pair.targets(units[1]), None, [], [], None, make_bench(case))
+    return unit_problem(work, cfg=cfg)
 
 
 def straight_through(x, scale, low, high):
@@ -145,7 +149,7 @@ def test_defaults_train_neither_scales_nor_weigh_errors(make_case):
     problem = residual_problem(case, AlgoConfig())
     assert problem.weights is None
     assert problem.q_inputs["r0"] is not problem.fp_inputs["r0"]
-    result = sweep(case, AlgoConfig(iters=3)).results[1]
+    result = solve_all(case, AlgoConfig(iters=3)).results[1]
     for name, layer in result.layers.items():
         assert layer.qparams is case.quantized.layers[name].qparams
 
@@ -172,7 +176,7 @@ def test_one_worker_and_two_find_the_same_bits(make_case, mode):
     case = make_case(weight_bits=3, num=44, batch_size=4)
     cfg = AlgoConfig(iters=6, tune_iters=6, batch_size=16, **MODES[mode])
     how = {"granularity": "network", "tunes": True} if mode == "tune" else {}
-    one, two = (sweep(case, cfg, workers=workers, pieces=3, **how) for workers in (1, 2))
+    one, two = (solve_all(case, cfg, workers=workers, pieces=3, **how) for workers in (1, 2))
     changed = False
     for a, b in zip(one.results, two.results, strict=True):
         assert a.loss_last == b.loss_last
@@ -216,7 +220,7 @@ def test_every_kind_of_layer_is_fitted(tmp_path, kind, training):
     shape = (4, 6, 6) if image else (12,)
     case = case_of(network(text.replace("[N,6,p", f"[N,{biases},p"), **constants), tmp_path, shape)
     cfg = AlgoConfig(iters=100, batch_size=16, correct_bias=False, **TRAININGS[training])
-    swept = sweep(case, cfg)
+    swept = solve_all(case, cfg, seed=1)
     (unit,) = find_units(case.model, granularity="block")
     pair = swept.pair
     pair.read_samples(case.inputs, with_float=True)
@@ -244,8 +248,8 @@ def test_what_was_pruned_stays_pruned(make_case, training):
         layers[name] = dataclasses.replace(layer, codes=codes, target=target)
     own = dataclasses.replace(case, quantized=dataclasses.replace(case.quantized, layers=layers))
     cfg = AlgoConfig(iters=20, batch_size=16, **TRAININGS[training])
-    begun = sweep(own, cfg)
-    tuned = sweep(
+    begun = solve_all(own, cfg)
+    tuned = solve_all(
         dataclasses.replace(own, quantized=dataclasses.replace(own.quantized, layers=begun.pair.layers)),
         AlgoConfig(tune_iters=3), granularity="network", tunes=True,
     )  # fmt: skip
@@ -259,6 +263,6 @@ def test_what_was_pruned_stays_pruned(make_case, training):
 @pytest.mark.parametrize("granularity", ["stage", "network"])
 def test_larger_units_train(make_case, granularity):
     case = make_case(weight_bits=3)
-    (first, *_) = sweep(case, AlgoConfig(iters=60, batch_size=16), granularity=granularity).results
+    (first, *_) = solve_all(case, AlgoConfig(iters=60, batch_size=16), granularity=granularity).results
     assert set(first.layers) >= {"stem", "left", "right"}
     assert any(np.any(layer.codes != case.quantized.layers[name].codes) for name, layer in first.layers.items())

@@ -4,21 +4,21 @@ import dataclasses
 
 import numpy as np
 import pytest
-from sweeps import CPU, sweep
+from solving import CPU, solve_all
 
-from dipo.algo.reconstruct import tuning
 from dipo.algo.simulate import simulate
-from dipo.export.platforms import RULES
+from dipo.algo.steps.tune import Tune
+from dipo.config import AlgoConfig
+from dipo.export.targets import TARGETS
 from dipo.graph.plan import QuantizedModel
-from dipo.recipe import AlgoConfig
 
 CFG = AlgoConfig(tune_iters=60, batch_size=16, lr_scale=1e-3, lr_bias=2e-3, lr_act=2e-3)
 
 
 def error_of(case, quantized):
     result = simulate(
-        case.model, plan=case.plan, quantized=quantized, rules=RULES["ort"], batches=case.batches, inputs=case.inputs,
-        profile_samples=0, device=CPU, progress=lambda _: None,
+        case.model, plan=case.plan, quantized=quantized, rules=TARGETS["ort"].spec,
+        batches=case.batches, inputs=case.inputs, profile_samples=0, device=CPU, progress=lambda _: None,
     )  # fmt: skip
     return float(((result.fp_outputs["logits"] - result.q_outputs["logits"]) ** 2).mean())
 
@@ -27,9 +27,9 @@ def error_of(case, quantized):
 def test_tuning_lowers_the_error_and_keeps_the_codes(make_case, reconstructed, left):
     case = make_case(weight_bits=3)
     if reconstructed:
-        begun = sweep(case, AlgoConfig(iters=80, batch_size=16))
+        begun = solve_all(case, AlgoConfig(iters=80, batch_size=16))
         case = dataclasses.replace(case, quantized=QuantizedModel(begun.pair.layers, begun.pair.activations))
-    tuned = sweep(case, CFG, granularity="network", tunes=True)
+    tuned = solve_all(case, CFG, granularity="network", tunes=True)
     assert error_of(case, QuantizedModel(tuned.pair.layers, tuned.pair.activations)) < left * error_of(
         case, case.quantized
     )
@@ -47,7 +47,7 @@ def test_tuning_lowers_the_error_and_keeps_the_codes(make_case, reconstructed, l
 def test_all_activations_behind_the_input_are_trained(make_case):
     """Beside coarse ones too, which a reconstruction trains alone."""
     case = make_case(weight_bits=3)
-    tuned = sweep(case, dataclasses.replace(CFG, tune_iters=2), granularity="network", tunes=True)
+    tuned = solve_all(case, dataclasses.replace(CFG, tune_iters=2), granularity="network", tunes=True)
     assert tuned.results[0].activations.keys() == case.plan.activations.keys() - {"input"}
     for name, qparams in tuned.results[0].activations.items():
         assert qparams.scale != case.quantized.activations[name].scale
@@ -63,7 +63,7 @@ def test_scales_that_are_powers_of_two_stay(make_case):
         name: dataclasses.replace(qparams, power_of_two=True) for name, qparams in case.quantized.activations.items()
     }
     own = dataclasses.replace(case, quantized=QuantizedModel(layers, activations))
-    (result,) = sweep(own, dataclasses.replace(CFG, tune_iters=4), granularity="network", tunes=True).results
+    (result,) = solve_all(own, dataclasses.replace(CFG, tune_iters=4), granularity="network", tunes=True).results
     for name, layer in result.layers.items():
         assert np.array_equal(layer.qparams.scale, layers[name].qparams.scale)
         assert np.any(layer.bias != layers[name].bias)
@@ -73,12 +73,13 @@ def test_scales_that_are_powers_of_two_stay(make_case):
 
 def test_a_correction_of_biases_is_not_asked_for_twice(make_case):
     case = make_case(num=16)
-    (result,) = sweep(case, dataclasses.replace(CFG, tune_iters=2), granularity="network", tunes=True).results
+    (result,) = solve_all(case, dataclasses.replace(CFG, tune_iters=2), granularity="network", tunes=True).results
     assert not result.bias_corrected
 
 
 def test_tuning_has_its_own_schedule():
-    cfg = tuning(AlgoConfig(iters=320, tune_iters=50, tune_lr=3.0, lr_scale=1e-3, fp_input_prob=0.5, loss="fisher"))
+    asked = AlgoConfig(iters=320, tune_iters=50, tune_lr=3.0, lr_scale=1e-3, fp_input_prob=0.5, loss="fisher")
+    cfg = Tune.configured(asked, {}).training
     assert (cfg.iters, cfg.reference_iters, cfg.fp_input_prob, cfg.loss) == (50, 50, 0.0, "error")
     assert np.isclose(cfg.lr_scale, 3e-3)
     assert cfg.train_scale

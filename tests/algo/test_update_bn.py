@@ -5,10 +5,10 @@ import pytest
 from lockstep import Net
 from networks import images, network, saved
 
-from dipo.algo.update_bn import scale_change, update_layer
+from dipo.algo.update_bn import scale_change, updated_layers
 from dipo.algo.weight_rows import nearest_codes
+from dipo.graph.accessors import array_of, name_of
 from dipo.graph.batch_norm import BatchNorm, batch_norm_of
-from dipo.graph.load import array_of, name_of
 from dipo.recipe import CalibConfig
 
 CALIB = CalibConfig()
@@ -40,7 +40,9 @@ def norm_of(pair, unit):
 
 
 def update(pair, unit):
-    return update_layer(pair, unit, norm_of(pair, unit), calib=CALIB)
+    found = updated_layers(pair, unit, norm_of(pair, unit), calib=CALIB)
+    pair.layers.update(found)
+    return found
 
 
 def outputs_after(net):
@@ -132,7 +134,7 @@ def test_zero_gamma_and_zero_variance_keep_the_scale(tmp_path):
 
 def test_a_layer_without_batch_norm_passes_through(tmp_path):
     net = normed_net(tmp_path)
-    ((pair, found),) = net.walk(lambda pair, unit: update_layer(pair, unit, None, calib=CALIB))
+    ((pair, found),) = net.walk(lambda pair, unit: updated_layers(pair, unit, None, calib=CALIB))
     assert not any(found)
     assert all(pair.layers[name] is layer for name, layer in net.quantized.layers.items())
     assert not pair.q, "the walk has moved on behind every unit"

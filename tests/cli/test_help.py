@@ -9,9 +9,8 @@ from dipo.cli.main import COMMANDS, main
 from dipo.cli.page import docs_of, option_blocks
 from dipo.cli.quantize import QUANTIZE
 from dipo.cli.words import read_values
-from dipo.config import Config
+from dipo.config import AlgoConfig, Config
 from dipo.config.presets import find_presets
-from dipo.recipe import AlgoConfig
 from dipo.section import Section, all_options
 
 

@@ -50,8 +50,8 @@ def test_a_group_may_have_a_plus(plus):
 
 def test_algorithms_differ_as_their_papers_do():
     algos = {name: compose_config([f"algo={name}"]).algo for name in ("adaround", "brecq", "qdrop")}
-    own = {name: algo.for_step(name) for name, algo in algos.items()}
-    assert {name: (algo.unit, algo.fp_input_prob) for name, algo in own.items()} == {
+    steps = [step for algo in algos.values() for step in algo.make_steps()]
+    assert {step.name: (step.granularity, step.training.fp_input_prob) for step in steps} == {
         "adaround": ("layer", 0.0),
         "brecq": ("block", 0.0),
         "qdrop": ("block", 0.5),

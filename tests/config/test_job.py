@@ -3,9 +3,9 @@ import json
 
 import pytest
 
-from dipo.config import ClusterConfig, Config, DataConfig, PlatformConfig, job, resolve_path, to_plain
+from dipo.config import AlgoConfig, ClusterConfig, Config, DataConfig, PlatformConfig, job, resolve_path, to_plain
 from dipo.errors import UserError
-from dipo.recipe import AlgoConfig, CalibConfig, PrecisionConfig
+from dipo.recipe import CalibConfig, PrecisionConfig
 from dipo.section import all_options, from_plain
 
 

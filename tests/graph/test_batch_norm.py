@@ -6,8 +6,9 @@ import pytest
 from networks import network, saved
 from onnx import numpy_helper
 
+from dipo.graph.accessors import array_of, layers_of, weight_of
 from dipo.graph.batch_norm import batch_norm_of
-from dipo.graph.load import array_of, layers_of, load, weight_of
+from dipo.graph.load import load
 
 NORM = {
     "s": np.float32([1, -2, 3, 0.5]), "t": np.float32([0, 1, 2, 3]), "mean": np.float32([0.1, 0, -1, 2]),

@@ -9,7 +9,9 @@ from networks import network, saved, tiny_cnn
 
 from dipo.errors import UserError
 from dipo.export.runtime import run_model
-from dipo.graph.load import array_of, bias_of, layers_of, load, name_of, node_name, weight_axis, weight_of
+from dipo.graph.accessors import array_of, bias_of, layers_of, name_of, node_name, weight_axis, weight_of
+from dipo.graph.load import load
+from dipo.graph.passes.invariants import INVARIANTS
 from dipo.graph.torch_module import GraphModule
 
 IMAGE = "(float[{batch},3,8,8] x) => (float[{batch},{out}] y)"
@@ -34,6 +36,8 @@ def assert_same(model: onnx.ModelProto, folder: Path, *, batch: int = 3):
         if value.name not in {tensor.name for tensor in model.graph.initializer}
     }
     inputs = {name: rng.normal(size=(batch, *shape)).astype(np.float32) for name, shape in shapes.items()}
+    for check in INVARIANTS:
+        check(loaded)
     expected = run_model(path, [inputs], threads=1)
     with torch.inference_mode():
         found = GraphModule(loaded)({name: torch.from_numpy(array) for name, array in inputs.items()})

@@ -5,11 +5,13 @@ import pytest
 from networks import network, saved, tiny_cnn
 
 from dipo.errors import UserError
-from dipo.export.platforms import RULES
-from dipo.graph.load import array_of, layers_of, load, name_of, node_name, weight_of
+from dipo.export.targets import TARGETS
+from dipo.graph.accessors import array_of, layers_of, name_of, node_name, weight_of
+from dipo.graph.load import load
 from dipo.graph.plan import Plan, make_plan
 from dipo.quant.ranges import weight_qparams
 from dipo.quant.spec import Range
+from dipo.recipe import PrecisionConfig
 
 WIDTHS = {"weight_bits": 4, "act_bits": 4}
 
@@ -18,7 +20,7 @@ WIDTHS = {"weight_bits": 4, "act_bits": 4}
 def plan_of(tmp_path):
     def plan(model, *, platform: str = "ort", **settings) -> Plan:
         loaded = load(saved(model, tmp_path))
-        return make_plan(loaded, rules=RULES[platform], **{**WIDTHS, **settings})
+        return make_plan(loaded, TARGETS[platform].spec, PrecisionConfig(**{**WIDTHS, **settings}))
 
     return plan
 
@@ -138,10 +140,10 @@ def test_a_layer_behind_a_pass_through_operator_sets_the_width(plan_of):
 def test_layers_know_the_quantized_value_that_they_read(tmp_path):
     text = PASSED_THROUGH.replace("Conv(f, w3)", "Conv(e, w3)").replace(" y)", " y, float[N,4,4,4] f)")
     model = load(saved(network(text, fill=np.float32(0), **SLICED), tmp_path))
-    plan = make_plan(model, rules=RULES["ort"], weight_bits=8, act_bits=8)
+    plan = make_plan(model, TARGETS["ort"].spec, PrecisionConfig(weight_bits=8, act_bits=8))
     inputs = {node_name(node): plan.input_of(node) for node in layers_of(model)}
     assert inputs == {"first": "x", "middle": "b", "last": "b"}
-    skipped = make_plan(model, rules=RULES["ort"], weight_bits=8, act_bits=8, skip=["first"])
+    skipped = make_plan(model, TARGETS["ort"].spec, PrecisionConfig(weight_bits=8, act_bits=8, skip=["first"]))
     assert skipped.input_of(next(iter(layers_of(model)))) is None
 
 
@@ -198,13 +200,13 @@ def test_a_shape_of_the_input_makes_no_layer_the_first(tmp_path):
         }""",
         w1=(4, 4), w2=(4, 4), w3=(4, 4), w4=(4, 4),
     )  # fmt: skip
-    plan = make_plan(load(saved(model, tmp_path)), rules=RULES["ort"], **WIDTHS)
+    plan = make_plan(load(saved(model, tmp_path)), TARGETS["ort"].spec, PrecisionConfig(**WIDTHS))
     assert [layer.spec.bits for layer in plan.layers.values()] == [8, 4, 4, 8]
 
 
 def test_the_plan_is_in_topological_order(tmp_path, shared_file):
     model = load(shared_file("resnet20_cifar10.onnx"))
-    plan = make_plan(model, rules=RULES["ort"], **WIDTHS)
+    plan = make_plan(model, TARGETS["ort"].spec, PrecisionConfig(**WIDTHS))
     assert list(plan.layers) == [node_name(node) for node in layers_of(model)]
     order = [name_of(v) for v in (*model.graph.inputs, *(v for node in model.graph for v in node.outputs))]
     assert list(plan.activations) == [name for name in order if name in plan.activations]
@@ -234,15 +236,15 @@ def test_trt_takes_narrow_weights_and_what_it_has_anyway(plan_of):
 
 
 def test_a_platform_may_want_narrow_weights_and_powers_of_two(tmp_path):
-    rules = replace(RULES["ort"], weight_narrow=True, power_of_two=True)
+    rules = replace(TARGETS["ort"].spec, weight_narrow=True, power_of_two=True)
     model = load(saved(tiny_cnn(), tmp_path))
-    plan = make_plan(model, rules=rules, **WIDTHS)
+    plan = make_plan(model, rules, PrecisionConfig(**WIDTHS))
     assert all(layer.spec.narrow and layer.spec.power_of_two for layer in plan.layers.values())
     assert all(spec.power_of_two for spec in plan.activations.values())
     with pytest.raises(UserError, match="weight_narrow: platform ort takes only narrow weights"):
-        make_plan(model, rules=rules, weight_narrow=False, **WIDTHS)
+        make_plan(model, rules, PrecisionConfig(weight_narrow=False, **WIDTHS))
     with pytest.raises(UserError, match="power_of_two: platform ort takes only scales that are powers of two"):
-        make_plan(model, rules=rules, power_of_two=False, **WIDTHS)
+        make_plan(model, rules, PrecisionConfig(power_of_two=False, **WIDTHS))
 
 
 def test_overrides_narrow_a_layer(plan_of):
@@ -338,7 +340,7 @@ AXES = {
 @pytest.mark.parametrize(("text", "shape", "axis"), AXES.values(), ids=AXES)
 def test_a_weights_scales_are_those_of_its_output_channels(tmp_path, text, shape, axis, method):
     model = load(saved(network(text, w=shape), tmp_path))
-    layer = make_plan(model, rules=RULES["ort"], weight_bits=8, act_bits=8).layers["layer"]
+    layer = make_plan(model, TARGETS["ort"].spec, PrecisionConfig(weight_bits=8, act_bits=8)).layers["layer"]
     weight = array_of(weight_of(next(layers_of(model))))
     assert (layer.axis, weight.shape) == (axis, shape)
     found = weight_qparams(weight, layer.spec, axis=layer.axis, method=method)

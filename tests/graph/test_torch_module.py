@@ -7,7 +7,8 @@ from networks import images, network, saved, tiny_cnn
 
 from dipo.errors import UserError
 from dipo.export.runtime import run_model
-from dipo.graph.load import load, node_name
+from dipo.graph.accessors import node_name
+from dipo.graph.load import load
 from dipo.graph.torch_module import GraphModule, channels_last
 from dipo.graph.units import find_units
 

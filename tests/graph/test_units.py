@@ -3,7 +3,8 @@ import pytest
 from networks import network, saved, tiny_cnn
 
 from dipo.config import ZOO
-from dipo.graph.load import layers_of, load, name_of, node_name
+from dipo.graph.accessors import layers_of, name_of, node_name
+from dipo.graph.load import load
 from dipo.graph.units import LONG_SKIP_LAYERS, Unit, find_units
 
 

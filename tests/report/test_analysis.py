@@ -8,8 +8,9 @@ import onnx_ir as ir
 import pytest
 from rich.console import Console
 
+from dipo.algo.findings import NetworkAnalysis
 from dipo.config import compose_config
-from dipo.export.platforms import RULES
+from dipo.export.targets import TARGETS
 from dipo.graph.plan import LayerPlan, Plan
 from dipo.quant.spec import QuantSpec
 from dipo.report.analysis import AnalysisReport, report_analysis
@@ -62,7 +63,7 @@ class Layer:
     shift: float | None = None
 
 
-def rated(layers: dict[str, Layer], rules=RULES["ort"]) -> AnalysisReport:
+def rated(layers: dict[str, Layer], rules=TARGETS["ort"].spec) -> AnalysisReport:
     names = list(layers)
     specs = {name: QuantSpec(each.bits, True, True, each.per_channel) for name, each in layers.items()}
     plan = Plan(
@@ -84,11 +85,10 @@ def rated(layers: dict[str, Layer], rules=RULES["ort"]) -> AnalysisReport:
             for name, each in layers.items()
         },
     }
-    return report_analysis(
-        model_of(names), plan=plan, rules=rules, totals=totals, samples=32, sensitivity_samples=16,
-        weights={name: each.scales for name, each in layers.items()},
-        shift_shares={name: each.shift for name, each in layers.items() if each.shift is not None},
-    )  # fmt: skip
+    weights = {name: each.scales for name, each in layers.items()}
+    shifts = {name: each.shift for name, each in layers.items() if each.shift is not None}
+    found = NetworkAnalysis(totals, weights, shifts, samples=32, sensitivity_samples=16)
+    return report_analysis(model_of(names), plan=plan, rules=rules, found=found)
 
 
 def row_of(report: AnalysisReport, name: str):
@@ -145,7 +145,7 @@ def test_advice_is_an_option_that_can_be_typed(layer, advice, option):
 
 
 def test_nothing_is_advised_that_the_target_does_not_take():
-    rules = replace(RULES["ort"], weight_per_channel=False)
+    rules = replace(TARGETS["ort"].spec, weight_per_channel=False)
     layer = Layer(network=10, weight=20, bits=4, per_channel=False, scales=WeightSums(per_channel=1e-4))
     assert row_of(rated({"good": Layer(network=60), "bad": layer}, rules), "bad").advice == "8-bit weights"
 
@@ -182,10 +182,8 @@ def test_json_has_finite_numbers_alone(sums):
         question: {name: [sums] for name in names}
         for question in ("weight", "activation", "both", "accumulated", "sensitivity")
     }
-    report = report_analysis(
-        model, plan=plan, rules=RULES["ort"], totals=totals, weights={"a": WeightSums(0, 0, 0)},
-        shift_shares={}, samples=1, sensitivity_samples=1,
-    )  # fmt: skip
+    found = NetworkAnalysis(totals, {"a": WeightSums(0, 0, 0)}, {}, samples=1, sensitivity_samples=1)
+    report = report_analysis(model, plan=plan, rules=TARGETS["ort"].spec, found=found)
     assert json.loads(json.dumps(asdict(report), allow_nan=False))["layers"][0]["name"] == "a"
     assert report.layers[0].per_channel_gain_db == 0
 

@@ -1,0 +1,141 @@
+"""Units that are solved independently of each other: their inputs captured, their costs, and one of them alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from dipo.algo.bench import Bench, Shared
+from dipo.algo.captures import Batch, StoredRows
+from dipo.algo.exchange import NoExchange
+from dipo.algo.pair import Pair
+from dipo.algo.steps.reconstruction import Reconstruction
+from dipo.algo.trainer import Piece
+from dipo.algo.unit_solver import UnitResult, UnitWork
+from dipo.graph.accessors import node_name
+from dipo.graph.plan import Plan, QuantizedModel
+from dipo.graph.torch_module import GraphModule
+from dipo.graph.units import Unit
+
+COST_SAMPLES, COST_REPEATS = 16, 3
+
+
+@dataclass(frozen=True, eq=False)
+class CaptureValues:
+    """The task to capture values of both networks for some batches."""
+
+    name: ClassVar[str] = "capture"
+    batches: Sequence[Batch]
+    values: Sequence[str]
+    """Their names."""
+    quantized: Shared[QuantizedModel]
+
+    def run(self, bench: Bench, *stored: StoredRows) -> tuple[Any, ...]:
+        """Run both networks over the batches.
+
+        Returns:
+            The number of samples, then for each value what the float network gives, then what the quantized one does.
+        """
+        del stored
+        pair = _pair(bench, [], self.quantized.get(), self.batches)
+        pair.read_samples(bench.calib_inputs, with_float=True)
+        fp, q = pair.capture(self.values)
+        samples = sum(len(batch) for batch in self.batches)
+        bench.progress(samples)
+        return (samples, *(StoredRows.of(captures[name]) for captures in (fp, q) for name in self.values))
+
+
+@dataclass(frozen=True)
+class UnitCost:
+    """What a unit takes of a worker."""
+
+    seconds: float
+    """Of a forward pass: the training's are in proportion."""
+    input_bytes: dict[str, int]
+    """By name of a value that it reads: bytes of one sample's captures, of the float and of the quantized network."""
+
+
+@dataclass(frozen=True, eq=False)
+class MeasureUnits:
+    """The task to find out what a forward pass of each unit costs, on the first batch, and what it reads."""
+
+    name: ClassVar[str] = "unit_costs"
+    units: Sequence[Unit]
+
+    def run(self, bench: Bench, *stored: StoredRows) -> list[UnitCost]:
+        """Time the float units."""
+        del stored
+        batch = Batch(0, 0, min(COST_SAMPLES, len(bench.calib)))
+        names = list(dict.fromkeys(name for unit in self.units for name in unit.inputs))
+        by_name = {node_name(node): node for node in bench.model.graph}
+        with torch.inference_mode():
+            values = GraphModule(bench.model, outputs=names).to(bench.device).eval()(bench.calib_inputs(batch))
+            costs = []
+            for unit in self.units:
+                nodes = [by_name[name] for name in unit.nodes]
+                module = GraphModule(bench.model, nodes=nodes, outputs=unit.outputs).to(bench.device).eval()
+                seconds = min(_seconds(module, values, bench.device) for _ in range(COST_REPEATS))
+                sizes = {name: _capture_bytes(bench.plan, name, values[name]) for name in unit.inputs}
+                costs.append(UnitCost(seconds, sizes))
+        return costs
+
+
+@dataclass(frozen=True, eq=False)
+class SolveAlone:
+    """The task to solve one unit behind captured inputs.
+
+    What is stored for it: for each of the unit's inputs the parts of the float network's values, in the batches' order,
+    then the same of the quantized one's.
+    """
+
+    name: ClassVar[str] = "solve_alone"
+    step: Reconstruction
+    unit: Unit
+    batches: Sequence[Batch]
+    """All of the run."""
+    quantized: Shared[QuantizedModel]
+    warm_start: UnitResult | None
+    """What an earlier phase made of the unit."""
+
+    def run(self, bench: Bench, *stored: StoredRows) -> UnitResult:
+        """Train the unit."""
+        start = time.perf_counter()
+        unit, inputs = self.unit, self.unit.inputs
+        pair = _pair(bench, [unit], self.quantized.get(), self.batches)
+        parts = len(stored) // (2 * len(inputs))
+        pieces = [stored[index : index + parts] for index in range(0, len(stored), parts)]
+        pair.take_inputs(
+            dict(zip(inputs, pieces[: len(inputs)], strict=True)), dict(zip(inputs, pieces[len(inputs) :], strict=True))
+        )
+        if self.warm_start is not None:
+            pair.adopt(self.warm_start.layers, self.warm_start.activations)
+        piece = Piece(0, 0, sum(len(batch) for batch in self.batches), self.step.options.batch_size)
+        work = UnitWork(unit, pair, pair.targets(unit), None, [piece], [0], self.warm_start, bench)
+        return dataclasses.replace(self.step.solve(work), seconds=time.perf_counter() - start)
+
+
+def _pair(bench: Bench, units: Sequence[Unit], quantized: QuantizedModel, batches: Sequence[Batch]) -> Pair:
+    return Pair(
+        bench.model, plan=bench.plan, units=units, quantized=quantized, batches=batches, owners=[0] * len(batches),
+        exchange=NoExchange(), device=bench.device,
+    )  # fmt: skip
+
+
+def _capture_bytes(plan: Plan, name: str, value: torch.Tensor) -> int:
+    """Of a sample, in both networks."""
+    spec = plan.activations.get(plan.shared.get(name, name))
+    own = value.element_size()
+    return value[0].numel() * (own + (own if spec is None else 1 if spec.bits <= 8 else 2))
+
+
+def _seconds(module: GraphModule, values: Mapping[str, torch.Tensor], device: torch.device) -> float:
+    start = time.perf_counter()
+    module(values)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start

@@ -1,0 +1,257 @@
+"""What a step of `algo.steps` is: one class with its options, which travels to the workers as it is.
+
+There are three kinds, by what they change and where they run:
+
+  FloatStep    changes the float network, before it is calibrated (equalize); on the driver;
+  UnitStep     solves one unit after the other behind the quantized units before it (sparsify, update_bn,
+               bias_correction, adaround, brecq, qdrop, tune); on the workers, in lockstep. The loop alone moves on from
+               unit to unit, and a finished unit is taken up again without the step;
+  NetworkStep  looks at the network as a whole, or changes it (analyze); on the driver, which may hand out tasks.
+
+A step is one file in `algo/steps/`, or one of another package that announces it by an entry point of the group
+`dipo.steps`. The file is imported wherever options are listed, so it leaves torch and onnx to its methods.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar
+
+from dipo.section import Section, options
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from numpy.typing import NDArray
+
+    from dipo.algo.bench import Shared, Task
+    from dipo.algo.calibrate import Calibration
+    from dipo.algo.captures import Batch
+    from dipo.algo.equalize import Chain
+    from dipo.algo.findings import NetworkAnalysis
+    from dipo.algo.links import Refusal
+    from dipo.algo.normal import Moments
+    from dipo.algo.unit_solver import UnitResult, UnitWork
+    from dipo.data.samples import Dataset
+    from dipo.graph.plan import Plan, QuantizedModel
+    from dipo.graph.target_spec import TargetSpec
+    from dipo.recipe import CalibConfig
+
+ResultT = TypeVar("ResultT")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class StepOptions(Section):
+    """Options that a step reads; those of dipo's own steps are options of `algo`."""
+
+    @classmethod
+    def prefix(cls) -> str:
+        """What the user types before them."""
+        return "algo."
+
+
+@dataclass(frozen=True)
+class Step(abc.ABC):
+    """One step with its options; frozen, and pickled to the workers as it is."""
+
+    Options: ClassVar[type[StepOptions]] = StepOptions
+    name: ClassVar[str]
+    """What `algo.steps` calls it."""
+    never_after: ClassVar[Mapping[str, str]] = {}
+    """Steps that cannot come before this one, each with the reason."""
+    learns_rounding: ClassVar[bool] = False
+    """It decides the codes of weights by training: at most one such step makes sense."""
+
+    options: StepOptions
+
+    @classmethod
+    def configured(cls, cfg: Section, own: Mapping[str, Any]) -> Self:
+        """Make the step as the configuration has it.
+
+        Args:
+            cfg: Where the step's options are taken from that `own` leaves out; those that it lacks take their default.
+            own: Options given with the step's entry in the list.
+
+        Raises:
+            UserError: An option is unknown, or has a value that it cannot have.
+        """
+        from dipo.section import from_plain
+
+        names = [option.name for option in options(cls.Options)]
+        shared = {name: getattr(cfg, name) for name in names if hasattr(cfg, name)}
+        return cls(from_plain(cls.Options, {**shared, **own}))
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether it asks for calibration samples, whatever else the configuration says."""
+        return True
+
+    def solves_units(self, *, has_samples: bool) -> bool:
+        """Whether it solves one unit after the other, the samples being the user's or none."""
+        del has_samples
+        return isinstance(self, UnitStep)
+
+    def check(self, plan: Plan) -> None:
+        """Look for options that do not fit the network.
+
+        Raises:
+            UserError: There is one.
+        """
+        del plan
+
+    def reads_channel_means(self, *, has_samples: bool) -> bool:
+        """Whether it reads what calibration saw of the layers' outputs, the samples being the user's or none."""
+        del has_samples
+        return False
+
+
+@dataclass(frozen=True, eq=False)
+class FloatNetwork:
+    """The float network in front of a step that changes it."""
+
+    model: ir.Model
+    """Normalised."""
+    plan: Plan
+    samples: Dataset | None
+    """Calibration samples, noise where the user gave none; None where a change is made again from its record."""
+    has_samples: bool
+    """Whether they are the user's."""
+    moments: Callable[[], dict[str, Moments]]
+    """Compute what the network's values are like without samples; raises UserError where nothing can be said."""
+
+
+@dataclass(frozen=True, eq=False)
+class FloatChange:
+    """What a step made of the float network."""
+
+    model: ir.Model
+    record: dict[str, NDArray[Any]] | None = None
+    """What the step needs to make the same change again without samples; None where it needs nothing."""
+    chains: Sequence[Chain] = ()
+    """Groups of layers whose channels were balanced."""
+    refusals: Sequence[Refusal] = ()
+    """What was left as it is."""
+
+
+class FloatStep(Step):
+    """A step on the float network, before calibration."""
+
+    @abc.abstractmethod
+    def change(self, network: FloatNetwork, *, record: Mapping[str, NDArray[Any]] | None = None) -> FloatChange:
+        """Change the network.
+
+        Args:
+            network: As the step before left it; it is not changed itself.
+            record: Of an earlier run of this step, which is done again; None: it is the first one.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkState:
+    """The quantized network between two steps."""
+
+    model: ir.Model
+    """The float network."""
+    plan: Plan
+    rules: TargetSpec
+    """What the target takes."""
+    quantized: QuantizedModel
+    calibration: Calibration
+    calib: CalibConfig
+    num_samples: int
+    """Of calibration."""
+    batch_size: int
+    """Samples of a forward batch."""
+    seed: int
+    has_samples: bool
+    """Whether the calibration samples are the user's."""
+    moments: Callable[[], dict[str, Moments]]
+    """As in `FloatNetwork`."""
+
+
+class Workers(Protocol):
+    """What a step on the driver may ask of the workers."""
+
+    def share(self, value: T) -> Shared[T]:
+        """Put a value where every worker finds it, once for all of them."""
+        ...
+
+    def over_samples(
+        self, make: Callable[[Sequence[Batch]], Task[ResultT]], *, title: str, num_samples: int
+    ) -> list[ResultT]:
+        """Run a task on shares of the first calibration samples; the results come in the order of the shares."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkChange:
+    """What a step on the whole network found."""
+
+    quantized: QuantizedModel
+    analysis: NetworkAnalysis | None = None
+    """What the layers lose, for the report."""
+
+
+class NetworkStep(Step):
+    """A step on the whole quantized network."""
+
+    @abc.abstractmethod
+    def run(self, state: NetworkState, workers: Workers) -> NetworkChange:
+        """Change the network, or look at it."""
+
+
+@dataclass(frozen=True)
+class UnitStep(Step):
+    """A step that solves one unit after the other."""
+
+    Options: ClassVar[type[StepOptions]] = StepOptions
+    carries_float: ClassVar[bool] = False
+    """The float network's values are carried along for it; otherwise only the quantized network's are."""
+    reads_outputs: ClassVar[bool] = False
+    """It looks at what the unit's layer gives as it is, before it changes the bias alone. The values are then computed
+    once, and the loop moves on from them."""
+
+    seed: int = field(default=0, kw_only=True)
+    """Of the run."""
+
+    @property
+    @abc.abstractmethod
+    def granularity(self) -> str:
+        """What a unit is: `layer`, `block`, `stage` or `network`."""
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps for each unit; 0 where nothing is trained."""
+        return 0
+
+    @property
+    def batch_size(self) -> int | None:
+        """Samples of an optimizer step over all workers; None where nothing is trained."""
+        return None
+
+    @property
+    def unit_title(self) -> str:
+        """What the terminal calls a unit."""
+        return "unit"
+
+    def bound(self, state: NetworkState) -> Self:
+        """Return the step with what it needs of the network besides the unit at hand; it travels to the workers."""
+        return self.seeded(state.seed)
+
+    def seeded(self, seed: int) -> Self:
+        """Return the step with the run's seed."""
+        return dataclasses.replace(self, seed=seed)
+
+    @abc.abstractmethod
+    def solve(self, work: UnitWork) -> UnitResult:
+        """Solve a unit on a worker, together with the others: all of them make the same calls at the same time.
+
+        Args:
+            work: The unit, both networks in front of it, and the worker's share of the samples.
+
+        Returns:
+            What became of the unit's layers and activations, the same on every worker; the loop moves on with it.
+        """

@@ -1,0 +1,39 @@
+"""Analysis: which layers lose how much, to their weights and to their activations."""
+
+from __future__ import annotations
+
+import functools
+
+from dipo.algo.step import NetworkChange, NetworkState, NetworkStep, Workers
+
+ANALYSIS_SAMPLES = 256
+"""Calibration samples that are looked at, at most."""
+SENSITIVITY_SAMPLES = 64
+"""Of them, those for which the rest of the network runs again behind each layer."""
+
+
+class Analyze(NetworkStep):
+    """Looks at each layer alone and in the network; changes nothing, so nothing may follow it."""
+
+    name = "analyze"
+
+    def run(self, state: NetworkState, workers: Workers) -> NetworkChange:
+        """Share the samples out over the workers and add up what they found."""
+        from dipo.algo.analyze import AnalyzeBatches
+        from dipo.algo.compare_scales import compare_scales
+        from dipo.algo.findings import Analysis, NetworkAnalysis
+
+        samples = min(ANALYSIS_SAMPLES, state.num_samples)
+        sensitivity = min(SENSITIVITY_SAMPLES, samples)
+        shared = workers.share(state.quantized)
+        parts = workers.over_samples(
+            lambda batches: AnalyzeBatches(batches, shared, sensitivity), title=self.name, num_samples=samples
+        )
+        found = functools.reduce(Analysis.merge, parts)
+        weights = compare_scales(state.model, plan=state.plan, quantized=state.quantized, cfg=state.calib)
+        # Whole batches are looked at.
+        looked_at = min(samples, -(-sensitivity // state.batch_size) * state.batch_size)
+        return NetworkChange(
+            state.quantized,
+            NetworkAnalysis(found.totals(), weights, found.shift_shares(), samples, looked_at),
+        )

@@ -1,0 +1,90 @@
+"""Bias correction: a layer's output gets the channel means that it has in the float network (DFQ, arXiv:1906.04721)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+
+from dipo.algo.step import NetworkChange, NetworkState, NetworkStep, StepOptions, UnitStep, Workers
+from dipo.algo.steps.reconstruction import NEVER_AFTER
+from dipo.section import OneOf
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from dipo.algo.unit_solver import UnitResult, UnitWork
+
+
+@dataclass(frozen=True)
+class BiasCorrectionOptions(StepOptions):
+    """Where the mean input of a layer comes from."""
+
+    bias_source: Annotated[str, OneOf(("auto", "data", "batchnorm"))] = "auto"
+    """Where bias_correction takes a layer's mean input from: the samples, or the BatchNormalization before it; auto:
+    the samples, where there are any."""
+
+
+@dataclass(frozen=True)
+class BiasCorrection(UnitStep, NetworkStep):
+    """Corrects the bias of each layer behind the quantized and corrected ones before it.
+
+    With samples it goes from layer to layer: the float network's channel means are those that calibration saw, the
+    quantized network's are measured (section 4.2). Without, it takes the means from BatchNormalization's statistics,
+    for the network as a whole (section 4.2.1). Leaves the bias alone changed.
+    """
+
+    name = "bias_correction"
+    Options: ClassVar[type[StepOptions]] = BiasCorrectionOptions
+    never_after: ClassVar[Mapping[str, str]] = {"tune": NEVER_AFTER["tune"]}
+    reads_outputs = True
+
+    options: BiasCorrectionOptions
+    fp_means: Mapping[str, NDArray[np.float64]] = field(default_factory=dict, kw_only=True)
+    """By name of the layer, channel means [C] of its output in the float network."""
+
+    @property
+    def needs_samples(self) -> bool:
+        """Only where they are asked for."""
+        return self.options.bias_source == "data"
+
+    def reads_channel_means(self, *, has_samples: bool) -> bool:
+        """From the samples, unless asked otherwise or there are none."""
+        source = self.options.bias_source
+        return source == "data" or (source == "auto" and has_samples)
+
+    def solves_units(self, *, has_samples: bool) -> bool:
+        """With samples."""
+        return self.reads_channel_means(has_samples=has_samples)
+
+    @property
+    def granularity(self) -> str:
+        """A layer."""
+        return "layer"
+
+    def bound(self, state: NetworkState) -> Self:
+        """Return the step with the float network's means."""
+        return dataclasses.replace(self, fp_means=state.calibration.channel_means)
+
+    def solve(self, work: UnitWork) -> UnitResult:
+        """Measure the layer's means and move its bias by the difference."""
+        from dipo.algo.bias_correction import corrected_layer
+        from dipo.algo.unit_solver import UnitResult
+
+        layers: dict[str, Any] = {}
+        if work.outputs is not None:
+            name = work.outputs.layer
+            layers = {name: corrected_layer(work.pair, work.outputs, self.fp_means[name])}
+        return UnitResult(layers, {}, bias_corrected=True)
+
+    def run(self, state: NetworkState, workers: Workers) -> NetworkChange:
+        """Correct all biases by what the float network's values are like."""
+        from dipo.algo.analytic import analytic_bias_correction
+
+        del workers
+        found = analytic_bias_correction(
+            state.model, plan=state.plan, quantized=state.quantized, moments=state.moments()
+        )
+        return NetworkChange(found)

@@ -1,0 +1,59 @@
+"""Who holds which samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from dipo.algo.captures import Batch
+from dipo.algo.trainer import Piece
+from dipo.cluster.messages import Shard
+
+ItemT = TypeVar("ItemT")
+
+
+def even_shares(items: Sequence[ItemT], num_shares: int) -> list[list[ItemT]]:
+    """Contiguous shares of as equal a length as can be; the first ones are longer, the last ones may be empty."""
+    return [list(np.array(items, dtype=object)[part]) for part in np.array_split(np.arange(len(items)), num_shares)]
+
+
+def shards_of(batches: Sequence[Batch], *, workers: int, pieces: int, batch_size: int | None) -> list[Shard]:
+    """Cuts the samples into fixed pieces and hands them to the workers.
+
+    Args:
+        batches: Of the run.
+        workers: At hand; with fewer pieces than workers the last ones get no shard.
+        pieces: Wanted; no more than there are batches, or samples in a step.
+        batch_size: Samples of an optimizer step over all pieces; None where nothing is trained.
+
+    Returns:
+        One shard for each worker that takes part.
+    """
+    pieces = min(pieces, len(batches), batch_size or len(batches))
+    parts = even_shares(batches, pieces)
+    sizes = _step_sizes([sum(len(batch) for batch in part) for part in parts], batch_size or pieces)
+    holders = even_shares(range(pieces), min(workers, pieces))
+    piece_owners = [rank for rank, held in enumerate(holders) for _ in held]
+    owners = [piece_owners[piece] for piece, part in enumerate(parts) for _ in part]
+    shards = []
+    for held in holders:
+        own, start = [], 0
+        for piece in held:
+            stop = start + sum(len(batch) for batch in parts[piece])
+            own.append(Piece(piece, start, stop, sizes[piece]))
+            start = stop
+        shards.append(Shard([batch for piece in held for batch in parts[piece]], owners, own, piece_owners))
+    return shards
+
+
+def _step_sizes(samples: Sequence[int], batch_size: int) -> list[int]:
+    """Shares of a step's batch in proportion to the pieces' samples, by largest remainders, one at least."""
+    exact = np.array(samples) * batch_size / sum(samples)
+    sizes = np.maximum(1, np.floor(exact).astype(int))
+    while sizes.sum() < batch_size:
+        sizes[np.argmax(exact - sizes)] += 1
+    while sizes.sum() > batch_size:
+        sizes[np.argmax(np.where(sizes > 1, sizes - exact, -np.inf))] -= 1
+    return [int(size) for size in sizes]

@@ -1,0 +1,38 @@
+"""New constants for nodes, and names that nothing has taken."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Container
+from typing import Any
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+
+def fresh_name(wish: str, taken: Container[str]) -> str:
+    """Return the name itself, or the name with the first number after it that nothing has taken."""
+    numbered = (f"{wish}_{i}" for i in itertools.count(2))
+    return next(name for name in itertools.chain((wish,), numbered) if name not in taken)
+
+
+def replace_input(model: ir.Model, node: ir.Node, index: int, name: str, array: NDArray[Any]) -> None:
+    """Give the node a constant of its own, and drop the one that it had where nothing else needs it.
+
+    Args:
+        model: The node's model; changed in place.
+        node: The node.
+        index: Which of its inputs.
+        name: Name of the constant, as long as nothing else is named so.
+        array: The constant.
+    """
+    old = node.inputs[index]
+    made = {value.name or "" for other in model.graph for value in other.outputs}
+    taken = made | {value.name or "" for value in model.graph.inputs} | set(model.graph.initializers)
+    name = fresh_name(name, taken)
+    shape, kind = ir.Shape(array.shape), ir.TensorType(ir.DataType.from_numpy(array.dtype))
+    value = ir.val(name, const_value=ir.tensor(array, name=name), shape=shape, type=kind)
+    model.graph.register_initializer(value)
+    node.replace_input_with(index, value)
+    if old is not None and old.name and old.is_initializer() and not old.uses() and not old.is_graph_output():
+        del model.graph.initializers[old.name]

@@ -1,0 +1,27 @@
+"""The passes that bring a network to the form that everything else relies on, in their order.
+
+A pass raises a `UserError` whose sentence lacks the model's name: whoever runs it knows where the model came from.
+"""
+
+from __future__ import annotations
+
+from onnx_ir.passes import PassBase
+from onnx_ir.passes.common import RemoveInitializersFromInputsPass
+
+from dipo.graph.passes.free_batch import FreeBatch
+from dipo.graph.passes.name_nodes import NameNodes, RecordLayerNames
+from dipo.graph.passes.own_parameters import OwnParameters, UntieParameters
+from dipo.graph.passes.refuse_constant_outputs import RefuseConstantOutputs
+from dipo.graph.passes.simplify import Simplify
+
+NORMALISATION: tuple[PassBase, ...] = (
+    RemoveInitializersFromInputsPass(),
+    UntieParameters(),
+    RecordLayerNames(),
+    Simplify(),
+    FreeBatch(),
+    RefuseConstantOutputs(),
+    NameNodes(),
+    OwnParameters(),
+)
+"""After all of them `passes.invariants` hold."""

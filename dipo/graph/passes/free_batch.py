@@ -1,0 +1,87 @@
+"""A batch that the exporter fixed, made dynamic."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes import InPlacePass, PassResult
+from onnx_ir.passes.common import ShapeInferencePass
+
+from dipo.errors import UserError
+from dipo.graph.constants import replace_input
+
+
+class FreeBatch(InPlacePass):
+    """Make a fixed first dimension of the network's inputs dynamic, where only declared shapes and sizes fix it.
+
+    1. No input or output has a fixed first dimension, where all inputs had the same one.
+    2. Shapes between them are inferred anew.
+    """
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Free the batch of a model whose constants are folded.
+
+        Raises:
+            UserError: The graph depends on the size of the batch in some other way.
+        """
+        inputs = model.graph.inputs
+        sizes = {value.shape[0] if value.shape is not None and len(value.shape) else None for value in inputs}
+        batch = sizes.pop() if len(sizes) == 1 else None
+        if not isinstance(batch, int):
+            return PassResult(model, modified=False)
+        _free_nodes(model, batch)
+        declared = {value: value.shape for value in model.graph.outputs}
+        for value in (*inputs, *(output for node in model.graph for output in node.outputs)):
+            value.shape = ir.Shape(["batch", *value.shape[1:]]) if value.is_graph_input() and value.shape else None
+        ShapeInferencePass()(model)
+        for value, shape in declared.items():
+            if value.shape is not None and (not len(value.shape) or isinstance(value.shape[0], int)):
+                raise UserError(
+                    f"the batch is fixed at {batch} and the shape of output {value.name!r} does not follow another "
+                    "one, export the model with a dynamic batch"
+                )
+            if shape is not None:
+                value.shape = ir.Shape(["batch", *shape[1:]])
+        return PassResult(model, modified=True)
+
+
+def _free_nodes(model: ir.Model, batch: int) -> None:
+    """Take the batch out of the constants that name it."""
+    for node in model.graph:
+        target, scales = _freed_target(node, batch), _freed_scales(node)
+        if target is not None:
+            replace_input(model, node, 1, f"{node.outputs[0].name}_shape", target)
+        if scales is not None:
+            replace_input(model, node, 2, f"{node.outputs[0].name}_scales", scales)
+            node.resize_inputs(3)
+
+
+def _freed_target(node: ir.Node, batch: int) -> NDArray[np.int64] | None:
+    """Return a Reshape's target with a free first dimension, which the batch is a factor of; None where it is none."""
+    target = node.inputs[1] if node.op_type == "Reshape" else None
+    if target is None or target.const_value is None:
+        return None
+    shape = np.array(target.const_value.numpy(), np.int64)
+    if not shape.size or shape[0] < 1 or shape[0] % batch:
+        return None
+    made = node.outputs[0].shape
+    if -1 in shape and made is not None and all(isinstance(size, int) for size in made):
+        shape = np.array(made.numpy(), np.int64)
+    if -1 in shape and shape[0] != batch:
+        return None
+    shape[0] = 0 if -1 in shape else -1
+    return shape
+
+
+def _freed_scales(node: ir.Node) -> NDArray[np.float32] | None:
+    """Return a Resize's scales instead of its sizes, which name the batch; None where scales would not give them."""
+    sizes = node.inputs[3] if node.op_type == "Resize" and len(node.inputs) > 3 else None
+    source = node.inputs[0].shape if sizes is not None and node.inputs[0] is not None else None
+    if sizes is None or sizes.const_value is None or source is None or not source.is_static():
+        return None
+    if "axes" in node.attributes or "keep_aspect_ratio_policy" in node.attributes:
+        return None
+    wanted = sizes.const_value.numpy()
+    scales = (wanted / source.numpy()).astype(np.float32)
+    return scales if np.array_equal(np.floor(source.numpy() * scales), wanted) else None

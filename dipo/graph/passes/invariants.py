@@ -1,0 +1,113 @@
+"""What everything else relies on, as functions that check it.
+
+After `graph.load.load`:
+  1. functions are inlined, constants folded, BatchNormalization and Pad folded into the convolution beside them, which
+     remembers the former (`graph.batch_norm`);
+  2. every node has a unique name, a layer the one that it had in the file;
+  3. every layer with weights owns them: no initializer is read by two layers;
+  4. every Conv, ConvTranspose and Gemm has a bias, zero where the file had none; a Gemm multiplies neither by a factor;
+  5. the first dimension of every network input and output is the batch, and is dynamic; initializers are no inputs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import onnx_ir as ir
+from onnx_ir.passes import InvariantError
+
+from dipo.graph.accessors import array_of, bias_of, is_layer, layers_of, weight_axis, weight_of
+from dipo.graph.batch_norm import batch_norm_in
+
+
+def check_inlined(model: ir.Model) -> None:
+    """Check the part of the first invariant that is cheap: no function is left, and no node is one's call.
+
+    Raises:
+        InvariantError: There is one.
+    """
+    if model.functions:
+        raise InvariantError(f"functions are left: {', '.join(str(key) for key in model.functions)}")
+
+
+def check_folded(model: ir.Model) -> None:
+    """Check that constants are folded, and what normalises or pads a convolution alone is part of it.
+
+    Raises:
+        InvariantError: There is a node that should be folded.
+    """
+    check_inlined(model)
+    for node in model.graph:
+        if node.op_type == "Constant":
+            raise InvariantError(f"{node.name!r} is a constant")
+        if batch_norm_in(node) is None or node.inputs[0] is None:
+            continue
+        source = node.inputs[0].producer()
+        if source is not None and is_layer(source) and len(node.inputs[0].uses()) == 1:
+            raise InvariantError(f"{node.name!r} normalises the output of {source.name!r} alone")
+
+
+def check_names(model: ir.Model) -> None:
+    """Check that every node has a name that no other has, and every value that is made has one.
+
+    Raises:
+        InvariantError: A node or a value has none, or two nodes the same.
+    """
+    counts = Counter(node.name for node in model.graph)
+    for name, count in counts.items():
+        if not name or count > 1:
+            raise InvariantError(f"{count} nodes are named {name!r}")
+    for node in model.graph:
+        if any(value.name is None for value in node.outputs):
+            raise InvariantError(f"an output of {node.name!r} has no name")
+
+
+def check_ownership(model: ir.Model) -> None:
+    """Check that a layer's weight and constant bias are initializers that it alone reads.
+
+    Raises:
+        InvariantError: One is no initializer, or is read by another node, or is an output of the network.
+    """
+    for node in layers_of(model):
+        for value in (weight_of(node), bias_of(node)):
+            if value is not None and not (
+                value.is_initializer() and len(value.uses()) == 1 and not value.is_graph_output()
+            ):
+                raise InvariantError(f"layer {node.name!r} does not own {value.name!r}")
+
+
+def check_biases(model: ir.Model) -> None:
+    """Check that every layer but a MatMul adds a bias, a constant one with a number for each output channel.
+
+    Raises:
+        InvariantError: A bias is missing or of another shape, or a Gemm has a factor.
+    """
+    for node in layers_of(model):
+        weight, bias = weight_of(node), bias_of(node)
+        if node.attributes.keys() & {"alpha", "beta"}:
+            raise InvariantError(f"layer {node.name!r} has a factor")
+        if node.op_type != "MatMul" and (len(node.inputs) < 3 or node.inputs[2] is None):
+            raise InvariantError(f"layer {node.name!r} has no bias")
+        if weight is not None and bias is not None:
+            groups = node.attributes.get_int("group", 1) if node.op_type == "ConvTranspose" else 1
+            channels = array_of(weight).shape[weight_axis(node)] * groups
+            if array_of(bias).shape != (channels,):
+                raise InvariantError(f"layer {node.name!r} has a bias of shape {array_of(bias).shape}")
+
+
+def check_batch(model: ir.Model) -> None:
+    """Check that inputs and outputs begin with a dynamic dimension, and inputs are no initializers.
+
+    Raises:
+        InvariantError: One has a fixed first dimension, or is an initializer.
+    """
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.shape is not None and (not len(value.shape) or isinstance(value.shape[0], int)):
+            raise InvariantError(f"{value.name!r} has the shape {value.shape}")
+    for value in model.graph.inputs:
+        if value.name in model.graph.initializers:
+            raise InvariantError(f"input {value.name!r} is an initializer")
+
+
+INVARIANTS = (check_folded, check_names, check_ownership, check_biases, check_batch)
+"""In the order of their numbers."""

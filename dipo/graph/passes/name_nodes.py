@@ -1,0 +1,62 @@
+"""A name for every node, a layer's the one that it had in the file."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes import InPlacePass, PassResult
+
+from dipo.graph.accessors import LAYER_OPERATORS
+from dipo.graph.constants import fresh_name
+from dipo.graph.passes.invariants import check_names
+
+_KEY = "dipo.layer_names"
+
+
+class RecordLayerNames(InPlacePass):
+    """Note the layers' names, by name of the initializer that is their weight, for `NameNodes`.
+
+    What folds a graph may put a new node in a layer's place. The new one has no name, and the weight keeps its own.
+    """
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Note the names in the model's metadata, which no file holds."""
+        model.meta[_KEY] = {
+            weight: node.name
+            for node in model.graph
+            if node.op_type in LAYER_OPERATORS and node.name and (weight := _second_input(node))
+        }
+        return PassResult(model, modified=False)
+
+
+class NameNodes(InPlacePass):
+    """Give every node a name of its own.
+
+    1. A layer has the name that it had in the file.
+    2. Another node has its name, or its operator's, with a number after it where that is taken.
+    """
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Name layers first, so that nothing else takes their names."""
+        layer_names: dict[str, str] = model.meta.pop(_KEY)
+        kept = set(layer_names.values())
+        taken: set[str] = set()
+        for node in sorted(model.graph, key=lambda node: node.op_type not in LAYER_OPERATORS):
+            wish = node.name or node.op_type
+            if node.op_type in LAYER_OPERATORS and wish not in kept:
+                wish = layer_names.get(_second_input(node) or "", wish)
+            node.name = fresh_name(wish, taken)
+            taken.add(node.name)
+        return PassResult(model, modified=True)
+
+    def requires(self, model: ir.Model) -> None:
+        """Check that `RecordLayerNames` has run."""
+        if _KEY not in model.meta:
+            raise ir.passes.PreconditionError("no names of layers are recorded: run RecordLayerNames before")
+
+    def ensures(self, model: ir.Model) -> None:
+        """Check that names are unique."""
+        check_names(model)
+
+
+def _second_input(node: ir.Node) -> str | None:
+    return node.inputs[1].name if len(node.inputs) > 1 and node.inputs[1] is not None else None

@@ -1,0 +1,97 @@
+"""A weight and a bias for each layer that no other node reads."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import InPlacePass, PassResult
+
+from dipo.errors import UserError
+from dipo.graph.accessors import LAYER_OPERATORS, array_of, bias_of, layers_of, weight_axis, weight_of
+from dipo.graph.constants import replace_input
+from dipo.graph.passes.invariants import check_biases, check_ownership
+
+
+class UntieParameters(InPlacePass):
+    """Give each layer initializers of its own: the optimizer folds nothing into one that others read."""
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Copy what several nodes read."""
+        modified = False
+        for node in model.graph:
+            for index, value in enumerate(node.inputs if node.op_type in LAYER_OPERATORS else ()):
+                if value is not None and value.is_initializer() and len(value.uses()) > 1:
+                    replace_input(model, node, index, f"{node.name or node.op_type}_{value.name}", array_of(value))
+                    modified = True
+        return PassResult(model, modified)
+
+
+class OwnParameters(InPlacePass):
+    """Give each layer its weight and bias as float32 initializers.
+
+    1. No other node reads them, and they are no outputs of the network.
+    2. A Conv, ConvTranspose or Gemm has a bias with one number for each output channel, zero where it had none.
+    3. A Gemm has no factor: its weight and bias are multiplied by it.
+    """
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Replace what is not so.
+
+        Raises:
+            UserError: Weights are not float32, or a bias is not one number for each channel.
+        """
+        for node in layers_of(model):
+            _own_weight(model, node)
+            if node.op_type != "MatMul":
+                _own_bias(model, node)
+        return PassResult(model, modified=True)
+
+    def ensures(self, model: ir.Model) -> None:
+        """Check that layers own what they read."""
+        check_ownership(model)
+        check_biases(model)
+
+
+def _own_weight(model: ir.Model, node: ir.Node) -> None:
+    weight = weight_of(node)
+    assert weight is not None
+    array = array_of(weight)
+    if array.dtype != np.float32:
+        raise UserError(f"layer {node.name!r} has {array.dtype} weights, export the model in float32")
+    alpha = _take_factor(node, "alpha")
+    if alpha != 1 or len(weight.uses()) > 1 or weight.is_graph_output() or not weight.is_initializer():
+        replace_input(model, node, 1, f"{node.name}_weight", array * np.float32(alpha))
+
+
+def _own_bias(model: ir.Model, node: ir.Node) -> None:
+    weight = weight_of(node)
+    assert weight is not None
+    groups = node.attributes.get_int("group", 1) if node.op_type == "ConvTranspose" else 1
+    channels = array_of(weight).shape[weight_axis(node)] * groups
+    if len(node.inputs) < 3 or node.inputs[2] is None:
+        _take_factor(node, "beta")
+        node.resize_inputs(max(3, len(node.inputs)))
+        replace_input(model, node, 2, f"{node.name}_bias", np.zeros(channels, np.float32))
+    elif (bias := bias_of(node)) is not None:
+        _reshape_bias(model, node, bias, channels)
+
+
+def _reshape_bias(model: ir.Model, node: ir.Node, bias: ir.Value, channels: int) -> None:
+    array = array_of(bias)
+    if array.size not in (1, channels) or (array.ndim > 1 and array.shape[-1] != array.size):
+        raise UserError(
+            f"{node.op_type} {node.name!r} adds a constant of shape {array.shape} to {channels} channels, export it "
+            "with one number for each channel"
+        )
+    beta = _take_factor(node, "beta")
+    single = len(bias.uses()) == 1 and bias.is_initializer() and not bias.is_graph_output()
+    if beta != 1 or not single or array.shape != (channels,):
+        own = np.broadcast_to(array.reshape(-1) * np.float32(beta), (channels,)).copy()
+        replace_input(model, node, 2, f"{node.name}_bias", own)
+
+
+def _take_factor(node: ir.Node, name: str) -> float:
+    """Return Gemm's alpha or beta, which the node then lacks."""
+    factor = node.attributes.get_float(name, 1.0) if node.op_type == "Gemm" else 1.0
+    node.attributes.pop(name, None)
+    return factor

@@ -1,0 +1,95 @@
+"""The grids of a layer's weight and of activations: what the user asks for, and else what the target has."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from dipo.graph.target_spec import TargetSpec
+from dipo.quant.spec import QuantSpec
+from dipo.recipe import PrecisionConfig
+
+
+@dataclass(frozen=True)
+class LayerScheme:
+    """What is asked for one layer; None leaves it to the target."""
+
+    weight_bits: int
+    act_bits: int
+    """Width of what the layer reads."""
+    weight_per_channel: bool | None
+    weight_symmetric: bool | None
+    weight_narrow: bool | None
+    weight_block: int | None
+    """Inputs that share a scale, for each output channel; None: all of a channel."""
+
+
+def layer_scheme(name: str, precision: PrecisionConfig, *, is_edge: bool) -> LayerScheme:
+    """Return what is asked for one layer.
+
+    Args:
+        name: Name of its node.
+        precision: What is asked for all layers, and for those whose names match a pattern.
+        is_edge: The layer is one of the network's first or last, which have `first_last_bits` at least.
+    """
+    least = precision.first_last_bits or 0 if is_edge else 0
+    scheme = LayerScheme(
+        weight_bits=max(precision.weight_bits, least),
+        act_bits=max(precision.act_bits, least),
+        weight_per_channel=precision.weight_per_channel,
+        weight_symmetric=precision.weight_symmetric,
+        weight_narrow=precision.weight_narrow,
+        weight_block=precision.weight_block,
+    )
+    for pattern, settings in precision.overrides.items():
+        if fnmatchcase(name, pattern):
+            scheme = dataclasses.replace(scheme, **settings)
+    return scheme
+
+
+def weight_spec(
+    op_type: str, scheme: LayerScheme, rules: TargetSpec, *, num_inputs: int, power_of_two: bool | None
+) -> QuantSpec:
+    """Return the grid of a layer's weight.
+
+    Args:
+        op_type: The layer's operator.
+        scheme: What is asked for.
+        rules: What the target takes.
+        num_inputs: Inputs of the weight for each output channel.
+        power_of_two: Whether scales are to be powers of two; None as the target has it.
+    """
+    symmetric = scheme.weight_symmetric
+    if symmetric is None:
+        symmetric = rules.weight_symmetric if rules.weight_symmetric is not None else scheme.weight_bits >= 8
+    per_channel = rules.per_channel(op_type, wish=scheme.weight_per_channel)
+    block = rules.block(op_type, bits=scheme.weight_bits, wish=scheme.weight_block, length=num_inputs)
+    return QuantSpec(
+        bits=scheme.weight_bits,
+        signed=symmetric,
+        symmetric=symmetric,
+        per_channel=per_channel,
+        narrow=_chosen(wish=scheme.weight_narrow, rule=rules.weight_narrow),
+        power_of_two=_powers(rules, wish=power_of_two),
+        block=block if per_channel else None,
+    )
+
+
+def act_spec(rules: TargetSpec, precision: PrecisionConfig) -> QuantSpec:
+    """Return the grid of activations that no layer reads: 8 bits at least, they cost the device no multiplier."""
+    return QuantSpec(
+        bits=max(precision.act_bits, 8),
+        signed=_chosen(wish=precision.act_signed, rule=rules.act_signed),
+        symmetric=_chosen(wish=precision.act_symmetric, rule=rules.act_symmetric),
+        power_of_two=_powers(rules, wish=precision.power_of_two),
+    )
+
+
+def _chosen(*, wish: bool | None, rule: bool | None) -> bool:
+    """Return what the user wishes, else what the target has, else no."""
+    return bool(rule if wish is None else wish)
+
+
+def _powers(rules: TargetSpec, *, wish: bool | None) -> bool:
+    return _chosen(wish=wish, rule=rules.power_of_two or rules.prefers_power_of_two)

@@ -1,0 +1,113 @@
+"""Units solved one after the other by one worker, or by several in threads of this process."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import torch
+
+from dipo.algo.bench import Bench
+from dipo.algo.captures import Batch
+from dipo.algo.exchange import NoExchange, add_in_order
+from dipo.algo.pair import Pair
+from dipo.algo.steps.reconstruction import Reconstruction
+from dipo.algo.steps.tune import Tune
+from dipo.algo.unit_solver import UnitSolver
+from dipo.cluster.sharding import shards_of
+from dipo.data.samples import Samples
+from dipo.export.targets import TARGETS
+from dipo.graph.units import find_units
+
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Meeting:
+    """Where workers in threads exchange their parts."""
+
+    barrier: threading.Barrier
+    parts: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def ordered_sum(self, parts, *, owners):
+        self.parts.update({number: part.clone() for number, part in parts.items()})
+        self.barrier.wait(60)
+        total = add_in_order([self.parts[number] for number in range(len(owners))]).clone()
+        self.barrier.wait(60)
+        return total
+
+
+class AsAsked(Reconstruction):
+    """Reconstruction by its options alone."""
+
+    name = "as_asked"
+
+
+@dataclass(frozen=True)
+class CaseSamples:
+    """A case's samples as a data set."""
+
+    case: object
+
+    def __len__(self):
+        return len(self.case.samples)
+
+    def read(self, start, stop):
+        return Samples({name: each.numpy() for name, each in self.case.inputs(Batch(0, start, stop)).items()}, None)
+
+
+def make_bench(case):
+    """A worker's, with eager kernels."""
+    return Bench(
+        case.model,
+        case.plan,
+        TARGETS["ort"].spec,
+        CaseSamples(case),
+        CPU,
+        threads=1,
+        compile=False,
+        progress=lambda _: None,
+    )
+
+
+def make_step(cfg, *, seed=0, phase=None):
+    """Reconstruction by these options."""
+    return AsAsked.configured(cfg, {}).for_phase(phase).seeded(seed)
+
+
+def make_solver(case, step, *, granularity=None, shard=None, exchange=None):
+    """Stands in front of the first unit; and the units."""
+    units = find_units(case.model, granularity=granularity or step.granularity)
+    (only,) = shards_of(case.batches, workers=1, pieces=1, batch_size=step.batch_size)
+    shard = shard or only
+    pair = Pair(
+        case.model, plan=case.plan, units=units, quantized=case.quantized, batches=shard.batches, owners=shard.owners,
+        exchange=exchange or NoExchange(), device=CPU,
+    )  # fmt: skip
+    pair.read_samples(case.inputs, with_float=step.carries_float)
+    return UnitSolver(step, pair, make_bench(case), pieces=shard.pieces, piece_owners=shard.piece_owners), units
+
+
+@dataclass(frozen=True)
+class Solved:
+    """What became of a network."""
+
+    results: list
+    pair: Pair
+
+
+def solve_all(case, cfg, *, granularity="block", workers=1, pieces=1, seed=0, phase=None, tunes=False, warm=None):
+    """All units in order; the first worker's results."""
+    step = Tune.configured(cfg, {}).seeded(seed) if tunes else make_step(cfg, seed=seed, phase=phase)
+    shards = shards_of(case.batches, workers=workers, pieces=pieces, batch_size=step.batch_size)
+    meeting = Meeting(threading.Barrier(len(shards)))
+
+    def work(shard):
+        solver, units = make_solver(case, step, granularity=granularity, shard=shard, exchange=meeting)
+        results = [solver.solve(unit, warm_start=warm and warm[unit.index]) for unit in units]
+        return Solved(results, solver.pair)
+
+    with ThreadPoolExecutor(len(shards)) as threads:
+        first, *_ = threads.map(work, shards)
+        return first

@@ -1,0 +1,49 @@
+"""The passes one by one, where they say more than the loaded network does."""
+
+import onnx_ir as ir
+import pytest
+from networks import network, saved, tiny_cnn
+
+from dipo.errors import UserError
+from dipo.graph.load import normalise
+from dipo.graph.passes import FreeBatch, NameNodes, OwnParameters, RecordLayerNames, UntieParameters
+
+SHARED = """(float[N,4,8,8] x) => (float[N,4,8,8] y) {
+  [first] a = Conv(x, w)
+  [second] y = Conv(a, w)
+}"""
+
+
+def raw(model, folder) -> ir.Model:
+    return ir.load(saved(model, folder))
+
+
+def test_shared_weights_are_copied_once(tmp_path):
+    model = raw(network(SHARED, w=(4, 4, 1, 1)), tmp_path)
+    assert UntieParameters()(model).modified
+    assert model.graph[0].inputs[1] is not model.graph[1].inputs[1]
+    assert not UntieParameters()(model).modified
+
+
+def test_nodes_are_named_only_where_the_layers_names_are_known(tmp_path):
+    model = raw(tiny_cnn(), tmp_path)
+    with pytest.raises(ir.passes.PreconditionError, match="RecordLayerNames"):
+        NameNodes()(model)
+    RecordLayerNames()(model)
+    model.graph[0].name = None
+    NameNodes()(model)
+    assert model.graph[0].name == "stem", "known by its weight"
+    assert not model.meta
+
+
+def test_a_dynamic_batch_is_left_as_it_is(tmp_path):
+    assert not FreeBatch()(raw(tiny_cnn(), tmp_path)).modified
+    assert FreeBatch()(raw(tiny_cnn(batch=2), tmp_path)).modified
+
+
+def test_a_pass_names_the_layer_and_the_caller_the_model(tmp_path):
+    text = "(float[2,4] x) => (float[2,5] y) { [fc] y = Gemm(x, w, b) }"
+    with pytest.raises(UserError, match=r"^Gemm 'fc' adds"):
+        OwnParameters()(raw(network(text, w=(4, 5), b=(2, 5)), tmp_path))
+    with pytest.raises(UserError, match=r"^model in memory: Gemm 'fc' adds"):
+        normalise(raw(network(text, w=(4, 5), b=(2, 5)), tmp_path), source="model in memory")
