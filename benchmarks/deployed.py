@@ -27,8 +27,8 @@ import dipo
 from dipo.algo.captures import cut
 from dipo.algo.simulate import simulate
 from dipo.config import Config, compose_config
-from dipo.export.platforms import RULES
 from dipo.export.runtime import run_model
+from dipo.export.targets import TARGETS
 from dipo.graph.torch_module import channels_last
 from dipo.job import run_job
 from dipo.report.measures import output_error
@@ -86,7 +86,7 @@ def row(network: str, extra: str) -> str:
             run_job(config)
         inputs, simulated = simulation(config, folder)
         file = folder / "quantized.onnx"
-        optimized = run_model(file, [inputs], threads=1, float_biases=not RULES[config.platform.name].int32_bias)
+        optimized = run_model(file, [inputs], threads=1, float_biases=not TARGETS[config.platform.name].spec.int32_bias)
         plain = outputs_of(session_of(file, options(threads=1, optimized=False)), inputs, rows=None)
         figures = f"{_same(simulated, optimized)} {_within(simulated, optimized):7.1f}  | {_same(plain, optimized)} |"
         if config.platform.name == "openvino":
@@ -107,7 +107,7 @@ def simulation(config: Config, folder: Path) -> tuple[Outputs, Outputs]:
         loaded.model,
         plan=loaded.plan,
         quantized=quantized,
-        rules=RULES[config.platform.name],
+        rules=TARGETS[config.platform.name].spec,
         batches=cut(len(dataset), config.data.batch_size),
         inputs=lambda batch: {
             name: channels_last(torch.from_numpy(array))

@@ -65,7 +65,7 @@ from dipo.cluster.sharding import even_shares, shards_of
 from dipo.cluster.worker import Worker
 from dipo.config import Config, compose_config, resolve_path
 from dipo.config.job import ClusterConfig
-from dipo.export.platforms import RULES
+from dipo.export.targets import TARGETS
 from dipo.graph.units import Unit, find_units
 from dipo.stages.load import load_job
 from dipo.stages.parallel import polish_iters, rounds
@@ -265,7 +265,7 @@ class Subject:
         self.step = (learned or Brecq.configured(config.algo, {})).seeded(config.seed)
         # The walk with half the samples has to have as many pieces.
         self.batches = cut(effort.samples, effort.samples // (2 * GRAD_SHARDS))
-        job = Job(loaded.plan, RULES[config.platform.name], loaded.data.calib, "cpu", 1, config.cluster.compile)
+        job = Job(loaded.plan, TARGETS[config.platform.name].spec, loaded.data.calib, "cpu", 1, config.cluster.compile)
         self.new_worker: Callable[[], Worker] = lambda: Worker(job, loaded.model)
         self.worker = self.new_worker()
         self.units = find_units(loaded.model, granularity=self.step.granularity)

@@ -32,7 +32,7 @@ from dipo.algo.train_unit import unit_problem
 from dipo.algo.unit_solver import UnitSolver, UnitWork
 from dipo.cluster.sharding import shards_of
 from dipo.config import compose_config
-from dipo.export.platforms import RULES
+from dipo.export.targets import TARGETS
 from dipo.graph.torch_module import GraphModule
 from dipo.graph.units import find_units
 from dipo.stages.load import load_job
@@ -84,7 +84,7 @@ def main() -> None:
     step = replace(step, options=replace(step.options, iters=1, correct_bias=False))
     batches = cut(min(256, len(loaded.data.calib)), config.data.batch_size)
     bench = Bench(
-        loaded.model, loaded.plan, RULES[config.platform.name], loaded.data.calib, CPU, threads,
+        loaded.model, loaded.plan, TARGETS[config.platform.name].spec, loaded.data.calib, CPU, threads,
         config.cluster.compile, lambda _: None,
     )  # fmt: skip
     inputs = bench.calib_inputs

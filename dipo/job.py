@@ -24,7 +24,7 @@ from dipo.cluster.messages import Job
 from dipo.cluster.pool import Pool, start_pool
 from dipo.config import Config, to_plain
 from dipo.errors import JobError, UserError
-from dipo.export.platforms import RULES, on_grids_of
+from dipo.export.targets import TARGETS
 from dipo.graph.plan import QuantizedModel
 from dipo.report.events import FILE as EVENTS
 from dipo.report.events import Events, config_hash
@@ -40,7 +40,7 @@ from dipo.stages.dry_run import show_plan
 from dipo.stages.fingerprint import Stored, compare, fingerprint, same_options, write_fingerprint
 from dipo.stages.load import Loaded, check_parity, form_of, load_job, moments_of_model
 from dipo.stages.network import Kept, save_network
-from dipo.stages.targets import Source, Target, others, rehearse
+from dipo.stages.targets import Retargeted, Source, others, rehearse
 from dipo.stages.transform import transform
 from dipo.stages.verify import source_of, verify, versions
 
@@ -155,8 +155,8 @@ def _process(context: Context, *, parity: float) -> Report:
         rehearse(source_of(context, quantized, calibration))
     done = transform(context, _state(context, quantized, calibration), steps)
     # Learned scales may differ again where the target has one for several values.
-    rules = RULES[context.config.platform.name]
-    done = dataclasses.replace(done, quantized=on_grids_of(rules, context.loaded.model, done.quantized))
+    target = TARGETS[context.config.platform.name]
+    done = dataclasses.replace(done, quantized=target.on_grids(context.loaded.model, done.quantized))
     with context.stage("export"):
         save_network(context.folder, Kept(done.quantized, context.loaded.change.record))
         files, *its = _export(context, source_of(context, done.quantized, calibration)).items()
@@ -168,7 +168,7 @@ def _state(context: Context, quantized: QuantizedModel, calibration: Calibration
     return NetworkState(
         model=loaded.model,
         plan=loaded.plan,
-        rules=RULES[config.platform.name],
+        rules=TARGETS[config.platform.name].spec,
         quantized=quantized,
         calibration=calibration,
         calib=config.calib,
@@ -188,7 +188,7 @@ def _quantize(context: Context, calibration: Calibration) -> QuantizedModel:
     else:
         ranges = activation_ranges(loaded.plan, calibration.statistics, cfg=config.calib)
     quantized = quantize_model(loaded.model, plan=loaded.plan, ranges=ranges, cfg=config.calib)
-    return on_grids_of(RULES[config.platform.name], loaded.model, quantized)
+    return TARGETS[config.platform.name].on_grids(loaded.model, quantized)
 
 
 def _context(begun: Prepared, pool: Pool, events: Events) -> Context:
@@ -203,7 +203,7 @@ def _workers(begun: Prepared, events: Events) -> Iterator[Pool]:
     config, loaded = begun.config, begun.loaded
     job = Job(
         plan=loaded.plan,
-        rules=RULES[config.platform.name],
+        rules=TARGETS[config.platform.name].spec,
         calib=loaded.data.calib,
         device=begun.device,
         threads=config.cluster.threads,
@@ -241,7 +241,7 @@ def _calibrate(context: Context) -> Calibration:
     return calibration
 
 
-def _export(context: Context, source: Source) -> dict[Target, list[Path]]:
+def _export(context: Context, source: Source) -> dict[Retargeted, list[Path]]:
     """The files of the job's own target, which is the first, and of the others, each in a folder of its name."""
     config = context.config
     places = {config.platform.name: OWN, **{name: name for name in others(config)}}

@@ -26,7 +26,7 @@ from dipo.algo.simulate import simulated_constants
 from dipo.graph.accessors import name_of
 from dipo.graph.layers import layers_of
 from dipo.graph.plan import Plan, QuantizedModel
-from dipo.graph.rules import PlatformRules
+from dipo.graph.target_spec import TargetSpec
 from dipo.graph.torch_module import GraphModule, Step
 from dipo.quant.error_sums import ErrorSums
 from dipo.quant.functional import TorchQParams, fake_quantize
@@ -54,7 +54,7 @@ def analyze(
     *,
     plan: Plan,
     quantized: QuantizedModel,
-    rules: PlatformRules,
+    rules: TargetSpec,
     batches: Sequence[Batch],
     inputs: Callable[[Batch], Mapping[str, torch.Tensor]],
     sensitivity_samples: int,

@@ -12,7 +12,7 @@ import torch
 from dipo.algo.captures import Batch, StoredRows
 from dipo.data.samples import Dataset
 from dipo.graph.plan import Plan
-from dipo.graph.rules import PlatformRules
+from dipo.graph.target_spec import TargetSpec
 from dipo.graph.torch_module import channels_last
 from dipo.quant import kernels as kernels_of
 from dipo.quant.kernels import Kernels
@@ -49,7 +49,7 @@ class Bench:
     """The float network, normalised."""
     plan: Plan
     """What is quantized in it."""
-    rules: PlatformRules
+    rules: TargetSpec
     """What the target takes."""
     calib: Dataset
     """The calibration samples."""

@@ -21,7 +21,7 @@ from dipo.graph.layers import layers_of
 from dipo.graph.ops.ordered import ordered_conv
 from dipo.graph.ops.reader import NodeReader, TorchOp
 from dipo.graph.plan import Plan, QuantizedModel
-from dipo.graph.rules import PlatformRules
+from dipo.graph.target_spec import TargetSpec
 from dipo.graph.torch_module import GraphModule, Hook, channels_last
 from dipo.quant.bias import quantize_bias
 from dipo.quant.error_sums import ErrorSums
@@ -44,7 +44,7 @@ def simulate(
     *,
     plan: Plan,
     quantized: QuantizedModel,
-    rules: PlatformRules,
+    rules: TargetSpec,
     batches: Sequence[Batch],
     inputs: Callable[[Batch], Mapping[str, torch.Tensor]],
     profile_samples: int,
@@ -126,7 +126,7 @@ class SimulateBatches:
     profile_samples: int
     plan: Plan | None = None
     """Of another target than the job's; None: the job's."""
-    rules: PlatformRules | None = None
+    rules: TargetSpec | None = None
 
     def run(self, bench: Bench, *stored: StoredRows) -> Simulated:
         """Run the float and the quantized network over them."""
@@ -159,7 +159,7 @@ def _quantizers(plan: Plan, quantized: QuantizedModel, kernels: IntegerKernels, 
 
 
 def simulated_constants(
-    model: ir.Model, *, plan: Plan, quantized: QuantizedModel, rules: PlatformRules, device: torch.device
+    model: ir.Model, *, plan: Plan, quantized: QuantizedModel, rules: TargetSpec, device: torch.device
 ) -> dict[str, torch.Tensor]:
     """Weights and biases by name of the initializer, as the target keeps them."""
     constants = {}

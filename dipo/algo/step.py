@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from dipo.algo.unit_solver import UnitResult, UnitWork
     from dipo.data.samples import Dataset
     from dipo.graph.plan import Plan, QuantizedModel
-    from dipo.graph.rules import PlatformRules
+    from dipo.graph.target_spec import TargetSpec
     from dipo.quant.gaussian import Moments
     from dipo.recipe import CalibConfig
 
@@ -156,7 +156,7 @@ class NetworkState:
     model: ir.Model
     """The float network."""
     plan: Plan
-    rules: PlatformRules
+    rules: TargetSpec
     """What the target takes."""
     quantized: QuantizedModel
     calibration: Calibration

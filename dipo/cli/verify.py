@@ -10,8 +10,8 @@ from typing import Annotated, Any
 from dipo.cli.command import Command
 from dipo.cli.page import command, option_blocks, page, paragraphs, table, wrap
 from dipo.cli.words import Line, read_values, texts
-from dipo.config import PLATFORMS
 from dipo.errors import UserError
+from dipo.export.targets import TARGETS
 from dipo.section import Between, Called, OneOf, Option, Section, options
 
 DESCRIPTION = """
@@ -48,7 +48,7 @@ class VerifyWords(Section, prefix=""):
     """The folder of a run."""
     file: Annotated[str | None, Called("a file")] = None
     """One file that a run wrote; the models beside it are used."""
-    platform: Annotated[str | None, OneOf(PLATFORMS)] = None
+    platform: Annotated[str | None, OneOf(TARGETS)] = None
     """Whose file it is, where its name does not say it (quantized.onnx)."""
     samples: Annotated[int, Between(1)] = 32
     """Samples to compute, of the run's data where they are still there, else noise."""

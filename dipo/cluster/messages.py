@@ -12,7 +12,7 @@ from dipo.algo.trainer import Piece
 from dipo.algo.unit_solver import UnitResult
 from dipo.data.samples import Dataset
 from dipo.graph.plan import Plan, QuantizedModel
-from dipo.graph.rules import PlatformRules
+from dipo.graph.target_spec import TargetSpec
 from dipo.graph.units import Unit
 
 
@@ -21,7 +21,7 @@ class Job:
     """What every worker is told at its start."""
 
     plan: Plan
-    rules: PlatformRules
+    rules: TargetSpec
     calib: Dataset
     device: str
     """`cpu` or `cuda`."""

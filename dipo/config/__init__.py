@@ -5,7 +5,6 @@ Importing it is cheap: Hydra waits until something is composed.
 
 from dipo.config.compose import compose_config, to_yaml
 from dipo.config.job import (
-    PLATFORMS,
     ZOO,
     AlgoConfig,
     ClusterConfig,
@@ -20,7 +19,6 @@ from dipo.config.job import (
 )
 
 __all__ = [
-    "PLATFORMS",
     "ZOO",
     "AlgoConfig",
     "ClusterConfig",

@@ -14,13 +14,14 @@ from dipo.algo.steps.equalize import EqualizeOptions
 from dipo.algo.steps.sparsify import SparsifyOptions
 from dipo.algo.steps.tune import TuneOptions
 from dipo.errors import UserError
+from dipo.export.targets import OWN_OPTIONS, TARGETS
+from dipo.export.targets.qualcomm import EncodingsOptions
+from dipo.export.targets.stpu import StpuOptions
+from dipo.export.targets.trt import TensorRtOptions
 from dipo.recipe import CalibConfig, PrecisionConfig
 from dipo.section import Between, OneOf, Section, show
 
 ZOO = Path(__file__).parents[1] / "zoo"
-FIRST_VERSION = 5
-"""The first major version of TensorRT with the calibrator that a calibration cache names."""
-PLATFORMS = ("ort", "trt", "snpe", "qnn", "rv", "rk", "atlas", "ti", "imx", "magicmind", "stpu", "openvino")
 
 
 @dataclass(frozen=True)
@@ -75,28 +76,37 @@ class DataConfig(Section):
 
 
 @dataclass(frozen=True)
-class PlatformConfig(Section):
+class TargetName(Section):
+    """Which target."""
+
+    name: Annotated[str, OneOf(TARGETS)] = "ort"
+    """Whose rules are followed and whose files are written."""
+
+
+@dataclass(frozen=True)
+class PlatformConfig(StpuOptions, EncodingsOptions, TensorRtOptions, TargetName):
     """The deploy target."""
 
-    name: Annotated[str, OneOf(PLATFORMS)] = "ort"
-    """Whose rules are followed and whose files are written."""
-    version: str | None = None
-    """Version of the target's toolchain, such as 8.6.1, 10.13.0 or 11 (trt, whose versions from 11 on read no range
-    files); null: 10.0.0."""
-    schema: Annotated[str | None, OneOf(("0.6.1", "1.0.0", "2.0.0"))] = None
-    """Schema of the encodings file (snpe, qnn); null: 0.6.1 for snpe, 1.0.0 for qnn."""
-    winograd: bool = False
-    """Convolutions of 3x3 run as Winograd's (stpu)."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of a target that another package brings, such as {strength:3}."""
 
     def __post_init__(self) -> None:
-        """Check each option, then whether the version is old."""
+        """Check each option, and where it is given.
+
+        Raises:
+            UserError: One is wrong, or one of dipo's own targets is given among those of another package's.
+        """
         super().__post_init__()
-        major = (self.version or "").partition(".")[0]
-        if major.isdecimal() and int(major) < FIRST_VERSION:
-            raise UserError(
-                f"platform.version {self.version!r}: TensorRT reads such files from version {FIRST_VERSION} on, give "
-                "yours, such as 8.6.1 or 10.13.0"
-            )
+        for name in self.options:
+            if name in OWN_OPTIONS:
+                raise UserError(f"platform.options.{name}: it is an option of dipo's, set platform.{name}")
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The targets' options that are set, of all targets, by name."""
+        fields = {each.name: each.default for each in dataclasses.fields(self) if each.name in OWN_OPTIONS}
+        own = {name: getattr(self, name) for name, default in fields.items()}
+        return {name: value for name, value in own.items() if value != fields[name]} | self.options
 
 
 @dataclass(frozen=True)
@@ -107,7 +117,7 @@ class ExportConfig(Section):
     """Form of quantized.onnx: QuantizeLinear and DequantizeLinear around float operators, or integer operators."""
     weights: Annotated[str, OneOf(("kernels", "packed"))] = "kernels"
     """Weights in the types that integer kernels read, or those below 8 bits packed, two 4-bit codes to a byte."""
-    also: Annotated[list[str], OneOf(PLATFORMS)] = field(default_factory=list)
+    also: Annotated[list[str], OneOf(TARGETS)] = field(default_factory=list)
     """Other targets whose files are written from the same run, each into a folder of its name."""
 
 

@@ -6,17 +6,19 @@ for symmetric 8 bits. Schema 2.0.0 has ONNX's zero point instead. All name tenso
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from dipo.errors import UserError
 from dipo.export.ranges import Encoding, LayerRanges
 
 WEIGHT_WIDTHS = (4, 8, 16)
 """Widths of stored weights: a narrower grid is part of the next."""
-SCHEMAS = ("0.6.1", "1.0.0", "2.0.0")
+BIAS_BITS = 32
+"""Width of biases."""
 
 
 def encodings(
@@ -25,22 +27,15 @@ def encodings(
     constants: Mapping[str, Encoding],
     *,
     schema: str,
-    platform: str,
 ) -> dict[str, Any]:
-    """The content of an encodings file.
+    """Return the content of an encodings file.
 
     Args:
         activations: By name of the value.
         layers: The quantized layers.
         constants: By name of the constant; those of no layer.
-        schema: Version of the schema.
-        platform: Name for messages.
-
-    Raises:
-        UserError: There is no such schema.
+        schema: Version of the schema: 0.6.1, 1.0.0 or 2.0.0.
     """
-    if schema not in SCHEMAS:
-        raise UserError(f"platform={platform}: no encodings schema {schema!r}, choose from {', '.join(SCHEMAS)}")
     weights = {layer.weight_name: layer.weight for layer in layers} | dict(constants)
     if schema == "2.0.0":
         return {
@@ -140,3 +135,50 @@ def _quantizer_args(activations: Sequence[Encoding], weights: Sequence[Encoding]
         "per_channel_quantization": flag(value=any(grid.axis is not None for grid in weights)),
         "quant_scheme": "post_training_tf",
     }
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A tensor's grid: `x = (code + offset) * scale`, codes from 0 up."""
+
+    bits: int
+    scale: NDArray[np.float64]
+    offset: NDArray[np.int64]
+
+    @staticmethod
+    def of(bits: int, scale: Any, offset: Any) -> Encoded:
+        """Return the grid of numbers or lists of them, one for each channel."""
+        whole = np.rint(np.asarray(offset, np.float64)).astype(np.int64)
+        return Encoded(bits, np.asarray(scale, np.float64).reshape(-1), whole.reshape(-1))
+
+    def same(self, other: Encoded) -> bool:
+        """Return whether both are one grid, but for rounding of the scale."""
+        return (
+            self.bits == other.bits
+            and self.scale.size == other.scale.size
+            and bool(np.array_equal(self.offset, other.offset))
+            and bool(np.allclose(self.scale, other.scale, rtol=1e-5, atol=0))
+        )
+
+
+def entries_of(content: Mapping[str, Any]) -> Iterator[tuple[str, Encoded]]:
+    """Read the tensors of a file's content, of any schema, and their grids."""
+    if content["version"] == "2.0.0":
+        yield from ((each["name"], _from_onnx(each)) for each in content["encodings"])
+        return
+    for kind in ("activation_encodings", "param_encodings"):
+        if content["version"] == "1.0.0":
+            yield from ((each["name"], Encoded.of(each["bw"], each["scale"], each["offset"])) for each in content[kind])
+        else:
+            for name, channels in content[kind].items():
+                scales, offsets = ([each[key] for each in channels] for key in ("scale", "offset"))
+                yield name, Encoded.of(channels[0]["bitwidth"], scales, offsets)
+
+
+def _from_onnx(entry: Mapping[str, Any]) -> Encoded:
+    kind = entry["output_dtype"]
+    bits = int(kind.removeprefix("u").removeprefix("int"))
+    low = 0 if kind.startswith("u") else -(1 << (bits - 1))
+    scale = np.asarray(entry["y_scale"], np.float64).reshape(-1)
+    zero = np.broadcast_to(np.asarray(entry.get("y_zero_point", 0)).reshape(-1), scale.shape)
+    return Encoded.of(bits, scale, low - zero)

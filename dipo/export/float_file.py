@@ -7,11 +7,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from dipo.export.forms import QDQ, Form, write_quantized
 from dipo.export.onnx_file import has_external_data, save_model
 from dipo.graph.accessors import node_name
 from dipo.graph.plan import QuantizedModel
-from dipo.graph.rules import PlatformRules
 
 
 def write_float(model: ir.Model, quantized: QuantizedModel, path: Path, *, metadata: Mapping[str, str]) -> None:
@@ -40,31 +38,3 @@ def write_float(model: ir.Model, quantized: QuantizedModel, path: Path, *, metad
             value.const_value = ir.tensor(array, name=value.name)
     exported.metadata_props.update(metadata)
     save_model(exported, path, external=has_external_data(model))
-
-
-def write_models(
-    model: ir.Model,
-    quantized: QuantizedModel,
-    folder: Path,
-    *,
-    rules: PlatformRules,
-    metadata: Mapping[str, str],
-    form: Form = QDQ,
-) -> list[Path]:
-    """Write `quantized.onnx`, which runs anywhere, and `deploy.onnx`, which the target reads beside its range files.
-
-    Args:
-        model: The float graph.
-        quantized: Its integer weights and activation scales.
-        folder: Where the files go; exists.
-        rules: The target's.
-        metadata: Goes into the files.
-        form: How the quantized one is written.
-
-    Returns:
-        The files written, the quantized one first.
-    """
-    paths = [folder / "quantized.onnx", folder / "deploy.onnx"]
-    write_quantized(model, quantized, paths[0], rules=rules, metadata=metadata, form=form)
-    write_float(model, quantized, paths[1], metadata=metadata)
-    return paths

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import onnx_ir as ir
+from dipo.graph.target_spec import TargetSpec
 
-from dipo.export.qdq import write_qdq
-from dipo.export.qoperator import write_qoperator
-from dipo.export.storage import Storage
-from dipo.graph.plan import QuantizedModel
-from dipo.graph.rules import PlatformRules
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from dipo.graph.plan import QuantizedModel
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Form:
     packed: bool = False
     """Weights lie in the narrowest type that holds their codes."""
 
-    def for_rules(self, rules: PlatformRules) -> Form:
+    def for_spec(self, spec: TargetSpec) -> Form:
         """The form, or QDQ in its place where the target keeps biases float, which integer operators do not take."""
-        return self if rules.int32_bias else Form("qdq", self.packed)
+        return self if spec.int32_bias else Form("qdq", self.packed)
 
     def __str__(self) -> str:
         return f"{self.format}{' packed' if self.packed else ''}"
@@ -41,7 +41,7 @@ def write_quantized(
     quantized: QuantizedModel,
     path: Path,
     *,
-    rules: PlatformRules,
+    spec: TargetSpec,
     metadata: Mapping[str, str],
     form: Form = QDQ,
 ) -> None:
@@ -51,14 +51,18 @@ def write_quantized(
         model: The float graph.
         quantized: Its integer weights and activation scales.
         path: The ONNX file.
-        rules: The target's.
+        spec: The target's.
         metadata: Goes into the file.
         form: How it is written.
 
     Raises:
         UserError: Integer operators are asked for, and the target's biases are float.
     """
+    from dipo.export.qdq import write_qdq
+    from dipo.export.qoperator import write_qoperator
+    from dipo.export.storage import Storage
+
     write = {"qdq": write_qdq, "qop": write_qoperator}[form.format]
     marked = {**metadata, "dipo_form": str(form)}
-    storage = Storage(weights=rules.weight_types, packed=form.packed)
-    write(model, quantized, path, rules=rules, metadata=marked, storage=storage)
+    storage = Storage(weights=spec.weight_types, packed=form.packed)
+    write(model, quantized, path, rules=spec, metadata=marked, storage=storage)

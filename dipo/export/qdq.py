@@ -27,7 +27,7 @@ from dipo.export.storage import (
 )
 from dipo.graph.constants import fresh_name
 from dipo.graph.plan import QuantizedLayer, QuantizedModel
-from dipo.graph.rules import PlatformRules
+from dipo.graph.target_spec import TargetSpec
 from dipo.quant.bias import QuantizedBias, quantize_bias
 from dipo.quant.spec import QParams
 
@@ -39,7 +39,7 @@ def write_qdq(
     quantized: QuantizedModel,
     path: Path,
     *,
-    rules: PlatformRules,
+    rules: TargetSpec,
     metadata: Mapping[str, str],
     storage: Storage = FOR_KERNELS,
 ) -> None:
@@ -64,7 +64,7 @@ def write_qdq(
 
 
 def insert_qdq(
-    model: ir.Model, quantized: QuantizedModel, *, rules: PlatformRules, storage: Storage = FOR_KERNELS
+    model: ir.Model, quantized: QuantizedModel, *, rules: TargetSpec, storage: Storage = FOR_KERNELS
 ) -> ir.Model:
     """A copy of `model` with integer weights, and QuantizeLinear and DequantizeLinear after each quantized value.
 
@@ -105,7 +105,7 @@ class _Writer:
     """Puts quantization into one graph, under names that nothing else in it has."""
 
     def __init__(
-        self, graph: ir.Graph, rules: PlatformRules, activations: Mapping[str, QParams], storage: Storage
+        self, graph: ir.Graph, rules: TargetSpec, activations: Mapping[str, QParams], storage: Storage
     ) -> None:
         self._graph = graph
         self._rules = rules

@@ -26,7 +26,7 @@ from dipo.graph.accessors import sole_consumer
 from dipo.graph.operators import Moves
 from dipo.graph.operators.quantized import MICROSOFT
 from dipo.graph.plan import QuantizedModel
-from dipo.graph.rules import PlatformRules
+from dipo.graph.target_spec import TargetSpec
 
 
 def write_qoperator(
@@ -34,7 +34,7 @@ def write_qoperator(
     quantized: QuantizedModel,
     path: Path,
     *,
-    rules: PlatformRules,
+    rules: TargetSpec,
     metadata: Mapping[str, str],
     storage: Storage = FOR_KERNELS,
 ) -> None:
@@ -58,7 +58,7 @@ def write_qoperator(
 
 
 def insert_qoperators(
-    model: ir.Model, quantized: QuantizedModel, *, rules: PlatformRules, storage: Storage = FOR_KERNELS
+    model: ir.Model, quantized: QuantizedModel, *, rules: TargetSpec, storage: Storage = FOR_KERNELS
 ) -> ir.Model:
     """A copy of `model` whose quantized operators compute with integers.
 
@@ -88,7 +88,7 @@ def insert_qoperators(
     return exported
 
 
-def _with_sources_of_moves(model: ir.Model, quantized: QuantizedModel, rules: PlatformRules) -> QuantizedModel:
+def _with_sources_of_moves(model: ir.Model, quantized: QuantizedModel, rules: TargetSpec) -> QuantizedModel:
     """What an operator only moved, and is quantized behind it, is quantized before it: the codes are the same.
 
     Rounding is monotone, so it changes places with a MaxPool as it does with a Reshape. An output of the network that

@@ -16,6 +16,7 @@ from dipo.graph.accessors import name_of, node_name
 from dipo.graph.operators import Moves
 from dipo.graph.placement import is_float, is_moved
 from dipo.graph.plan import QuantizedLayer, QuantizedModel
+from dipo.graph.target_spec import TargetSpec
 from dipo.quant.spec import QParams
 
 Numbers = NDArray[np.float64]
@@ -240,24 +241,22 @@ def check_coverage(platform: str, required: Iterable[str], known: Container[str]
         )
 
 
-def check_widths(
-    platform: str, quantized: QuantizedModel, *, weights: Iterable[int], activations: Iterable[int]
-) -> None:
-    """Stops at widths that the target's file cannot say.
+def check_widths(spec: TargetSpec, quantized: QuantizedModel) -> None:
+    """Stop at widths that the target's file cannot say.
 
     Raises:
         UserError: It names the first tensor of another width.
     """
     grids = {
-        "weight": (list(weights), {name: layer.qparams for name, layer in quantized.layers.items()}),
-        "act": (list(activations), quantized.activations),
+        "weight": (spec.weight_widths, {name: layer.qparams for name, layer in quantized.layers.items()}),
+        "act": (spec.act_widths, quantized.activations),
     }
     for kind, (widths, qparams) in grids.items():
         for name, each in qparams.items():
             if (bits := Encoding(each).bits) not in widths:
                 choices = " or ".join(map(str, widths))
                 raise UserError(
-                    f"platform={platform}: {name!r} has {bits} bits and the target takes {choices}, set "
+                    f"platform={spec.name}: {name!r} has {bits} bits and the target takes {choices}, set "
                     f"precision.{kind}_bits (and precision.overrides) to that"
                 )
 

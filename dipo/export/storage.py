@@ -14,7 +14,7 @@ from dipo.graph import operators
 from dipo.graph.accessors import name_of
 from dipo.graph.layers import layers_of
 from dipo.graph.plan import QuantizedLayer, QuantizedModel
-from dipo.graph.rules import PlatformRules
+from dipo.graph.target_spec import TargetSpec
 from dipo.quant.bias import quantize_bias
 from dipo.quant.spec import QParams
 
@@ -98,7 +98,7 @@ def required_opset(types: Iterable[ir.DataType]) -> int:
 
 
 def weight_types(
-    node: ir.Node, quantized: QuantizedModel, rules: PlatformRules, storage: Storage
+    node: ir.Node, quantized: QuantizedModel, rules: TargetSpec, storage: Storage
 ) -> tuple[ir.DataType, ir.DataType]:
     """In which types the file keeps a layer's weight and DequantizeLinear reads it.
 

@@ -10,10 +10,10 @@ from dipo.graph import operators
 from dipo.graph.accessors import array_of, name_of, sole_consumer
 from dipo.graph.layers import is_layer
 from dipo.graph.operators import Kind, Moves, Operand
-from dipo.graph.rules import PlatformRules
+from dipo.graph.target_spec import TargetSpec
 
 
-def quantized_values(nodes: Iterable[ir.Node], rules: PlatformRules, *, placement: str) -> set[str]:
+def quantized_values(nodes: Iterable[ir.Node], rules: TargetSpec, *, placement: str) -> set[str]:
     """Names of the values that have a quantizer, or the codes of one that they are a rearrangement of.
 
     Args:
@@ -36,14 +36,14 @@ def is_float(value: ir.Value) -> bool:
     return value.dtype is None or value.dtype == ir.DataType.FLOAT
 
 
-def _read(node: ir.Node, rules: PlatformRules) -> list[ir.Value]:
+def _read(node: ir.Node, rules: TargetSpec) -> list[ir.Value]:
     """The activations that a quantized kernel of this node reads as integers."""
     data = node.inputs[:1] if is_layer(node) or operators.of(node).on_codes else node.inputs
     fused = _fused_summand(node, rules)
     return [v for v in data if v is not None and v.const_value is None and is_float(v) and v is not fused]
 
 
-def _fused_summand(node: ir.Node, rules: PlatformRules) -> ir.Value | None:
+def _fused_summand(node: ir.Node, rules: TargetSpec) -> ir.Value | None:
     """What a layer gives to the sum that is part of its kernel."""
     if not rules.fuse_residual_add or operators.of(node).operand is not Operand.SUMMAND:
         return None
@@ -56,7 +56,7 @@ def _only_feeds_a_sum(value: ir.Value) -> bool:
     return producer is not None and is_layer(producer) and len(value.uses()) == 1
 
 
-def _made(node: ir.Node, rules: PlatformRules) -> ir.Value:
+def _made(node: ir.Node, rules: TargetSpec) -> ir.Value:
     """What a node makes, behind the activation functions that alone read it and are not operators of their own."""
     value = node.outputs[0]
     while (reader := sole_consumer(value)) is not None:

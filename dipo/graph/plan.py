@@ -15,9 +15,9 @@ from dipo.graph import operators
 from dipo.graph.accessors import name_of, node_name
 from dipo.graph.layers import Layer, is_layer, layer_of, layers_of
 from dipo.graph.placement import is_float, pass_through_source, quantized_values
-from dipo.graph.rules import PlatformRules
 from dipo.graph.scheme import LayerScheme, act_spec, layer_scheme, weight_spec
 from dipo.graph.signs import positive_values
+from dipo.graph.target_spec import TargetSpec
 from dipo.graph.wishes import check_patterns, check_widths, check_wishes
 from dipo.quant.codes import nearest_codes
 from dipo.quant.spec import QParams, QuantSpec, input_axis
@@ -124,7 +124,7 @@ class QuantizedModel:
         return QuantizedModel(layers, activations | shared)
 
 
-def make_plan(model: ir.Model, rules: PlatformRules, precision: PrecisionConfig) -> Plan:
+def make_plan(model: ir.Model, rules: TargetSpec, precision: PrecisionConfig) -> Plan:
     """Decide what is quantized.
 
     Activations take `precision.act_bits` where a layer multiplies them. Those that only additions, poolings and the
@@ -239,7 +239,7 @@ def _bits_of(value: ir.Value, input_bits: Mapping[str, int], least_bits: int) ->
     return max(wanted, default=least_bits)
 
 
-def _layer_plan(layer: Layer, scheme: LayerScheme, rules: PlatformRules, *, power_of_two: bool | None) -> LayerPlan:
+def _layer_plan(layer: Layer, scheme: LayerScheme, rules: TargetSpec, *, power_of_two: bool | None) -> LayerPlan:
     num_inputs = layer.shape[input_axis(layer.channel_axis)] if len(layer.shape) > 1 else 1
     return LayerPlan(
         node=layer.name,

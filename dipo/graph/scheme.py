@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from dipo.graph.rules import PlatformRules
+from dipo.graph.target_spec import TargetSpec
 from dipo.quant.spec import QuantSpec
 from dipo.recipe import PrecisionConfig
 
@@ -49,7 +49,7 @@ def layer_scheme(name: str, precision: PrecisionConfig, *, is_edge: bool) -> Lay
 
 
 def weight_spec(
-    op_type: str, scheme: LayerScheme, rules: PlatformRules, *, num_inputs: int, power_of_two: bool | None
+    op_type: str, scheme: LayerScheme, rules: TargetSpec, *, num_inputs: int, power_of_two: bool | None
 ) -> QuantSpec:
     """Return the grid of a layer's weight.
 
@@ -76,7 +76,7 @@ def weight_spec(
     )
 
 
-def act_spec(rules: PlatformRules, precision: PrecisionConfig) -> QuantSpec:
+def act_spec(rules: TargetSpec, precision: PrecisionConfig) -> QuantSpec:
     """Return the grid of activations that no layer reads: 8 bits at least, they cost the device no multiplier."""
     return QuantSpec(
         bits=max(precision.act_bits, 8),
@@ -91,5 +91,5 @@ def _chosen(*, wish: bool | None, rule: bool | None) -> bool:
     return bool(rule if wish is None else wish)
 
 
-def _powers(rules: PlatformRules, *, wish: bool | None) -> bool:
+def _powers(rules: TargetSpec, *, wish: bool | None) -> bool:
     return _chosen(wish=wish, rule=rules.power_of_two or rules.prefers_power_of_two)

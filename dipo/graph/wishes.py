@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from dipo.errors import UserError
-from dipo.graph.rules import PlatformRules
+from dipo.graph.target_spec import TargetSpec
 from dipo.recipe import PrecisionConfig
 
 _BLOCK = "weight_block"
@@ -25,7 +25,7 @@ _WORDS = {
 _GRIDS = (*_WORDS, _BLOCK)
 
 
-def fitting(rules: PlatformRules, precision: PrecisionConfig) -> PrecisionConfig:
+def fitting(rules: TargetSpec, precision: PrecisionConfig) -> PrecisionConfig:
     """Return what a target can do of what was asked of another one.
 
     Widths that it lacks become the next wider one, or the widest; what it takes in one way alone is left to it.
@@ -45,7 +45,7 @@ def fitting(rules: PlatformRules, precision: PrecisionConfig) -> PrecisionConfig
     )
 
 
-def _fitting_override(rules: PlatformRules, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _fitting_override(rules: TargetSpec, settings: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: value for name, value in settings.items() if name not in _GRIDS or _takes(rules, name, value)}
     for name, widths in (("weight_bits", rules.weight_widths), ("act_bits", rules.act_widths)):
         if name in found:
@@ -58,13 +58,13 @@ def _next_width(bits: int, widths: Collection[int]) -> int:
     return min((width for width in widths if width >= bits), default=max(widths))
 
 
-def _takes(rules: PlatformRules, option: str, wish: object) -> bool:
+def _takes(rules: TargetSpec, option: str, wish: object) -> bool:
     if option == _BLOCK:
         return wish is None or bool(rules.weight_blocks)
     return wish is None or rules.only(option) in (None, wish)
 
 
-def check_wishes(rules: PlatformRules, precision: PrecisionConfig) -> None:
+def check_wishes(rules: TargetSpec, precision: PrecisionConfig) -> None:
     """Look for what the target cannot do, in what is asked of all layers and then of some.
 
     Raises:
@@ -75,7 +75,7 @@ def check_wishes(rules: PlatformRules, precision: PrecisionConfig) -> None:
         _check_grids(rules, settings)
 
 
-def _check_grids(rules: PlatformRules, wish: Mapping[str, Any]) -> None:
+def _check_grids(rules: TargetSpec, wish: Mapping[str, Any]) -> None:
     for option, words in _WORDS.items():
         if not _takes(rules, option, wish.get(option)):
             what = words[bool(rules.only(option))]
@@ -86,7 +86,7 @@ def _check_grids(rules: PlatformRules, wish: Mapping[str, Any]) -> None:
         raise UserError(f"precision.{_BLOCK}: blocks are parts of channels, leave out weight_per_channel=false")
 
 
-def check_widths(rules: PlatformRules, *, weights: Mapping[str, int], activations: Mapping[str, int]) -> None:
+def check_widths(rules: TargetSpec, *, weights: Mapping[str, int], activations: Mapping[str, int]) -> None:
     """Looks for widths that the target does not have.
 
     Args:

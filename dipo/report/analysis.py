@@ -13,7 +13,7 @@ import onnx_ir as ir
 from dipo.graph.accessors import node_name
 from dipo.graph.layers import layers_of
 from dipo.graph.plan import LayerPlan, Plan
-from dipo.graph.rules import PlatformRules
+from dipo.graph.target_spec import TargetSpec
 from dipo.quant.error_sums import ErrorSums
 from dipo.report.measures import NO_NOISE_DB, Distance, sqnr_db
 
@@ -174,7 +174,7 @@ def report_analysis(
     model: ir.Model,
     *,
     plan: Plan,
-    rules: PlatformRules,
+    rules: TargetSpec,
     found: NetworkFindings,
 ) -> AnalysisReport:
     """Rates and ranks the layers.
@@ -264,7 +264,7 @@ def _clipped_db(relative_error: float) -> float:
     return NO_NOISE_DB if relative_error <= 0 else min(NO_NOISE_DB, -10 * math.log10(relative_error))
 
 
-def _advice(row: AnalysisRow, rules: PlatformRules, *, num_layers: int) -> Advice | None:
+def _advice(row: AnalysisRow, rules: TargetSpec, *, num_layers: int) -> Advice | None:
     """What would help a layer that costs more than the others: first what costs the device nothing."""
     if row.sensitivity.share * num_layers < 1 or row.sensitivity.sqnr_db >= ADVICE_BELOW_DB:
         return None

@@ -10,7 +10,7 @@ from dipo.config import PlatformConfig
 from dipo.errors import UserError
 from dipo.export.forms import Form
 from dipo.run import FULL, REPORT, DamagedFileError, RunFolder
-from dipo.stages.targets import Source, Target, target_of, write
+from dipo.stages.targets import Retargeted, Source, target_of, write
 
 WRITTEN = "written.list"
 """Of what was ever written for targets and not removed since: the paths within the run's folder, one a line."""
@@ -22,7 +22,7 @@ OWN = "."
 
 def deliver(
     folder: RunFolder, source: Source, places: Mapping[str, str], *, cfg: PlatformConfig, form: Form
-) -> dict[Target, list[Path]]:
+) -> dict[Retargeted, list[Path]]:
     """Writes the files of some targets, and removes what was written for them before and is not again.
 
     Args:
@@ -62,7 +62,7 @@ def check_places(folder: RunFolder, places: Iterable[str]) -> None:
             )
 
 
-def _place(folder: RunFolder, made: Mapping[Target, tuple[str, list[Path]]]) -> dict[Target, list[Path]]:
+def _place(folder: RunFolder, made: Mapping[Retargeted, tuple[str, list[Path]]]) -> dict[Retargeted, list[Path]]:
     """Moves complete files to where they belong."""
     found = {target: [folder.path / place / file.name for file in files] for target, (place, files) in made.items()}
     for path in (path for paths in found.values() for path in paths):

@@ -12,7 +12,7 @@ import dipo
 from dipo.config import Config, PlatformConfig, resolve_path, to_plain
 from dipo.errors import UserError
 from dipo.export.forms import QDQ
-from dipo.export.platforms import OPTIONS, check_options, form_remarks
+from dipo.export.targets import OWN_OPTIONS, TARGETS, check_options
 from dipo.run import CONFIG, FINGERPRINT, DamagedFileError, RunFolder
 from dipo.section import from_plain, show
 
@@ -36,8 +36,11 @@ class Request:
 
     def platform_config(self, run: PlatformConfig) -> PlatformConfig:
         """The options for the targets' writers: what is not given is as in the run."""
-        taken = {option for name in self.targets for option in OPTIONS.get(name, ())}
-        return from_plain(PlatformConfig, {option: getattr(run, option) for option in taken} | self.platform)
+        taken = {option for name in self.targets for option in TARGETS[name].option_names}
+        kept = {option: value for option, value in run.given.items() if option in taken}
+        own = {option: value for option, value in kept.items() if option in OWN_OPTIONS}
+        others = {option: value for option, value in kept.items() if option not in OWN_OPTIONS}
+        return from_plain(PlatformConfig, own | {"options": others} | self.platform)
 
 
 def export_run(request: Request) -> int:
@@ -56,14 +59,15 @@ def export_run(request: Request) -> int:
     stored = from_plain(Config, RunFolder.stored_config(request.run, whole=to_plain(Config()), option="run"))
     asked = dataclasses.replace(stored, export=dataclasses.replace(stored.export, **request.export))
     cfg, form = request.platform_config(stored.platform), form_of(asked)
-    check_options(request.targets, cfg=cfg, form=form if "format" in request.export else QDQ, all_take_form=True)
+    check_options(request.targets, cfg.given, form=form if "format" in request.export else QDQ, all_take_form=True)
     folder = RunFolder(request.run, resume=True, option="run")
     try:
         source = _source(folder, request, stored)
         made = deliver(folder, source, {name: name for name in request.targets}, cfg=cfg, form=form)
         terminal = Terminal()
         for target, files in made.items():
-            row = target.row(source, files, cfg=cfg, error=None).with_notes(form_remarks(target.name, form=form))
+            row = target.row(source, files, cfg=cfg, error=None)
+            row = row.with_notes(TARGETS[target.name].form_remarks(form))
             folder.write_json(f"{target.name}/{EXPORT}", dataclasses.asdict(row))
             terminal.show_target(row, str(folder.path / target.name))
     finally:

@@ -22,8 +22,8 @@ from dipo.data.dataset import Datasets, InputSpec, open_datasets
 from dipo.data.noise import make_noise
 from dipo.errors import UserError
 from dipo.export.forms import Form
-from dipo.export.platforms import RULES, check_options
 from dipo.export.runtime import run_model
+from dipo.export.targets import TARGETS, check_options
 from dipo.graph.accessors import name_of
 from dipo.graph.load import load
 from dipo.graph.plan import Plan, make_plan
@@ -67,7 +67,7 @@ def load_job(config: Config) -> Loaded:
     model = load(path)
     data = _samples(config, model, path)
     has_samples = config.data.path is not None
-    check_options([config.platform.name, *config.export.also], cfg=config.platform, form=form_of(config))
+    check_options([config.platform.name, *config.export.also], config.platform.given, form=form_of(config))
     steps = config.algo.make_steps()
     plan = plan_for(config.platform.name, config, model)
     for step in steps:
@@ -129,7 +129,7 @@ def plan_for(target: str, config: Config, model: ir.Model, *, fit: bool = False)
     Raises:
         UserError: The target cannot do what the options say, or they match nothing.
     """
-    rules = RULES[target]
+    rules = TARGETS[target].spec
     return make_plan(model, rules, fitting(rules, config.precision) if fit else config.precision)
 
 
@@ -140,7 +140,8 @@ def form_of(config: Config) -> Form:
 
 def _observed(config: Config, model: ir.Model, plan: Plan) -> tuple[str, ...]:
     """Values that the target leaves float and another would quantize: its files can then be written from this run."""
-    likes = {(r.operators, r.fuse_residual_add, r.quantize_outputs): name for name, r in RULES.items()}
+    specs = {name: target.spec for name, target in TARGETS.items()}
+    likes = {(s.operators, s.fuse_residual_add, s.quantize_outputs): name for name, s in specs.items()}
     found = {value: None for name in likes.values() for value in plan_for(name, config, model, fit=True).activations}
     return tuple(value for value in found if value not in plan.activations)
 

@@ -16,9 +16,10 @@ from dipo.algo.analytic import data_free_ranges
 from dipo.algo.calibrate import activation_ranges
 from dipo.config import Config, PlatformConfig, to_plain
 from dipo.export.forms import Form
-from dipo.export.platforms import RULES, on_grids_of, remarks, write_target
 from dipo.export.ranges import float_values
 from dipo.export.requantize import activation_on, differences, requantize
+from dipo.export.target import Export, write_target
+from dipo.export.targets import TARGETS
 from dipo.graph.plan import Plan, QuantizedModel
 from dipo.graph.signs import positive_values
 from dipo.quant.observers import Statistics
@@ -45,7 +46,7 @@ class Source:
 
 
 @dataclass(frozen=True, eq=False)
-class Target:
+class Retargeted:
     """The network on a target's grids."""
 
     name: str
@@ -58,26 +59,26 @@ class Target:
 
     def row(self, source: Source, files: list[Path], *, cfg: PlatformConfig, error: OutputError | None) -> TargetRow:
         """The report's lines on it."""
+        target = TARGETS[self.name]
         return TargetRow(
             name=self.name,
             differences=differences(source.plan, self.plan),
             weights=self.weights,
             activations=dict(Counter(self.activations.values())),
             error=error,
-            notes=remarks(self.name, cfg=cfg),
+            notes=target.remarks(target.options_of(cfg.given)),
             files={file.name: file.stat().st_size for file in files},
         )
 
 
-def target_of(name: str, source: Source) -> Target:
+def target_of(name: str, source: Source) -> Retargeted:
     """Brings the network on the grids of a target.
 
     Raises:
         UserError: Values that the target quantizes have no range.
     """
-    rules = RULES[name]
     if name == source.config.platform.name:
-        return Target(name, source.plan, source.quantized, {}, dict.fromkeys(source.plan.activations, "kept"))
+        return Retargeted(name, source.plan, source.quantized, {}, dict.fromkeys(source.plan.activations, "kept"))
     plan = plan_for(name, source.config, source.model, fit=True)
     found = requantize(
         source.model,
@@ -87,29 +88,29 @@ def target_of(name: str, source: Source) -> Target:
         cfg=source.config.calib,
         target=name,
     )
-    quantized = on_grids_of(rules, source.model, found.quantized)
-    return Target(name, plan, quantized, found.weights, found.activations)
+    quantized = TARGETS[name].on_grids(source.model, found.quantized)
+    return Retargeted(name, plan, quantized, found.weights, found.activations)
 
 
-def write(target: Target, source: Source, folder: Path, *, cfg: PlatformConfig, form: Form) -> list[Path]:
+def write(target: Retargeted, source: Source, folder: Path, *, cfg: PlatformConfig, form: Form) -> list[Path]:
     """Writes the target's files.
 
     Raises:
         UserError: A tensor that the target looks for has no range, or one that it does not take; nothing is written.
     """
-    return write_target(
-        target.name,
+    its = TARGETS[target.name]
+    export = Export(
         source.model,
         target.quantized,
         folder,
         metadata=metadata(source.config, target),
-        cfg=cfg,
-        form=form.for_rules(RULES[target.name]),
+        form=form.for_spec(its.spec),
         beside=_beside(target, source),
     )
+    return write_target(its, export, cfg.given)
 
 
-def metadata(config: Config, target: Target) -> dict[str, str]:
+def metadata(config: Config, target: Retargeted) -> dict[str, str]:
     """What an ONNX file says of its origin; the same for the same network, wherever and by whomever it was made."""
     # Another target may not take the widths that were asked for.
     scheme = config.precision.title if target.name == config.platform.name else _scheme(target.plan)
@@ -147,12 +148,12 @@ def others(config: Config) -> list[str]:
     return [name for name in dict.fromkeys(config.export.also) if name != config.platform.name]
 
 
-def _beside(target: Target, source: Source) -> dict[str, QParams]:
+def _beside(target: Retargeted, source: Source) -> dict[str, QParams]:
     """Grids of the values that the target leaves float, as far as something is known of them."""
-    rules = RULES[target.name]
-    if not rules.ranges_beside:
+    its = TARGETS[target.name].spec
+    if not its.ranges_beside:
         return {}
-    spec = QuantSpec(8, signed=rules.act_signed, symmetric=rules.act_symmetric)
+    spec = QuantSpec(8, signed=its.act_signed, symmetric=its.act_symmetric)
     values = float_values(source.model)
     plan = dataclasses.replace(target.plan, activations=dict.fromkeys(values, spec))
     found = {name: qparams_of(range_, spec) for name, range_ in _ranges(source, plan).items()}

@@ -21,8 +21,8 @@ from dipo.cluster.worker import Worker
 from dipo.config import Config
 from dipo.data.dataset import Dataset
 from dipo.errors import UserError
-from dipo.export.platforms import RULES, form_remarks, remarks
 from dipo.export.runtime import run_model
+from dipo.export.targets import TARGETS
 from dipo.graph.layers import layers_of
 from dipo.graph.load import model_files
 from dipo.graph.plan import QuantizedModel
@@ -32,7 +32,7 @@ from dipo.report.measures import NO_NOISE_DB, OutputError, accuracy, cosine, out
 from dipo.report.report import EqualizedRow, LayerRow, Note, Report, TargetRow
 from dipo.stages.context import Context
 from dipo.stages.load import Loaded, form_of
-from dipo.stages.targets import Source, Target
+from dipo.stages.targets import Retargeted, Source
 from dipo.stages.transform import Transformed
 
 PROFILE_SAMPLES = 64
@@ -49,7 +49,7 @@ def verify(
     calibration: Calibration,
     files: Sequence[Path],
     parity: float,
-    others: Mapping[Target, Sequence[Path]],
+    others: Mapping[Retargeted, Sequence[Path]],
 ) -> Report:
     """Compares the float, the simulated and the deployed network on the evaluation samples, or on those of calibration.
 
@@ -103,7 +103,9 @@ def verify(
         not_reconstructed=[layer.name for layer in layers_of(loaded.model) if layer.name not in loaded.plan.layers],
         analysis=None
         if done.analysis is None
-        else report_analysis(loaded.model, plan=loaded.plan, rules=RULES[config.platform.name], found=done.analysis),
+        else report_analysis(
+            loaded.model, plan=loaded.plan, rules=TARGETS[config.platform.name].spec, found=done.analysis
+        ),
         equalized=_equalized(loaded),
         notes=[
             *_distance_notes(context, written, error["deployed_vs_simulated"]),
@@ -136,17 +138,19 @@ def source_of(context: Context, quantized: QuantizedModel, calibration: Calibrat
     return Source(context.config, loaded.model, loaded.plan, quantized, calibration.statistics)
 
 
-def _target_row(context: Context, dataset: Dataset, source: Source, target: Target, files: list[Path]) -> TargetRow:
+def _target_row(context: Context, dataset: Dataset, source: Source, target: Retargeted, files: list[Path]) -> TargetRow:
     found = _simulate(context, dataset, target.quantized, target)
     error = output_error(found.fp_outputs, found.q_outputs)
     row = target.row(source, files, cfg=context.config.platform, error=error)
-    return row.with_notes(form_remarks(target.name, form=form_of(context.config)))
+    return row.with_notes(TARGETS[target.name].form_remarks(form_of(context.config)))
 
 
-def _simulate(context: Context, dataset: Dataset, quantized: QuantizedModel, target: Target | None = None) -> Simulated:
+def _simulate(
+    context: Context, dataset: Dataset, quantized: QuantizedModel, target: Retargeted | None = None
+) -> Simulated:
     """Of the job's own target, or of another, whose layers are not compared."""
     shared = context.share(quantized)
-    plan, rules = (None, None) if target is None else (target.plan, RULES[target.name])
+    plan, rules = (None, None) if target is None else (target.plan, TARGETS[target.name].spec)
     profiled = PROFILE_SAMPLES if target is None else 0
     parts = context.over_samples(
         lambda batches: SimulateBatches(batches, dataset, shared, profiled, plan, rules),
@@ -178,7 +182,7 @@ def _deploy(
             yield samples.inputs
 
     outputs = run_model(
-        path, batches(), threads=config.cluster.threads, float_biases=not RULES[config.platform.name].int32_bias
+        path, batches(), threads=config.cluster.threads, float_biases=not TARGETS[config.platform.name].spec.int32_bias
     )
     return outputs, np.concatenate(labels) if labels else None
 
@@ -229,7 +233,8 @@ def _option_notes(config: Config, loaded: Loaded) -> list[Note]:
 
 
 def _target_notes(config: Config) -> list[Note]:
-    return [Note(config.platform.name, text) for text in remarks(config.platform.name, cfg=config.platform)]
+    target = TARGETS[config.platform.name]
+    return [Note(target.name, text) for text in target.remarks(target.options_of(config.platform.given))]
 
 
 def _equalized(loaded: Loaded) -> list[EqualizedRow]:

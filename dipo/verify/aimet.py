@@ -6,6 +6,7 @@ twice: whether each encoding of the file is in force, and whether a quantizer is
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
@@ -14,16 +15,14 @@ from typing import Any
 
 import onnx
 
+from dipo.export.encodings import BIAS_BITS, Encoded, entries_of
 from dipo.graph import operators
 from dipo.graph.operators import Moves
-from dipo.verify.encodings import Encoded, read_encodings
 from dipo.verify.grids import Network
 from dipo.verify.sessions import outputs_of
-from dipo.verify.verdict import Fate, Probe, State, Verdict, asking, require
+from dipo.verify.verdict import Fate, Probe, Refused, State, Verdict, asking, require
 
 GET = "it wants an environment of its own, see docs/verify.md"
-BIAS_BITS = 32
-"""Width from which on AIMET does not simulate."""
 
 
 def check(file: Path, probe: Probe) -> Verdict:
@@ -36,7 +35,7 @@ def check(file: Path, probe: Probe) -> Verdict:
     quantsim = require("aimet_onnx.quantsim", get=GET)
     for name in ("Quant", "Utils", "ConnectedGraph"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    wanted = read_encodings(file)
+    wanted = _read(file)
     network = Network.read(file.with_name("deploy.onnx"))
     with asking():
         model = onnx.load(file.with_name("deploy.onnx"))
@@ -58,6 +57,18 @@ def check(file: Path, probe: Probe) -> Verdict:
     notes = [f"{len(uncalibrated)} quantizers are left without an encoding"]
     notes += [f"{biases} biases of 32 bits are held and added in float"] if biases else []
     return Verdict(f"AIMET {version('aimet-onnx')}", file, tensors, error, notes=notes)
+
+
+def _read(file: Path) -> dict[str, Encoded]:
+    """The grids of a file, by name of the tensor.
+
+    Raises:
+        Refused: The file is none of the schemas.
+    """
+    try:
+        return dict(entries_of(json.loads(file.read_text(encoding="utf-8"))))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Refused(f"no encodings of a known schema: {type(error).__name__} {error}") from error
 
 
 def _fates(wanted: Mapping[str, Encoded], quantizers: Mapping[str, Any], network: Network) -> Iterator[Fate]:

@@ -1,7 +1,7 @@
 """AMCT's record of quantization factors, read by protobuf's own parser; AMCT itself runs on its vendor's machines.
 
-Every key must be a node of `deploy.onnx`, every scale and offset one of `quantized.onnx`, and every scale of a weight
-must give its codes again. The outputs are those of `deploy.onnx` with the recorded inputs rounded as the record says.
+Every key must be a node of `deploy.onnx`, and every scale of a weight must give its codes again. The outputs are those
+of `deploy.onnx` with the recorded inputs rounded as the record says.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from dipo.verify.compare import Claim, Comparison, numbers
-from dipo.verify.messages import ATLAS, read_text
+from dipo.export.protobuf_text import parse
+from dipo.export.target import DEPLOYED
+from dipo.export.targets.atlas import RECORD
+from dipo.verify.grids import Network
 from dipo.verify.simulate import Step, run_on_grids
 from dipo.verify.verdict import Fate, Probe, State, Verdict, asking
 
@@ -28,14 +30,13 @@ def check(file: Path, probe: Probe) -> Verdict:
     """Parse a record, look up its layers, and run them.
 
     Raises:
-        Refused: The file is no record, contradicts `quantized.onnx`, or `deploy.onnx` cannot be run.
+        Refused: The file is no record, or `deploy.onnx` cannot be run.
     """
-    record = read_text(file, ATLAS)
-    model_file = file.with_name("deploy.onnx")
-    beside = Comparison.beside(file)
-    network = beside.deployed
+    with asking():
+        record = parse(file.read_text(encoding="utf-8"), RECORD)
+    model_file = file.with_name(DEPLOYED.name)
+    network = Network.read(model_file)
     nodes, constants = network.nodes(), network.constants()
-    beside.require((claim for entry in record.record for claim in _claims(entry, nodes)), file)
     tensors: list[Fate] = []
     steps: dict[str, Step] = {}
     for entry in record.record:
@@ -50,16 +51,6 @@ def check(file: Path, probe: Probe) -> Verdict:
     with asking():
         outputs = run_on_grids(model_file, steps, probe)
     return Verdict(f"protobuf {version('protobuf')}, for AMCT", file, tensors, probe.error_of(outputs))
-
-
-def _claims(entry: Any, nodes: Mapping[str, onnx.NodeProto]) -> Iterator[Claim]:
-    if entry.key not in nodes:
-        return
-    value, read = entry.value, nodes[entry.key].input
-    ends = {end: numbers((code - value.offset_d) * value.scale_d) for end, code in (("low", -128), ("high", 127))}
-    yield Claim(f"{entry.key} (scale_d, offset_d)", read[0], scale=numbers(value.scale_d), **ends)
-    if value.scale_w and len(read) > 1:
-        yield Claim(f"{entry.key} (scale_w)", read[1], scale=numbers(value.scale_w))
 
 
 def _fates(node: onnx.NodeProto, value: Any, weights: Mapping[str, NDArray[Any]]) -> Iterator[Fate]:

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from dipo.export import target
+from dipo.export.encodings import BIAS_BITS
+from dipo.export.range_file import Claim
 from dipo.verify.grids import Network
 from dipo.verify.held import Held, held_grids
-from dipo.verify.verdict import Fate, Refused, State
+from dipo.verify.verdict import Fate, State
 
 Numbers = NDArray[np.float64]
 
-QUANTIZED, DEPLOYED = "quantized.onnx", "deploy.onnx"
+QUANTIZED, DEPLOYED = target.QUANTIZED.name, target.DEPLOYED.name
 STEP = 1e-5
 """How far two steps may be apart, relative to them: some files have single precision."""
 ON_GRID = 1e-2
@@ -26,36 +28,6 @@ MOST = 1 << 30
 """The largest code of a bias: `quantized.onnx` has a wider step for one that would be beyond."""
 NAMED = 3
 """Tensors that a sentence names."""
-BIAS_BITS = 32
-"""Width of biases."""
-
-
-@dataclass(frozen=True, eq=False)
-class Claim:
-    """What a file says of one tensor, in arrays of shape [n]; None where it says nothing."""
-
-    name: str
-    """As the file has it."""
-    tensor: str | None
-    """Its name in `deploy.onnx`; None: there is none."""
-    scale: Numbers | None = None
-    low: Numbers | None = None
-    """What the smallest code stands for."""
-    high: Numbers | None = None
-    offset: Numbers | None = None
-    """To add to codes that count from 0 up, before they are scaled."""
-
-
-def numbers(value: Any) -> Numbers:
-    """A number or a list of them, shape [n].
-
-    Raises:
-        ValueError: Something else, or nothing.
-    """
-    array = np.asarray(value, np.float64).reshape(-1)
-    if not array.size:
-        raise ValueError("a list of numbers is empty")
-    return array
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,16 +62,6 @@ class Comparison:
                 why = "" if claim.tensor in self.grids else f"known by name, without a grid in {QUANTIZED}"
                 tensors.append(Fate(claim.name, State.ACCEPTED, why))
         return tensors, wrong
-
-    def require(self, claims: Iterable[Claim], file: Path) -> None:
-        """Stops at claims that are not so.
-
-        Raises:
-            Refused: It names the tensors.
-        """
-        wrong = [sentence for claim in claims if (sentence := self.contradiction(claim)) is not None]
-        if wrong:
-            raise Refused(sentence_of(wrong, file) or "")
 
     def contradiction(self, claim: Claim) -> str | None:
         """What of a claim is not so in `quantized.onnx`; None where all is, or no grid is known there."""

@@ -11,17 +11,16 @@ from typing import Any
 import yaml
 
 from dipo.errors import UserError
+from dipo.export.target import QUANTIZED
+from dipo.export.targets import TARGETS
 from dipo.run import CONFIG, FINGERPRINT, REPORT
 
-QUANTIZED = "quantized.onnx"
 _OWN = frozenset({CONFIG, REPORT, FINGERPRINT, "events.jsonl", "dipo.log", "export.json"})
 """What a run, and an export from it, keep for themselves."""
-_READ = frozenset({".onnx", ".json", ".txt", ".yaml", ".prototxt", ".cache"})
-"""Endings of what is written for others."""
 
 
 @dataclass(frozen=True)
-class Target:
+class TargetFolder:
     """A target's files in a folder."""
 
     platform: str | None
@@ -32,11 +31,11 @@ class Target:
     @property
     def quantized(self) -> Path | None:
         """The quantized model; None where there is none."""
-        path = self.folder / QUANTIZED
+        path = self.folder / QUANTIZED.name
         return path if path.is_file() else None
 
 
-def targets_of(run: Path) -> list[Target]:
+def targets_of(run: Path) -> list[TargetFolder]:
     """The targets of a run, its own first.
 
     Raises:
@@ -46,11 +45,11 @@ def targets_of(run: Path) -> list[Target]:
     own = _files(run)
     if not own:
         raise UserError(f"run={run}: the run has written no model yet, go on with run.resume={run}")
-    below = [folder for folder in sorted(run.iterdir()) if folder.is_dir() and (folder / QUANTIZED).is_file()]
-    return [Target(platform, run, own), *(Target(folder.name, folder, _files(folder)) for folder in below)]
+    below = [folder for folder in sorted(run.iterdir()) if folder.is_dir() and (folder / QUANTIZED.name).is_file()]
+    return [TargetFolder(platform, run, own), *(TargetFolder(folder.name, folder, _files(folder)) for folder in below)]
 
 
-def target_of(file: Path, platform: str | None) -> Target:
+def target_of(file: Path, platform: str | None) -> TargetFolder:
     """One file alone.
 
     Raises:
@@ -58,7 +57,7 @@ def target_of(file: Path, platform: str | None) -> Target:
     """
     if not file.is_file():
         raise UserError(f"file={file}: there is no such file, give one that a run has written")
-    return Target(platform, file.parent, (file,))
+    return TargetFolder(platform, file.parent, (file,))
 
 
 def data_beside(file: Path) -> Mapping[str, Any] | None:
@@ -105,9 +104,10 @@ def _files(folder: Path) -> tuple[Path, ...]:
 
 
 def _sorted(files: Iterator[Path]) -> list[Path]:
-    """Models first."""
+    """What is written for others, by its endings; models first."""
+    endings = {".onnx", *(Path(declared.name).suffix for target in TARGETS.values() for declared in target.files)}
     written = [
         file for file in files
-        if file.suffix in _READ and file.name not in _OWN and not file.name.startswith(".")
+        if file.suffix in endings and file.name not in _OWN and not file.name.startswith(".")
     ]  # fmt: skip
     return sorted(written, key=lambda file: (file.suffix != ".onnx", file.name))

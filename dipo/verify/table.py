@@ -1,81 +1,69 @@
-"""Who reads which file, in explicit tables: another consumer is one module and one line."""
+"""Who reads which file: targets say it of theirs, by the names of the consumers here; each is one module and one line.
+
+A file that dipo can read back is compared with `quantized.onnx`, too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from fnmatch import fnmatch
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Protocol
 
+from dipo.export.target import QUANTIZED, TargetFile
+from dipo.export.targets import TARGETS
 from dipo.verify import aimet, atlas, onnx_runtime, openvino, qnn, ranges, rknn, tidl
-from dipo.verify.folder import Target
+from dipo.verify.folder import TargetFolder
 from dipo.verify.verdict import Probe, Refused, Unavailable, Verdict
 
-
-class Check(Protocol):
-    """Has a consumer read a file."""
-
-    def __call__(self, file: Path, probe: Probe) -> Verdict:
-        """May raise Refused or Unavailable, the answers without a verdict."""
-        ...
-
-
-@dataclass(frozen=True)
-class Consumer:
-    """A program that reads what is written."""
-
-    name: str
-    check: Check
-    files: str
-    """Pattern of the names that it reads."""
-    platforms: frozenset[str] | None = None
-    """Targets whose files it reads; None: all."""
-
-    def reads(self, target: Target, file: Path) -> bool:
-        """Whether a target's file is for it."""
-        return fnmatch(file.name, self.files) and (self.platforms is None or target.platform in self.platforms)
-
-
-CONSUMERS = (
-    *(Consumer(ranges.NAME, ranges.check, files) for files in ranges.FORMS),
-    Consumer("ONNX Runtime", onnx_runtime.check, "*.onnx"),
-    Consumer("OpenVINO", openvino.check, "*.onnx", frozenset({"openvino"})),
-    Consumer("ONNX Runtime's QNN provider", qnn.check, "quantized.onnx", frozenset({"qnn"})),
-    Consumer("AIMET", aimet.check, "*_encodings.json"),
-    Consumer("RKNN toolkit 2", rknn.check, "rk_quantized_param.yaml"),
-    Consumer("protobuf, for AMCT", atlas.check, "scale_offset_record.txt"),
-    Consumer("protobuf, for TIDL", tidl.check, "tidl_quant_params.prototxt"),
-)
-
-ELSEWHERE = {
-    "calibration.cache": "TensorRT up to 10 reads it, on a GPU alone",
-    "trt_clip_val.json": "the user's script for TensorRT up to 10 reads it",
-    "rv_quantized_param.*": "RKNN toolkit 1 reads it, which no registry has for today's Python",
-    "rk_quantized_param.json": "the same as the YAML, for scripts",
-    "atlas_quant_param.json": "the user's scripts read it",
-    "ti_blob_range.*": "the user's scripts read it",
-    "imx_scale.json": "the tools of NXP read it, which come with their SDK alone",
-    "magicmind_quant_param.json": "the user's script for MagicMind reads it, which comes with its SDK alone",
-    "stpu_minmax.json": "the compiler of the STPU reads it, which comes with its SDK alone",
+CONSUMERS: dict[str, Callable[[Path, Probe], Verdict]] = {
+    "ONNX Runtime": onnx_runtime.check,
+    "OpenVINO": openvino.check,
+    "ONNX Runtime's QNN provider": qnn.check,
+    "AIMET": aimet.check,
+    "RKNN toolkit 2": rknn.check,
+    "protobuf, for AMCT": atlas.check,
+    "protobuf, for TIDL": tidl.check,
 }
-"""Files whose consumers cannot be asked, and why."""
+"""By name: what has a program read a file. It may raise Refused or Unavailable, the answers without a verdict."""
 
 
-def judge(target: Target, file: Path, probe: Probe) -> Iterator[Verdict]:
-    """What each consumer of a file says; at least one verdict, and be it that nobody looked."""
-    asked = [consumer for consumer in CONSUMERS if consumer.reads(target, file)]
-    for consumer in asked:
-        yield _ask(consumer, file, probe)
-    why = next((why for name, why in ELSEWHERE.items() if fnmatch(file.name, name)), None)
-    if why is not None or not asked:
-        yield Verdict("nobody", file, not_checked=why or "nobody is known to read it")
+def judge(target: TargetFolder, file: Path, probe: Probe) -> Iterator[Verdict]:
+    """Yield what each consumer of a file says; at least one verdict, even if it is that nobody looked."""
+    declared = declared_as(target.platform, file.name)
+    if declared is None:
+        yield Verdict("nobody", file, not_checked="nobody is known to read it")
+        return
+    if declared.read is not None:
+        yield _ask(ranges.NAME, file, partial(ranges.check, file, declared))
+    for name in declared.readers:
+        yield _ask(name, file, partial(CONSUMERS[name], file, probe))
+    if declared.elsewhere is not None:
+        yield Verdict("nobody", file, not_checked=declared.elsewhere)
 
 
-def _ask(consumer: Consumer, file: Path, probe: Probe) -> Verdict:
+def declared_as(platform: str | None, name: str) -> TargetFile | None:
+    """Return what a target says of a file of this name.
+
+    Args:
+        platform: The target. Where it is None, not installed, or has no such file, any that has one is asked.
+        name: The file's.
+
+    Returns:
+        None where no target has such a file.
+    """
+    targets = [TARGETS[platform]] if platform is not None and platform in TARGETS else []
+    for candidates in (targets, TARGETS.values()):
+        found = [each for target in candidates for each in target.files if each.name == name]
+        if found:
+            # The models are every target's: without knowing whose they are, those are asked that read everybody's.
+            return min(found, key=lambda each: len(each.readers))
+    return QUANTIZED if name.endswith(".onnx") else None
+
+
+def _ask(name: str, file: Path, check: Callable[[], Verdict]) -> Verdict:
     try:
-        return consumer.check(file, probe)
+        return check()
     except Refused as answer:
-        return Verdict(consumer.name, file, refused=str(answer))
+        return Verdict(name, file, refused=str(answer))
     except Unavailable as answer:
-        return Verdict(consumer.name, file, not_checked=str(answer))
+        return Verdict(name, file, not_checked=str(answer))

@@ -2,7 +2,7 @@
 
 Every layer must be a value of `deploy.onnx`, whose range TIDL takes for what the layer makes; weights must lie on the
 grid of their range, and biases be those of the network. TIDL reads the ranges and the biases' values alone, so the
-outputs are those of `deploy.onnx` with these; no range may contradict `quantized.onnx`, or the scale beside it.
+outputs are those of `deploy.onnx` with these; no range may contradict the scale beside it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from dipo.graph import operators
+from dipo.export.protobuf_text import parse
+from dipo.export.target import DEPLOYED
+from dipo.export.targets.ti import PARAMETERS, layer_of
 from dipo.verify.atlas import on_grid
-from dipo.verify.compare import DEPLOYED, STEP, Claim, Comparison, numbers
+from dipo.verify.compare import STEP
 from dipo.verify.grids import Network
-from dipo.verify.messages import TIDL, read_text
 from dipo.verify.simulate import Step, run_on_grids
 from dipo.verify.verdict import Fate, Probe, Refused, State, Verdict, asking
 
@@ -33,27 +34,27 @@ def check(file: Path, probe: Probe) -> Verdict:
     """Parse the parameters, look up their layers, and run them.
 
     Raises:
-        Refused: The file is none of TIDL's, counts its layers wrongly, contradicts `quantized.onnx`, or `deploy.onnx`
-            cannot be run.
+        Refused: The file is none of TIDL's, counts its layers wrongly, contradicts itself, or `deploy.onnx` cannot be
+            run.
     """
-    content = read_text(file, TIDL)
+    with asking():
+        content = parse(file.read_text(encoding="utf-8"), PARAMETERS)
     if content.num_layers != len(content.layers):
         raise Refused(f"num_layers is {content.num_layers}, and {len(content.layers)} follow")
-    beside = Comparison.beside(file)
-    producers, values = beside.deployed.producers(), beside.deployed.values()
+    network = Network.read(file.with_name(DEPLOYED.name))
+    producers, values = network.producers(), network.values()
     tensors: list[Fate] = []
     known: list[Layer] = []
     for layer in content.layers:
         if layer.layer_name in values:
-            known.append(_read(layer, _layer_of(layer.layer_name, producers), beside.deployed))
+            known.append(_read(layer, layer_of(layer.layer_name, producers), network))
         else:
             tensors.append(Fate(layer.layer_name, State.IGNORED, "no value of deploy.onnx has this name"))
-    beside.require((claim for layer in known for claim in layer.claims), file)
     tensors += [fate for layer in known for fate in layer.fates]
     biases = {name: array for layer in known for name, array in layer.biases.items()}
     with asking():
         steps = {layer.name: layer.step for layer in known}
-        outputs = run_on_grids(beside.deployed.folder / DEPLOYED, steps, probe, constants=biases)
+        outputs = run_on_grids(network.folder / DEPLOYED.name, steps, probe, constants=biases)
     return Verdict(f"protobuf {version('protobuf')}, for TIDL", file, tensors, probe.error_of(outputs))
 
 
@@ -63,17 +64,8 @@ class Layer:
 
     name: str
     step: Step
-    claims: Sequence[Claim]
     fates: Sequence[Fate]
     biases: Mapping[str, NDArray[np.float32]]
-
-
-def _layer_of(name: str, producers: Mapping[str, onnx.NodeProto]) -> onnx.NodeProto | None:
-    """The node that makes a value, before the activation functions that it is fused with."""
-    node = producers.get(name)
-    while node is not None and operators.of(node).clips and node.input[0] in producers:
-        node = producers[node.input[0]]
-    return node
 
 
 def _read(layer: Any, node: onnx.NodeProto | None, network: Network) -> Layer:
@@ -82,7 +74,7 @@ def _read(layer: Any, node: onnx.NodeProto | None, network: Network) -> Layer:
         raise Refused(f"layer {layer.layer_name!r} has no outputs")
     output = layer.outputs[0]
     step = Step(_step(output, layer.layer_name), 0, signed=output.min < 0)
-    claims, fates, biases = [_claim(layer.layer_name, output)], [Fate(layer.layer_name, State.ACCEPTED)], {}
+    fates, biases = [Fate(layer.layer_name, State.ACCEPTED)], {}
     constants = network.constants()
     for index, (what, found) in enumerate((("weights", layer.weights), ("bias", layer.bias)), 1):
         name = node.input[index] if node is not None and len(node.input) > index else None
@@ -93,18 +85,13 @@ def _read(layer: Any, node: onnx.NodeProto | None, network: Network) -> Layer:
             continue
         array = network.array(constants[name])
         if index == 1:
-            claims.append(_claim(name, found[0]))
             kept = on_grid(array.astype(np.float64) / _step(found[0], name))
         else:
             biases[name] = _bias(array, found[0], name)
             kept = True
         why = "" if kept else "not what is in deploy.onnx"
         fates.append(Fate(name, State.ACCEPTED if kept else State.RECOMPUTED, why))
-    return Layer(layer.layer_name, step, claims, fates, biases)
-
-
-def _claim(name: str, tensor: Any) -> Claim:
-    return Claim(name, name, low=numbers(tensor.min), high=numbers(tensor.max))
+    return Layer(layer.layer_name, step, fates, biases)
 
 
 def _step(tensor: Any, name: str) -> float:
@@ -132,11 +119,13 @@ def _bias(array: NDArray[Any], said: Any, name: str) -> NDArray[np.float32]:
     """
     values = np.asarray(said.value, np.float32)
     if said.size != values.size or values.size != array.size:
-        raise Refused(f"bias {name!r} has size {said.size} and {values.size} values, and {array.size} in {DEPLOYED}")
+        raise Refused(
+            f"bias {name!r} has size {said.size} and {values.size} values, and {array.size} in {DEPLOYED.name}"
+        )
     wrong = np.flatnonzero(~np.isclose(values, array.reshape(-1), rtol=BIAS, atol=0))
     if wrong.size:
         at = int(wrong[0])
-        raise Refused(f"bias {name!r} has value {values[at]:.6g}, and {array.reshape(-1)[at]:.6g} in {DEPLOYED}")
+        raise Refused(f"bias {name!r} has value {values[at]:.6g}, and {array.reshape(-1)[at]:.6g} in {DEPLOYED.name}")
     ends = [values.min(), values.max()]
     if not np.allclose([said.min, said.max], ends, rtol=BIAS, atol=0):
         raise Refused(f"bias {name!r} has a range from {said.min:.6g} to {said.max:.6g}, and its values {ends}")

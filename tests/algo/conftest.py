@@ -12,7 +12,7 @@ import torch
 
 from dipo.algo.calibrate import Observed, activation_ranges, observe, quantize_model
 from dipo.algo.captures import Batch, cut
-from dipo.export.platforms import RULES
+from dipo.export.targets import TARGETS
 from dipo.graph.load import load
 from dipo.graph.plan import Plan, QuantizedModel, make_plan
 from dipo.recipe import CalibConfig, PrecisionConfig
@@ -84,7 +84,9 @@ def make_case(network):
         torch.set_num_threads(1)
         model = load(network)
         plan = make_plan(
-            model, RULES[platform], PrecisionConfig(weight_bits=weight_bits, act_bits=act_bits, first_last_bits=None)
+            model,
+            TARGETS[platform].spec,
+            PrecisionConfig(weight_bits=weight_bits, act_bits=act_bits, first_last_bits=None),
         )
         samples = torch.randn(num, 3, 8, 8, generator=torch.Generator().manual_seed(1))
         case = Case(model, plan, samples, cut(num, batch_size), None, None)

@@ -17,7 +17,7 @@ from dipo.algo.calibrate import activation_ranges, observe, quantize_model
 from dipo.algo.captures import Batch, cut
 from dipo.algo.exchange import add_in_order
 from dipo.algo.pair import Pair
-from dipo.export.platforms import RULES
+from dipo.export.targets import TARGETS
 from dipo.graph.load import load
 from dipo.graph.plan import Plan, QuantizedModel, make_plan
 from dipo.graph.units import Unit, find_units
@@ -58,7 +58,7 @@ class Net:
         torch.set_num_threads(1)
         model = load(path)
         precision = {"weight_bits": 8, "act_bits": 8, "first_last_bits": None} | precision
-        plan = make_plan(model, RULES[platform], PrecisionConfig(**precision))
+        plan = make_plan(model, TARGETS[platform].spec, PrecisionConfig(**precision))
         net = Net(model, plan, samples, batch_size, QuantizedModel({}, {}), find_units(model, granularity="layer"))
         batches = cut(len(samples), batch_size)
         seen = observe(model, plan=plan, batches=batches, inputs=net.inputs, device=CPU).statistics

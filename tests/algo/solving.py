@@ -17,7 +17,7 @@ from dipo.algo.steps.tune import Tune
 from dipo.algo.unit_solver import UnitSolver
 from dipo.cluster.sharding import shards_of
 from dipo.data.samples import Samples
-from dipo.export.platforms import RULES
+from dipo.export.targets import TARGETS
 from dipo.graph.units import find_units
 
 CPU = torch.device("cpu")
@@ -60,7 +60,14 @@ class CaseSamples:
 def make_bench(case):
     """A worker's, with eager kernels."""
     return Bench(
-        case.model, case.plan, RULES["ort"], CaseSamples(case), CPU, threads=1, compile=False, progress=lambda _: None
+        case.model,
+        case.plan,
+        TARGETS["ort"].spec,
+        CaseSamples(case),
+        CPU,
+        threads=1,
+        compile=False,
+        progress=lambda _: None,
     )
 
 

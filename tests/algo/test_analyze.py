@@ -16,7 +16,7 @@ from dipo.algo.captures import cut
 from dipo.algo.compare_scales import compare_scales
 from dipo.algo.findings import Analysis, NetworkAnalysis
 from dipo.algo.simulate import simulate
-from dipo.export.platforms import RULES
+from dipo.export.targets import TARGETS
 from dipo.graph.load import load
 from dipo.graph.plan import make_plan
 from dipo.quant.bias import quantize_bias
@@ -42,7 +42,7 @@ class Case:
         arguments = {
             "plan": self.plan,
             "quantized": self.quantized,
-            "rules": RULES["ort"],
+            "rules": TARGETS["ort"].spec,
             "batches": self.batches if batches is None else batches,
             "inputs": self.inputs,
             "sensitivity_samples": 1000,
@@ -54,7 +54,7 @@ class Case:
         weights = compare_scales(self.model, plan=self.plan, quantized=self.quantized, cfg=CalibConfig())
         found = self.analyze()
         return report_analysis(
-            self.model, plan=self.plan, rules=RULES["ort"],
+            self.model, plan=self.plan, rules=TARGETS["ort"].spec,
             found=NetworkAnalysis(found.totals(), weights, found.shift_shares(), len(self.samples), len(self.samples)),
         )  # fmt: skip
 
@@ -78,7 +78,7 @@ class Case:
 def make_case(tmp_path, proto, shape, *, bits=4, num=12, batch_size=4, weights="mse", **options):
     model = load(saved(proto, tmp_path))
     options = {"first_last_bits": None, **options}
-    plan = make_plan(model, RULES["ort"], PrecisionConfig(weight_bits=bits, act_bits=bits, **options))
+    plan = make_plan(model, TARGETS["ort"].spec, PrecisionConfig(weight_bits=bits, act_bits=bits, **options))
     samples = torch.randn(num, *shape, generator=torch.Generator().manual_seed(3))
     batches = cut(num, batch_size)
     case = Case(model, plan, None, samples, batches)
@@ -198,7 +198,7 @@ def test_sensitivity_is_the_network_with_nothing_but_that_layer_quantized(tmp_pa
 def test_accumulated_errors_are_those_of_the_simulated_network(tmp_path):
     case = branches(tmp_path)
     simulated = simulate(
-        case.model, plan=case.plan, quantized=case.quantized, rules=RULES["ort"], batches=case.batches,
+        case.model, plan=case.plan, quantized=case.quantized, rules=TARGETS["ort"].spec, batches=case.batches,
         inputs=case.inputs, profile_samples=1000, device=CPU, progress=lambda _: None,
     )  # fmt: skip
     found = case.analyze().totals()["accumulated"]

@@ -14,14 +14,14 @@ import torch
 from dipo.algo.captures import cut
 from dipo.algo.integer import integer_kernels
 from dipo.algo.simulate import Simulated, simulate
-from dipo.export.platforms import RULES
 from dipo.export.qdq import write_qdq
 from dipo.export.runtime import run_model
+from dipo.export.targets import TARGETS
 from dipo.graph.accessors import array_of, node_name
 from dipo.graph.layers import layers_of
 from dipo.graph.load import load
 from dipo.graph.plan import Plan, QuantizedLayer, QuantizedModel, make_plan
-from dipo.graph.rules import PlatformRules
+from dipo.graph.target_spec import TargetSpec
 from dipo.graph.torch_module import GraphModule
 from dipo.quant.codes import nearest_codes
 from dipo.quant.spec import QParams
@@ -97,7 +97,7 @@ def quantize(model: ir.Model, plan: Plan, samples: torch.Tensor) -> QuantizedMod
     return QuantizedModel(layers, activations).having([], plan)
 
 
-def simulated(model, plan, quantized, samples, *, rules: PlatformRules, profile_samples: int = NUM) -> Simulated:
+def simulated(model, plan, quantized, samples, *, rules: TargetSpec, profile_samples: int = NUM) -> Simulated:
     return simulate(
         model,
         plan=plan,
@@ -117,7 +117,7 @@ def samples_on_ties() -> torch.Tensor:
     return torch.randint(-60, 61, (NUM, 4, 8, 8), generator=generator).float() * np.float32(INPUT_SCALE) / 2
 
 
-def deployed(model, quantized, samples, path, *, rules: PlatformRules) -> np.ndarray:
+def deployed(model, quantized, samples, path, *, rules: TargetSpec) -> np.ndarray:
     write_qdq(model, quantized, path, rules=rules, metadata={})
     return run_model(path, [{"x": samples.numpy()}], threads=1)["y"]
 
@@ -133,7 +133,7 @@ def kernels_run(path, folder) -> set[str]:
 @pytest.mark.parametrize("bits", [(8, 8), (4, 8), (4, 4)], ids=["w8a8", "w4a8", "w4a4"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gives_what_onnx_runtime_gives(tmp_path, name, bits):
-    rules = RULES["ort"]
+    rules = TARGETS["ort"].spec
     model, samples = network(tmp_path / "float.onnx", NETWORKS[name]), samples_on_ties()
     plan = make_plan(model, rules, PrecisionConfig(weight_bits=bits[0], act_bits=bits[1], first_last_bits=None))
     quantized = quantize(model, plan, samples)
@@ -149,10 +149,12 @@ def test_gives_what_onnx_runtime_gives(tmp_path, name, bits):
 def test_float_sums_of_the_same_numbers_fall_elsewhere(tmp_path, name):
     """What makes the kernels necessary: without them some of these ties fall to the other side."""
     model, samples = network(tmp_path / "float.onnx", NETWORKS[name]), samples_on_ties()
-    plan = make_plan(model, RULES["ort"], PrecisionConfig(weight_bits=8, act_bits=8, first_last_bits=None))
+    plan = make_plan(model, TARGETS["ort"].spec, PrecisionConfig(weight_bits=8, act_bits=8, first_last_bits=None))
     quantized = quantize(model, plan, samples)
     exact, plain = (
-        simulated(model, plan, quantized, samples, rules=replace(RULES["ort"], int32_bias=int32_bias)).q_outputs["y"]
+        simulated(model, plan, quantized, samples, rules=replace(TARGETS["ort"].spec, int32_bias=int32_bias)).q_outputs[
+            "y"
+        ]
         for int32_bias in (True, False)
     )
     assert np.abs(exact - plain).max() > 1e-3
@@ -160,7 +162,7 @@ def test_float_sums_of_the_same_numbers_fall_elsewhere(tmp_path, name):
 
 def test_sum_too_large_for_float32_is_exact(tmp_path):
     model, samples = network(tmp_path / "float.onnx", NETWORKS["conv"]), samples_on_ties()
-    plan = make_plan(model, RULES["ort"], PrecisionConfig(weight_bits=8, act_bits=8, first_last_bits=None))
+    plan = make_plan(model, TARGETS["ort"].spec, PrecisionConfig(weight_bits=8, act_bits=8, first_last_bits=None))
     quantized = quantize(model, plan, samples)
     # A bias beyond 2^24 steps of the accumulator, which float32 rounds.
     large = {
@@ -170,13 +172,13 @@ def test_sum_too_large_for_float32_is_exact(tmp_path):
     }
     wide = {name: replace(q, scale=q.scale * 2**16) if name == "r" else q for name, q in quantized.activations.items()}
     quantized = QuantizedModel({**quantized.layers, **large}, wide)
-    expected = deployed(model, quantized, samples, tmp_path / "quantized.onnx", rules=RULES["ort"])
-    found = simulated(model, plan, quantized, samples, rules=RULES["ort"]).q_outputs["y"]
+    expected = deployed(model, quantized, samples, tmp_path / "quantized.onnx", rules=TARGETS["ort"].spec)
+    found = simulated(model, plan, quantized, samples, rules=TARGETS["ort"].spec).q_outputs["y"]
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-5)
 
 
 def test_network_outputs_are_codes_where_the_target_quantizes_them(tmp_path):
-    rules = replace(RULES["ort"], quantize_outputs=True)
+    rules = replace(TARGETS["ort"].spec, quantize_outputs=True)
     model, samples = network(tmp_path / "float.onnx", NETWORKS["residual"]), samples_on_ties()
     plan = make_plan(model, rules, PrecisionConfig(weight_bits=8, act_bits=8, first_last_bits=None))
     quantized = quantize(model, plan, samples)
@@ -191,12 +193,12 @@ def test_what_leaves_the_network_is_float_though_others_read_it_as_codes(tmp_pat
     outputs = f", float[batch,4,H,W] {output}"
     body = "[a] c = Conv<pads=[1,1,1,1]>(x, w0, b0) r = Relu(c) s = Add(c, r) [z] y = Conv(s, w1, b1)"
     model, samples = network(tmp_path / "float.onnx", body, outputs=outputs), samples_on_ties()
-    plan = make_plan(model, RULES["ort"], PrecisionConfig(weight_bits=8, act_bits=8, first_last_bits=None))
+    plan = make_plan(model, TARGETS["ort"].spec, PrecisionConfig(weight_bits=8, act_bits=8, first_last_bits=None))
     quantized = quantize(model, plan, samples)
     path = tmp_path / "quantized.onnx"
-    write_qdq(model, quantized, path, rules=RULES["ort"], metadata={})
+    write_qdq(model, quantized, path, rules=TARGETS["ort"].spec, metadata={})
     expected = run_model(path, [{"x": samples.numpy()}], threads=1)[output]
-    found = simulated(model, plan, quantized, samples, rules=RULES["ort"]).q_outputs[output]
+    found = simulated(model, plan, quantized, samples, rules=TARGETS["ort"].spec).q_outputs[output]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -206,21 +208,21 @@ def test_what_leaves_the_network_behind_a_move_is_float_too(tmp_path):
     )
     model = network(tmp_path / "float.onnx", body, outputs=", float[batch,4] f")
     samples, path = samples_on_ties(), tmp_path / "quantized.onnx"
-    plan = make_plan(model, RULES["ort"], PrecisionConfig(weight_bits=8, act_bits=8, first_last_bits=None))
+    plan = make_plan(model, TARGETS["ort"].spec, PrecisionConfig(weight_bits=8, act_bits=8, first_last_bits=None))
     quantized = quantize(model, plan, samples)
-    write_qdq(model, quantized, path, rules=RULES["ort"], metadata={})
+    write_qdq(model, quantized, path, rules=TARGETS["ort"].spec, metadata={})
     expected = run_model(path, [{"x": samples.numpy()}], threads=1)["f"]
-    found = simulated(model, plan, quantized, samples, rules=RULES["ort"]).q_outputs["f"]
+    found = simulated(model, plan, quantized, samples, rules=TARGETS["ort"].spec).q_outputs["f"]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_layers_are_compared_before_they_are_cut_off_and_rounded(tmp_path):
     """The profile tells of a layer's own output, which an integer kernel never shows."""
     model, samples = network(tmp_path / "float.onnx", NETWORKS["conv"]), samples_on_ties()
-    plan = make_plan(model, RULES["ort"], PrecisionConfig(weight_bits=8, act_bits=8, first_last_bits=None))
+    plan = make_plan(model, TARGETS["ort"].spec, PrecisionConfig(weight_bits=8, act_bits=8, first_last_bits=None))
     quantized = quantize(model, plan, samples)
     exact, plain = (
-        simulated(model, plan, quantized, samples, rules=replace(RULES["ort"], int32_bias=int32_bias)).layers
+        simulated(model, plan, quantized, samples, rules=replace(TARGETS["ort"].spec, int32_bias=int32_bias)).layers
         for int32_bias in (True, False)
     )
     assert list(exact) == ["a", "z"]
@@ -231,7 +233,7 @@ def test_layers_are_compared_before_they_are_cut_off_and_rounded(tmp_path):
 
 def test_only_what_reads_and_gives_codes_is_a_kernel(tmp_path):
     model, samples = network(tmp_path / "float.onnx", NETWORKS["residual"]), samples_on_ties()
-    plan = make_plan(model, RULES["ort"], PrecisionConfig(weight_bits=8, act_bits=8, first_last_bits=None))
+    plan = make_plan(model, TARGETS["ort"].spec, PrecisionConfig(weight_bits=8, act_bits=8, first_last_bits=None))
     quantized = quantize(model, plan, samples)
     module = GraphModule(model)
 

@@ -19,7 +19,7 @@ from dipo.algo.train_unit import unit_problem
 from dipo.algo.trainer import Piece, Trainer
 from dipo.algo.unit_solver import UnitWork
 from dipo.config import AlgoConfig
-from dipo.export.platforms import RULES
+from dipo.export.targets import TARGETS
 from dipo.graph.load import load
 from dipo.graph.plan import Plan, QuantizedModel, make_plan
 from dipo.graph.units import find_units
@@ -30,7 +30,9 @@ from dipo.recipe import CalibConfig, PrecisionConfig
 def case_of(model, tmp_path, shape, *, weight_bits=3, num=32):
     """A network of one input `x`, planned and calibrated."""
     loaded = load(saved(model, tmp_path))
-    plan = make_plan(loaded, RULES["ort"], PrecisionConfig(weight_bits=weight_bits, act_bits=8, first_last_bits=None))
+    plan = make_plan(
+        loaded, TARGETS["ort"].spec, PrecisionConfig(weight_bits=weight_bits, act_bits=8, first_last_bits=None)
+    )
     g = torch.Generator().manual_seed(0)
     # Correlated: of independent inputs the nearest codes are the best.
     samples = torch.randn(num, *[1] * len(shape), generator=g) + 0.3 * torch.randn(num, *shape, generator=g)

@@ -9,7 +9,7 @@ from solving import CPU, solve_all
 from dipo.algo.simulate import simulate
 from dipo.algo.steps.tune import Tune
 from dipo.config import AlgoConfig
-from dipo.export.platforms import RULES
+from dipo.export.targets import TARGETS
 from dipo.graph.plan import QuantizedModel
 
 CFG = AlgoConfig(tune_iters=60, batch_size=16, lr_scale=1e-3, lr_bias=2e-3, lr_act=2e-3)
@@ -17,8 +17,8 @@ CFG = AlgoConfig(tune_iters=60, batch_size=16, lr_scale=1e-3, lr_bias=2e-3, lr_a
 
 def error_of(case, quantized):
     result = simulate(
-        case.model, plan=case.plan, quantized=quantized, rules=RULES["ort"], batches=case.batches, inputs=case.inputs,
-        profile_samples=0, device=CPU, progress=lambda _: None,
+        case.model, plan=case.plan, quantized=quantized, rules=TARGETS["ort"].spec,
+        batches=case.batches, inputs=case.inputs, profile_samples=0, device=CPU, progress=lambda _: None,
     )  # fmt: skip
     return float(((result.fp_outputs["logits"] - result.q_outputs["logits"]) ** 2).mean())
 

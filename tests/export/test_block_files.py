@@ -11,12 +11,12 @@ from networks import network, saved
 from dipo.algo.calibrate import activation_ranges, observe, quantize_model
 from dipo.algo.captures import cut
 from dipo.algo.simulate import simulate
-from dipo.config import PlatformConfig
 from dipo.errors import UserError
 from dipo.export.forms import Form
-from dipo.export.platforms import RULES, write_target
 from dipo.export.requantize import differences, requantize
 from dipo.export.runtime import run_model
+from dipo.export.target import Export, write_target
+from dipo.export.targets import TARGETS
 from dipo.graph.load import load
 from dipo.graph.plan import make_plan
 from dipo.recipe import CalibConfig, PrecisionConfig
@@ -55,9 +55,8 @@ class Case:
 
     def write(self, folder, *, form=None, **options):
         form = form or Form()
-        written = write_target(
-            self.rules.name, self.model, self.quantized, folder, metadata={}, cfg=PlatformConfig(**options), form=form
-        )
+        export = Export(self.model, self.quantized, folder, metadata={}, form=form)
+        written = write_target(TARGETS[self.rules.name], export, options)
         onnx.checker.check_model(str(written[0]), full_check=True)
         return written[0], onnx.load(written[0])
 
@@ -73,7 +72,7 @@ def case(name, folder, *, platform="ort", behind=False, **settings):
     body = text if not behind else text.replace(" y = ", " m = ") + f"\n[act] r = Relu(m)\n{following}"
     more = {"w2": (6, 6, 1, 1) if len(shape) == 4 else (6, 6)} if behind else {}
     model = load(saved(network(f"(float[{rank}] x) => ({output}) {{\n{body}\n}}", **constants, **more), folder))
-    rules = RULES[platform]
+    rules = TARGETS[platform].spec
     how = {"weight_bits": 4, "act_bits": 8, "first_last_bits": None, **settings}
     plan = make_plan(model, rules, PrecisionConfig(**how))
     feeds = np.random.default_rng(3).uniform(-1, 2, shape).astype(np.float32)

@@ -7,13 +7,13 @@ import pytest
 from export_networks import Case, fit, quantize, random_model, residual_case
 from onnx.numpy_helper import to_array
 
-from dipo.export.platforms import RULES
 from dipo.export.qdq import insert_qdq, storage_type, write_qdq
+from dipo.export.targets import TARGETS
 from dipo.quant.spec import QParams, QuantSpec
 
 W8 = QuantSpec(8, signed=True, symmetric=True, per_channel=True)
 A8 = QuantSpec(8, signed=False, symmetric=False)
-ORT = RULES["ort"]
+ORT = TARGETS["ort"].spec
 PLAIN = replace(ORT, int8_kernels=False)
 
 

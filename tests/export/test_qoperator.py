@@ -8,16 +8,16 @@ from export_networks import Case, quantize, random_model, residual_case
 from test_ort import round_to_nearest
 
 from dipo.errors import UserError
-from dipo.export.platforms import RULES
 from dipo.export.qdq import write_qdq
 from dipo.export.qoperator import write_qoperator
 from dipo.export.storage import Storage
+from dipo.export.targets import TARGETS
 from dipo.graph.load import load
 from dipo.quant.spec import QuantSpec
 
 W8 = QuantSpec(8, signed=True, symmetric=True, per_channel=True)
 A8 = QuantSpec(8, signed=False, symmetric=False)
-ORT = RULES["ort"]
+ORT = TARGETS["ort"].spec
 
 
 def write(case: Case, path: Path, **options) -> onnx.ModelProto:
@@ -234,7 +234,7 @@ def test_packed_weights_are_widened_for_the_kernels(tmp_path, run, kernels):
 def test_float_biases_are_refused(tmp_path):
     case = residual_case(W8, A8)
     with pytest.raises(UserError, match="platform trt keeps biases float"):
-        write_qoperator(case.model, case.quantized, tmp_path / "q.onnx", rules=RULES["trt"], metadata={})
+        write_qoperator(case.model, case.quantized, tmp_path / "q.onnx", rules=TARGETS["trt"].spec, metadata={})
     assert not list(tmp_path.iterdir())
 
 

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from exported import write_files
 from networks import images, saved, tiny_cnn
 
 from dipo.algo.calibrate import activation_ranges, observe, quantize_model
 from dipo.algo.captures import cut
 from dipo.algo.simulate import simulate
-from dipo.export.platforms import RULES, WRITERS
+from dipo.export.targets import TARGETS
 from dipo.graph.load import load
 from dipo.graph.plan import make_plan
 from dipo.recipe import CalibConfig, PrecisionConfig
@@ -31,7 +32,7 @@ def deployed_and_simulated(tmp_path, run, *, platform="ort", **settings):
     """How far the written model is from the simulation, and this from the float network."""
     model = load(saved(tiny_cnn(), tmp_path))
     samples, device, batches = images(32), torch.device("cpu"), cut(32, 8)
-    rules = RULES[platform]
+    rules = TARGETS[platform].spec
     plan = make_plan(model, rules, PrecisionConfig(**{"weight_bits": 8, "act_bits": 8, **settings}))
 
     def inputs(batch):
@@ -40,7 +41,7 @@ def deployed_and_simulated(tmp_path, run, *, platform="ort", **settings):
     seen = observe(model, plan=plan, batches=batches, inputs=inputs, device=device)
     ranges = activation_ranges(plan, seen.statistics, cfg=CalibConfig())
     quantized = quantize_model(model, plan=plan, ranges=ranges, cfg=CalibConfig())
-    path = WRITERS[platform](model, quantized, tmp_path, metadata={})[0]
+    path = write_files(TARGETS[platform], model, quantized, tmp_path)[0]
     simulated = simulate(
         model,
         plan=plan,

@@ -7,7 +7,6 @@ import pytest
 from export_networks import Case, quantize, random_model, residual_case
 from onnx.numpy_helper import to_array
 
-from dipo.export.platforms import RULES
 from dipo.export.qdq import write_qdq
 from dipo.export.qoperator import write_qoperator
 from dipo.export.storage import (
@@ -19,9 +18,10 @@ from dipo.export.storage import (
     storage_type,
     type_limits,
 )
+from dipo.export.targets import TARGETS
 from dipo.quant.spec import QParams, QuantSpec
 
-ORT = RULES["ort"]
+ORT = TARGETS["ort"].spec
 PLAIN = replace(ORT, int8_kernels=False)
 A8 = QuantSpec(8, signed=False, symmetric=False)
 PACKED = Storage(packed=True)

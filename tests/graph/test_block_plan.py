@@ -4,7 +4,7 @@ import pytest
 from networks import network, saved
 
 from dipo.errors import UserError
-from dipo.export.platforms import RULES
+from dipo.export.targets import TARGETS
 from dipo.graph.load import load
 from dipo.graph.plan import make_plan
 from dipo.graph.wishes import fitting
@@ -32,7 +32,7 @@ def blocks(tmp_path):
     def find(platform="ort", **settings):
         model = load(saved(network(NETWORK, **SHAPES), tmp_path))
         plan = make_plan(
-            model, RULES[platform], PrecisionConfig(weight_bits=4, act_bits=8, first_last_bits=None, **settings)
+            model, TARGETS[platform].spec, PrecisionConfig(weight_bits=4, act_bits=8, first_last_bits=None, **settings)
         )
         return {name: layer.spec.block for name, layer in plan.layers.items() if layer.spec.block is not None}
 
@@ -55,12 +55,12 @@ def test_a_layer_may_have_others_or_none(blocks):
     assert blocks(overrides={"od*": {"weight_block": 8}}) == {"odd": 8}
 
 
-@pytest.mark.parametrize("platform", sorted(name for name, rules in RULES.items() if not rules.weight_blocks))
+@pytest.mark.parametrize("platform", sorted(name for name, target in TARGETS.items() if not target.spec.weight_blocks))
 def test_targets_without_blocks_refuse_them(blocks, platform):
     for wishes in ({"weight_block": 16}, {"overrides": {"odd": {"weight_block": 16}}}):
         with pytest.raises(UserError, match=f"weight_block: platform {platform} has no scales for blocks of a weight"):
             blocks(platform, **wishes)
-    fits = fitting(RULES[platform], PrecisionConfig(weight_block=16, overrides={"odd": {"weight_block": 16}}))
+    fits = fitting(TARGETS[platform].spec, PrecisionConfig(weight_block=16, overrides={"odd": {"weight_block": 16}}))
     assert (fits.weight_block, fits.overrides) == (None, {"odd": {}})
 
 

@@ -5,7 +5,7 @@ import pytest
 from networks import network, saved, tiny_cnn
 
 from dipo.errors import UserError
-from dipo.export.platforms import RULES
+from dipo.export.targets import TARGETS
 from dipo.graph.accessors import name_of
 from dipo.graph.layers import layers_of
 from dipo.graph.load import load
@@ -21,7 +21,7 @@ WIDTHS = {"weight_bits": 4, "act_bits": 4}
 def plan_of(tmp_path):
     def plan(model, *, platform: str = "ort", **settings) -> Plan:
         loaded = load(saved(model, tmp_path))
-        return make_plan(loaded, RULES[platform], PrecisionConfig(**{**WIDTHS, **settings}))
+        return make_plan(loaded, TARGETS[platform].spec, PrecisionConfig(**{**WIDTHS, **settings}))
 
     return plan
 
@@ -141,10 +141,10 @@ def test_a_layer_behind_a_pass_through_operator_sets_the_width(plan_of):
 def test_layers_know_the_quantized_value_that_they_read(tmp_path):
     text = PASSED_THROUGH.replace("Conv(f, w3)", "Conv(e, w3)").replace(" y)", " y, float[N,4,4,4] f)")
     model = load(saved(network(text, fill=np.float32(0), **SLICED), tmp_path))
-    plan = make_plan(model, RULES["ort"], PrecisionConfig(weight_bits=8, act_bits=8))
+    plan = make_plan(model, TARGETS["ort"].spec, PrecisionConfig(weight_bits=8, act_bits=8))
     inputs = {layer.name: plan.input_of(layer.node) for layer in layers_of(model)}
     assert inputs == {"first": "x", "middle": "b", "last": "b"}
-    skipped = make_plan(model, RULES["ort"], PrecisionConfig(weight_bits=8, act_bits=8, skip=["first"]))
+    skipped = make_plan(model, TARGETS["ort"].spec, PrecisionConfig(weight_bits=8, act_bits=8, skip=["first"]))
     assert skipped.input_of(next(layers_of(model)).node) is None
 
 
@@ -201,13 +201,13 @@ def test_a_shape_of_the_input_makes_no_layer_the_first(tmp_path):
         }""",
         w1=(4, 4), w2=(4, 4), w3=(4, 4), w4=(4, 4),
     )  # fmt: skip
-    plan = make_plan(load(saved(model, tmp_path)), RULES["ort"], PrecisionConfig(**WIDTHS))
+    plan = make_plan(load(saved(model, tmp_path)), TARGETS["ort"].spec, PrecisionConfig(**WIDTHS))
     assert [layer.spec.bits for layer in plan.layers.values()] == [8, 4, 4, 8]
 
 
 def test_the_plan_is_in_topological_order(tmp_path, shared_file):
     model = load(shared_file("resnet20_cifar10.onnx"))
-    plan = make_plan(model, RULES["ort"], PrecisionConfig(**WIDTHS))
+    plan = make_plan(model, TARGETS["ort"].spec, PrecisionConfig(**WIDTHS))
     assert list(plan.layers) == [layer.name for layer in layers_of(model)]
     order = [name_of(v) for v in (*model.graph.inputs, *(v for node in model.graph for v in node.outputs))]
     assert list(plan.activations) == [name for name in order if name in plan.activations]
@@ -237,7 +237,7 @@ def test_trt_takes_narrow_weights_and_what_it_has_anyway(plan_of):
 
 
 def test_a_platform_may_want_narrow_weights_and_powers_of_two(tmp_path):
-    rules = replace(RULES["ort"], weight_narrow=True, power_of_two=True)
+    rules = replace(TARGETS["ort"].spec, weight_narrow=True, power_of_two=True)
     model = load(saved(tiny_cnn(), tmp_path))
     plan = make_plan(model, rules, PrecisionConfig(**WIDTHS))
     assert all(layer.spec.narrow and layer.spec.power_of_two for layer in plan.layers.values())
@@ -341,7 +341,7 @@ AXES = {
 @pytest.mark.parametrize(("text", "shape", "axis"), AXES.values(), ids=AXES)
 def test_a_weights_scales_are_those_of_its_output_channels(tmp_path, text, shape, axis, method):
     model = load(saved(network(text, w=shape), tmp_path))
-    layer = make_plan(model, RULES["ort"], PrecisionConfig(weight_bits=8, act_bits=8)).layers["layer"]
+    layer = make_plan(model, TARGETS["ort"].spec, PrecisionConfig(weight_bits=8, act_bits=8)).layers["layer"]
     weight = next(layers_of(model)).array
     assert (layer.axis, weight.shape) == (axis, shape)
     found = weight_qparams(weight, layer.spec, axis=layer.axis, method=method)

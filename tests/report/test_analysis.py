@@ -10,7 +10,7 @@ from rich.console import Console
 
 from dipo.algo.findings import NetworkAnalysis
 from dipo.config import compose_config
-from dipo.export.platforms import RULES
+from dipo.export.targets import TARGETS
 from dipo.graph.plan import LayerPlan, Plan
 from dipo.quant.error_sums import ErrorSums
 from dipo.quant.spec import QuantSpec
@@ -55,7 +55,7 @@ class Layer:
     shift: float | None = None
 
 
-def rated(layers: dict[str, Layer], rules=RULES["ort"]) -> AnalysisReport:
+def rated(layers: dict[str, Layer], rules=TARGETS["ort"].spec) -> AnalysisReport:
     names = list(layers)
     specs = {name: QuantSpec(each.bits, True, True, each.per_channel) for name, each in layers.items()}
     plan = Plan(
@@ -137,7 +137,7 @@ def test_advice_is_an_option_that_can_be_typed(layer, advice, option):
 
 
 def test_nothing_is_advised_that_the_target_does_not_take():
-    rules = replace(RULES["ort"], weight_per_channel=False)
+    rules = replace(TARGETS["ort"].spec, weight_per_channel=False)
     layer = Layer(network=10, weight=20, bits=4, per_channel=False, scales=WeightSums(per_channel=1e-4))
     assert row_of(rated({"good": Layer(network=60), "bad": layer}, rules), "bad").advice == "8-bit weights"
 
@@ -175,7 +175,7 @@ def test_json_has_finite_numbers_alone(sums):
         for question in ("weight", "activation", "both", "accumulated", "sensitivity")
     }
     found = NetworkAnalysis(totals, {"a": WeightSums(0, 0, 0)}, {}, samples=1, sensitivity_samples=1)
-    report = report_analysis(model, plan=plan, rules=RULES["ort"], found=found)
+    report = report_analysis(model, plan=plan, rules=TARGETS["ort"].spec, found=found)
     assert json.loads(json.dumps(asdict(report), allow_nan=False))["layers"][0]["name"] == "a"
     assert report.layers[0].per_channel_gain_db == 0
 

@@ -91,7 +91,7 @@ def test_text_that_protobuf_does_not_take(write, capsys):
     record = run / "tidl_quant_params.prototxt"
     record.write_text(record.read_text().replace("bit_depth", "bits"))
     assert main([f"run={run}"]) == 1
-    assert "refused: no TIDLNetQuantParams" in capsys.readouterr().out
+    assert "refused: ValueError: no TIDLNetQuantParams" in capsys.readouterr().out
 
 
 def test_weights_off_the_grid_are_recomputed(write, capsys):
@@ -108,10 +108,10 @@ def test_a_consumer_that_is_not_installed_is_named(write, capsys, monkeypatch):
     def gone(file, probe):
         require("no_such_consumer", get="pip install it")
 
-    monkeypatch.setattr(table, "CONSUMERS", (table.Consumer("Nowhere", gone, "*.onnx"),))
+    monkeypatch.setitem(table.CONSUMERS, "ONNX Runtime", gone)
     assert main([f"run={write('ort')}"]) == 0
     said = words(capsys.readouterr().out)
-    assert "Nowhere unchecked" in said and "no_such_consumer is not installed: pip install it" in said
+    assert "ONNX Runtime unchecked" in said and "no_such_consumer is not installed: pip install it" in said
     with pytest.raises(Unavailable):
         require("no_such_consumer.part", get="")
 

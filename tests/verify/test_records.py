@@ -7,8 +7,9 @@ from rich.console import Console
 
 from dipo.cli.verify import main
 from dipo.report.measures import OutputError
-from dipo.verify import atlas, compare, tidl
+from dipo.verify import atlas, compare, ranges, tidl
 from dipo.verify.probe import feed_of, make_probe
+from dipo.verify.table import declared_as
 from dipo.verify.terminal import show
 from dipo.verify.verdict import Fate, Refused, State, Verdict
 
@@ -18,7 +19,11 @@ RECORDS = {"atlas": (atlas, "scale_offset_record.txt"), "ti": (tidl, "tidl_quant
 def check(folder, platform):
     module, name = RECORDS[platform]
     quantized = folder / "quantized.onnx"
-    return module.check(folder / name, make_probe(feed_of(quantized, data=None, samples=8), quantized))
+    verdict = module.check(folder / name, make_probe(feed_of(quantized, data=None, samples=8), quantized))
+    compared = ranges.check(folder / name, declared_as(platform, name))
+    if compared.refused is not None:
+        raise Refused(compared.refused)
+    return verdict
 
 
 def change(folder, platform, old, new):

@@ -1,0 +1,76 @@
+"""What the targets have in common that run a whole network on integers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dipo.graph import operators
+from dipo.graph.target_spec import TargetSpec
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from dipo.graph.plan import QuantizedModel
+    from dipo.quant.spec import QParams
+
+OPERATORS = operators.names(lambda operator: operator.full_integer)
+"""All that compute with floats. Relu and Clip are not among them: they are part of the kernel before them. Nor is what
+only moves values, which has the range of its input."""
+
+FIXED_RANGES = operators.names(lambda operator: operator.own_grid)
+"""Operators whose kernels write a grid of their own: [0, 1) or [-1, 1) with a power of two as its step."""
+
+
+def constants_of_all(model: ir.Model, quantized: QuantizedModel, *, symmetric: bool) -> dict[str, QParams]:
+    """Return the grids, by name, of the constants that are no weight and no bias of a layer: the slopes of a PRelu.
+
+    They have one scale for all, from the smallest to the largest number, and the width of the widest activation.
+
+    Args:
+        model: The float graph.
+        quantized: Its layers and activations.
+        symmetric: As the target has weights.
+    """
+    import numpy as np
+
+    from dipo.export.ranges import Encoding
+    from dipo.graph.accessors import array_of, name_of
+    from dipo.graph.layers import layers_of
+    from dipo.graph.placement import is_float
+    from dipo.quant.spec import QuantSpec, Range, qparams_of
+
+    bits = max((Encoding(each).bits for each in quantized.activations.values()), default=8)
+    spec = QuantSpec(bits, signed=symmetric, symmetric=symmetric)
+    weights = {name_of(layer.weight) for layer in layers_of(model)}
+    found = {}
+    for node in model.graph:
+        for value in node.inputs if operators.of(node).data_constants else ():
+            if value is None or value.const_value is None or not is_float(value) or name_of(value) in weights:
+                continue
+            numbers = array_of(value)
+            if numbers.size and np.isfinite(numbers).all():
+                found[name_of(value)] = qparams_of(Range(float(numbers.min()), float(numbers.max())), spec)
+    return found
+
+
+def ranges_of_all(spec: TargetSpec, model: ir.Model, quantized: QuantizedModel) -> dict[str, QParams]:
+    """Return the grids of all values that hold floats, by name, in topological order.
+
+    Args:
+        spec: The target's.
+        model: The float graph.
+        quantized: Its layers and activations.
+
+    Raises:
+        UserError: A value or a weight has no range, or a width that the target does not take.
+    """
+    from dipo.export.ranges import check_coverage, check_widths, float_values, spread
+    from dipo.graph.accessors import name_of
+    from dipo.graph.layers import layers_of
+
+    check_widths(spec, quantized)
+    known, values = spread(model, quantized.activations), float_values(model)
+    weights_of_all = [(layer.name, name_of(layer.weight)) for layer in layers_of(model)]
+    quantized_weights = {weight for node, weight in weights_of_all if node in quantized.layers}
+    check_coverage(spec.name, [*values, *(weight for _, weight in weights_of_all)], {*known, *quantized_weights})
+    return {name: known[name] for name in values}
