@@ -23,7 +23,7 @@ from dipo.graph.operators import Kind
 from dipo.graph.plan import make_plan
 from dipo.graph.units import find_units
 from dipo.launch import main
-from dipo.recipe import CalibConfig
+from dipo.recipe import CalibConfig, PrecisionConfig
 
 LIKE_HARD_SWISH = ["Mish", "Elu", "Tanh", "Softplus", "Selu", "Celu", "Softsign", "ThresholdedRelu", "Gelu", "Sigmoid",
                    "HardSigmoid"]  # fmt: skip
@@ -77,7 +77,7 @@ def test_plans_quantize_around_it_alike(tmp_path, operator, placement) -> None:
         # What a device has a kernel for it reads as integers.
         if len({name in rules.operators for name in (operator, "HardSwish")}) == 1:
             its, swish = (
-                make_plan(model_with(name, tmp_path), rules=rules, weight_bits=8, act_bits=8, placement=placement)
+                make_plan(model_with(name, tmp_path), rules, PrecisionConfig(placement=placement))
                 for name in (operator, "HardSwish")
             )
             assert its.layers == swish.layers
@@ -88,7 +88,7 @@ def test_plans_quantize_around_it_alike(tmp_path, operator, placement) -> None:
 @pytest.mark.parametrize("platform", FULL_INTEGER)
 def test_targets_of_integers_take_it_with_ranges_without_samples(tmp_path, operator, platform) -> None:
     model, rules = model_with(operator, tmp_path), RULES[platform]
-    plan = make_plan(model, rules=rules, weight_bits=8, act_bits=8)
+    plan = make_plan(model, rules, PrecisionConfig())
     assert {"c", "f"} <= plan.activations.keys()
     ranges = data_free_ranges(plan, moments_of(model))
     quantized = quantize_model(model, plan=plan, ranges=ranges, cfg=CalibConfig())

@@ -188,7 +188,7 @@ def _laid_out(node: ir.Node, value: ir.Value, moments: Moments, name: str) -> to
     if len(shape) < moments.num_dims_behind + 2 or None in shape[1:]:
         raise refusal(node)
     behind = [1] * moments.num_dims_behind
-    return torch.from_numpy(channels.reshape(-1, *behind)).expand([1, *(size or 1 for size in shape[1:])])
+    return torch.from_numpy(np.array(channels).reshape(-1, *behind)).expand([1, *(size or 1 for size in shape[1:])])
 
 
 def _constant(value: ir.Value) -> torch.Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -196,6 +198,13 @@ def test_no_other_module_lists_operators() -> None:
         for line, names in _lists_of_operators(path.read_text("utf-8"))
     ]
     assert found == []
+
+
+def test_the_table_is_light() -> None:
+    """It is read beside a vendor's toolkit, and by pages of help."""
+    heavy = "{'torch', 'onnx', 'onnx_ir', 'onnxruntime', 'numpy', 'ray'}"
+    code = f"import sys; from dipo.graph import operators; operators.names(bool); print({heavy} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
 def test_an_unknown_operator_promises_nothing() -> None:
