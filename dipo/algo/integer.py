@@ -181,11 +181,9 @@ def _layer_codes(layer: QuantizedLayer, source: Grid) -> tuple[np.ndarray, np.nd
     if layer.bias is not None:
         bias = quantize_bias(layer.bias, input_scale=np.asarray(source.scale), weight=layer.qparams)
         scale, bias_codes = bias.weight_scale, bias.codes
-    if np.array_equal(scale, layer.qparams.scale):
-        _, zero_point = layer.qparams.along(layer.codes.ndim)
-        return layer.codes - zero_point, scale, bias_codes
-    raised, _ = dataclasses.replace(layer.qparams, scale=scale).along(layer.codes.ndim)
-    return np.rint(layer.weight / raised).astype(np.int32), scale, bias_codes
+    kept = layer.with_scale(scale)
+    _, zero_point = kept.qparams.along(kept.codes.ndim)
+    return kept.codes - zero_point, scale, bias_codes
 
 
 def _largest_sum(codes: np.ndarray, axis: int, source: Grid) -> int:

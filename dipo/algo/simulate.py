@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -167,20 +167,13 @@ def simulated_constants(
         own = quantized.layers.get(layer.name)
         if own is None:
             continue
+        values, source = own.bias, plan.input_of(layer.node)
+        if rules.int32_bias and values is not None and source is not None and own.qparams.blocks is None:
+            kept = quantize_bias(values, input_scale=quantized.activations[source].scale, weight=own.qparams)
+            own, values = own.with_scale(kept.weight_scale), kept.values
         constants[name_of(layer.weight)] = channels_last(torch.as_tensor(own.weight, device=device))
-        if own.bias is None or layer.bias is None:
-            continue
-        values = own.bias
-        source = plan.input_of(layer.node)
-        if rules.int32_bias and source is not None and own.qparams.blocks is None:
-            input_scale = quantized.activations[source].scale
-            kept = quantize_bias(values, input_scale=input_scale, weight=own.qparams)
-            values = kept.values
-            if not np.array_equal(kept.weight_scale, own.qparams.scale):
-                raised, _ = replace(own.qparams, scale=kept.weight_scale).along(own.codes.ndim)
-                rounded = np.rint(own.weight / raised) * raised
-                constants[name_of(layer.weight)] = channels_last(torch.as_tensor(rounded, device=device))
-        constants[name_of(layer.bias)] = torch.as_tensor(values, device=device)
+        if values is not None and layer.bias is not None:
+            constants[name_of(layer.bias)] = torch.as_tensor(values, device=device)
     return constants
 
 

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from dipo.export.storage import type_limits
 from dipo.graph.limits import clip_limits
+from dipo.quant.codes import nearest_codes
 from dipo.quant.spec import QParams
 
 
@@ -51,8 +52,7 @@ class Bounds:
         """The limits that codes have when the numbers are cut off at these bounds before they are quantized."""
 
         def code(number: float) -> int:
-            nearest = np.rint(np.float32(number) / qparams.scale) + qparams.zero_point
-            return int(np.clip(nearest, qparams.qmin, qparams.qmax))
+            return int(nearest_codes(np.asarray(number, np.float32), qparams))
 
         low = qparams.qmin if self.low is None else code(self.low)
         high = qparams.qmax if self.high is None else code(self.high)

@@ -269,8 +269,7 @@ def per_tensor(layer: QuantizedLayer) -> QuantizedLayer:
     qparams = dataclasses.replace(
         layer.qparams, scale=np.asarray(scale), zero_point=np.asarray(layer.qparams.zero_point[0]), axis=None
     )
-    codes = np.rint(layer.weight / scale).astype(np.int32) + qparams.zero_point
-    return dataclasses.replace(layer, codes=codes, qparams=qparams)
+    return layer.rounded_to(qparams)
 
 
 def _made_from(value: ir.Value) -> Iterator[str]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from dipo.graph import operators
 from dipo.graph.accessors import name_of
@@ -120,16 +119,6 @@ def _is_product(node: ir.Node) -> bool:
     return weight is not None and not weight.spatial
 
 
-def rescaled(layer: QuantizedLayer, scale: NDArray[np.float32]) -> QuantizedLayer:
-    """The layer with its weight rounded to another scale, nowhere smaller than its own."""
-    if np.array_equal(scale, layer.qparams.scale):
-        return layer
-    qparams = dataclasses.replace(layer.qparams, scale=scale)
-    new_scale, zero_point = qparams.along(layer.codes.ndim)
-    codes = np.rint(layer.weight / new_scale).astype(np.int32) + zero_point
-    return dataclasses.replace(layer, codes=codes, qparams=qparams)
-
-
 def with_room_for_biases(model: ir.Model, quantized: QuantizedModel) -> QuantizedModel:
     """The network with the scales of its weights raised where an int32 bias would not fit otherwise.
 
@@ -144,7 +133,7 @@ def with_room_for_biases(model: ir.Model, quantized: QuantizedModel) -> Quantize
         if own is None or read is None or own.bias is None or own.qparams.blocks is not None:
             continue
         bias = quantize_bias(own.bias, input_scale=read.scale, weight=own.qparams)
-        layers[layer.name] = rescaled(own, bias.weight_scale)
+        layers[layer.name] = own.with_scale(bias.weight_scale)
     return QuantizedModel(layers, quantized.activations)
 
 

@@ -19,6 +19,7 @@ from dipo.graph.scheme import LayerScheme, act_spec, layer_scheme, weight_spec
 from dipo.graph.signs import positive_values
 from dipo.graph.target_spec import TargetSpec
 from dipo.graph.wishes import check_patterns, check_widths, check_wishes
+from dipo.quant.codes import nearest_codes
 from dipo.quant.spec import QParams, QuantSpec, input_axis
 from dipo.recipe import PrecisionConfig
 
@@ -74,6 +75,20 @@ class QuantizedLayer:
         """The weight that the codes stand for."""
         scale, zero_point = self.qparams.along(self.codes.ndim)
         return ((self.codes - zero_point) * scale).astype(np.float32)
+
+    def with_scale(self, scale: NDArray[np.float32]) -> QuantizedLayer:
+        """Return the layer with its weight rounded to the nearest codes of another scale, nowhere smaller than its own.
+
+        Args:
+            scale: Shaped like `qparams.scale`.
+        """
+        if np.array_equal(scale, self.qparams.scale):
+            return self
+        return self.rounded_to(replace(self.qparams, scale=scale))
+
+    def rounded_to(self, qparams: QParams) -> QuantizedLayer:
+        """Return the layer with its weight rounded to the nearest codes of another grid."""
+        return replace(self, codes=nearest_codes(self.weight, qparams), qparams=qparams)
 
 
 class Found(Protocol):

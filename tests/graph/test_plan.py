@@ -9,9 +9,9 @@ from dipo.export.targets import TARGETS
 from dipo.graph.accessors import name_of
 from dipo.graph.layers import layers_of
 from dipo.graph.load import load
-from dipo.graph.plan import Plan, make_plan
+from dipo.graph.plan import Plan, QuantizedLayer, make_plan
 from dipo.quant.ranges import weight_qparams
-from dipo.quant.spec import Range
+from dipo.quant.spec import QParams, Range
 from dipo.recipe import PrecisionConfig
 
 WIDTHS = {"weight_bits": 4, "act_bits": 4}
@@ -368,3 +368,12 @@ def test_a_weights_scales_are_those_of_its_output_channels(tmp_path, text, shape
 def test_what_cannot_be_is_refused(plan_of, settings, message):
     with pytest.raises(UserError, match=message):
         plan_of(tiny_cnn(), **settings)
+
+
+def test_a_layer_is_rounded_to_a_larger_scale_and_kept_on_its_own():
+    qparams = QParams(np.float32([0.5, 0.25]), np.int32([0, 1]), -8, 7, 0)
+    layer = QuantizedLayer(np.int32([[3, -8], [5, 1]]), qparams, None)
+    assert layer.with_scale(qparams.scale) is layer
+    larger = layer.with_scale(np.float32([1.0, 0.25]))
+    np.testing.assert_array_equal(larger.weight, [[2.0, -4.0], [1.0, 0.0]])
+    np.testing.assert_array_equal(larger.codes, [[2, -4], [5, 1]])
