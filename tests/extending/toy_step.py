@@ -46,8 +46,8 @@ class FitScales(UnitStep):
     def solve(self, work: UnitWork) -> UnitResult:
         """Fit the scales of the unit's layer."""
         import numpy as np
-        from dipo.algo.reference_weights import target_of
 
+        from dipo.algo.reference_weights import target_of
         from dipo.algo.unit_solver import UnitResult
 
         found = {}
