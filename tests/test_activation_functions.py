@@ -13,10 +13,10 @@ from dipo.algo.analytic import data_free_ranges
 from dipo.algo.calibrate import quantize_model
 from dipo.algo.links import find_links
 from dipo.algo.moments import moments_of
-from dipo.config import PlatformConfig
 from dipo.errors import UserError
-from dipo.export.platforms import RULES, write_target
-from dipo.export.platforms.ti import LAYER_TYPES
+from dipo.export.target import Export, write_target
+from dipo.export.targets import TARGETS
+from dipo.export.targets.ti import LAYER_TYPES
 from dipo.graph import operators
 from dipo.graph.load import load
 from dipo.graph.operators import Kind
@@ -27,7 +27,7 @@ from dipo.recipe import CalibConfig, PrecisionConfig
 
 LIKE_HARD_SWISH = ["Mish", "Elu", "Tanh", "Softplus", "Selu", "Celu", "Softsign", "ThresholdedRelu", "Gelu", "Sigmoid",
                    "HardSigmoid"]  # fmt: skip
-FULL_INTEGER = sorted(name for name, rules in RULES.items() if rules.quantize_outputs)
+FULL_INTEGER = sorted(name for name, target in TARGETS.items() if target.spec.quantize_outputs)
 
 
 def model_with(operator: str, folder) -> ir.Model:
@@ -73,7 +73,7 @@ def test_units_keep_it_with_its_layer(tmp_path, operator, granularity) -> None:
 @pytest.mark.parametrize("operator", LIKE_HARD_SWISH)
 @pytest.mark.parametrize("placement", ["input", "output"])
 def test_plans_quantize_around_it_alike(tmp_path, operator, placement) -> None:
-    for rules in RULES.values():
+    for rules in (target.spec for target in TARGETS.values()):
         # What a device has a kernel for it reads as integers.
         if len({name in rules.operators for name in (operator, "HardSwish")}) == 1:
             its, swish = (
@@ -87,18 +87,19 @@ def test_plans_quantize_around_it_alike(tmp_path, operator, placement) -> None:
 @pytest.mark.parametrize("operator", [*LIKE_HARD_SWISH, "HardSwish"])
 @pytest.mark.parametrize("platform", FULL_INTEGER)
 def test_targets_of_integers_take_it_with_ranges_without_samples(tmp_path, operator, platform) -> None:
-    model, rules = model_with(operator, tmp_path), RULES[platform]
+    model, rules = model_with(operator, tmp_path), TARGETS[platform].spec
     plan = make_plan(model, rules, PrecisionConfig())
     assert {"c", "f"} <= plan.activations.keys()
     ranges = data_free_ranges(plan, moments_of(model))
     quantized = quantize_model(model, plan=plan, ranges=ranges, cfg=CalibConfig())
-    arguments = (platform, model, quantized, tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    export = Export(model, quantized, tmp_path / "out", metadata={})
     if platform == "ti" and operator not in LAYER_TYPES:
         # The kernel is what is missing, and that is what it says, of HardSwish as well.
         with pytest.raises(UserError, match=f"TIDL has no layer for node 'act1' \\({operator}\\)"):
-            write_target(*arguments, metadata={}, cfg=PlatformConfig())
+            write_target(TARGETS[platform], export, {})
     else:
-        assert write_target(*arguments, metadata={}, cfg=PlatformConfig())
+        assert write_target(TARGETS[platform], export, {})
 
 
 @pytest.mark.parametrize("operator", LIKE_HARD_SWISH)

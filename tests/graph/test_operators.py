@@ -17,8 +17,8 @@ import dipo
 from dipo.algo.integer import INTEGER_FUNCTIONS
 from dipo.algo.moment_ops import RULES as MOMENT_RULES
 from dipo.errors import UserError
-from dipo.export.platforms import RULES as TARGETS
-from dipo.export.platforms.ti import LAYER_TYPES
+from dipo.export.targets import TARGETS
+from dipo.export.targets.ti import LAYER_TYPES
 from dipo.graph import operators
 from dipo.graph.operators import OPERATORS, Channels, IntegerKernel, Kind, LimitsFrom, MomentRule, Operator, Sign
 from dipo.graph.torch_ops import bind
@@ -26,7 +26,7 @@ from dipo.graph.torch_ops import bind
 OPSET = 24
 PACKAGE = Path(dipo.__file__).parent
 OF_THE_TABLE = PACKAGE / "graph" / "operators"
-OF_TARGETS = PACKAGE / "export" / "platforms"
+OF_TARGETS = PACKAGE / "export" / "targets"
 NEED_MORE_THAN_THE_NODE = {MomentRule.CURVE, MomentRule.MOVED, MomentRule.LAYER}
 FLOAT = [operator for operator in OPERATORS.values() if operator.kind is not Kind.QUANTIZED]
 
@@ -81,8 +81,8 @@ def test_no_rule_and_no_kernel_is_without_an_operator() -> None:
 
 
 def test_targets_name_operators_of_the_table() -> None:
-    for rules in TARGETS.values():
-        assert rules.operators <= set(OPERATORS), rules.name
+    for target in TARGETS.values():
+        assert target.spec.operators <= set(OPERATORS), target.name
     assert set(LAYER_TYPES) <= set(OPERATORS)
 
 
