@@ -76,7 +76,7 @@ class DataConfig(Section):
 
 
 @dataclass(frozen=True)
-class TargetName(Section):
+class TargetName(Section, prefix="platform"):
     """Which target."""
 
     name: Annotated[str, OneOf(TARGETS)] = "ort"

@@ -44,23 +44,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TargetOptions(Section):
+class TargetOptions(Section, prefix="platform.options"):
     """The options of a target, which the user gives as `platform.options={name:value}`; by itself, none."""
-
-    @classmethod
-    def prefix(cls) -> str:
-        """Return what stands before the options' names."""
-        return "platform.options."
 
 
 @dataclass(frozen=True)
-class PlatformOptions(TargetOptions):
+class PlatformOptions(TargetOptions, prefix="platform"):
     """The options of one of dipo's own targets, which the user gives as `platform.name=value`."""
-
-    @classmethod
-    def prefix(cls) -> str:
-        """Return what stands before the options' names."""
-        return "platform."
 
 
 OptionsT = TypeVar("OptionsT", bound=TargetOptions)

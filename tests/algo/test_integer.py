@@ -152,10 +152,8 @@ def test_float_sums_of_the_same_numbers_fall_elsewhere(tmp_path, name):
     plan = make_plan(model, TARGETS["ort"].spec, PrecisionConfig(weight_bits=8, act_bits=8, first_last_bits=None))
     quantized = quantize(model, plan, samples)
     exact, plain = (
-        simulated(model, plan, quantized, samples, rules=replace(TARGETS["ort"].spec, int32_bias=int32_bias)).q_outputs[
-            "y"
-        ]
-        for int32_bias in (True, False)
+        simulated(model, plan, quantized, samples, rules=rules).q_outputs["y"]
+        for rules in (replace(TARGETS["ort"].spec, int32_bias=int32_bias) for int32_bias in (True, False))
     )
     assert np.abs(exact - plain).max() > 1e-3
 
