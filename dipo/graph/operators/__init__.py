@@ -33,7 +33,7 @@ Ray's workers as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Set
 from typing import Protocol
 
 from dipo.errors import UserError
@@ -118,16 +118,42 @@ def of(node: Node) -> Operator:
     return _read(name) if name in OPERATORS else _unknown(node)
 
 
-def names(having: Callable[[Operator], bool]) -> frozenset[str]:
-    """Keys of the operators for which `having` holds, those of other packages included.
+def names(having: Callable[[Operator], bool]) -> Set[str]:
+    """Return the keys of the operators for which `having` holds, those of other packages included.
 
-    Raises:
-        UserError: As `of`.
+    The set looks at records when it is asked: a module may have it as a constant without importing what other packages
+    announce. Asking raises `UserError` as `of` does.
     """
-    return frozenset(name for name in OPERATORS if having(_read(name)))
+    return _Keys(having)
 
 
-def with_kind(*kinds: Kind) -> frozenset[str]:
+class _Keys(Set[str]):
+    """The keys of operators that have something in common."""
+
+    def __init__(self, having: Callable[[Operator], bool]) -> None:
+        self._having = having
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name in OPERATORS and self._having(_read(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in OPERATORS if self._having(_read(name)))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __hash__(self) -> int:
+        return self._hash()
+
+    def __repr__(self) -> str:
+        return repr(set(self))
+
+    @classmethod
+    def _from_iterable(cls, it: Iterable[str]) -> Set[str]:  # type: ignore[override]
+        return frozenset(it)
+
+
+def with_kind(*kinds: Kind) -> Set[str]:
     """Keys of the operators of these kinds."""
     return names(lambda operator: operator.kind in kinds)
 
