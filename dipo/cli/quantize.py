@@ -58,7 +58,7 @@ def _require_inputs(config: Config, own: Sequence[Path]) -> None:
     if config.model.path is None:
         choices = ", ".join(find_presets(own)["model"])
         raise UserError(f"no model: give +model=<name> ({choices}) or model.path=<file.onnx>")
-    if config.data.path is None and config.needs_samples:
+    if not config.data.is_given and config.needs_samples:
         raise UserError(
             "no samples: give data.path=<file or folder>, +data=digits for those of dipo, or +algo=dfq that needs none"
         )

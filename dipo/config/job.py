@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -22,6 +23,8 @@ from dipo.recipe import CalibConfig, PrecisionConfig
 from dipo.section import Between, OneOf, Section, show
 
 ZOO = Path(__file__).parents[1] / "zoo"
+SOURCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+"""package.module:function."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,15 @@ class DataConfig(Section):
     """Calibration and evaluation samples."""
 
     path: str | None = None
-    """Samples: an .npz or .npy file, a folder of images, or a folder of <input>/<n>.bin; which one is found out.
-    `zoo:FILE` is one that comes with dipo."""
+    """Samples: an .npz or .npy file, a folder of .npy files, a folder of images, or a folder of <input>/<n>.bin; which
+    one is found out. `zoo:FILE` is one that comes with dipo."""
+    source: str | None = None
+    """package.module:function that returns samples, an iterable (such as a DataLoader) or arrays by name, in place of
+    data.path; each node calls it for itself."""
     eval_path: str | None = None
     """Evaluation samples, where they are not part of data.path."""
+    eval_source: str | None = None
+    """package.module:function that returns evaluation samples, in place of data.eval_path."""
     num: Annotated[int | None, Between(1)] = None
     """Calibration samples; null: all."""
     eval_num: Annotated[int | None, Between(1)] = None
@@ -73,6 +81,17 @@ class DataConfig(Section):
             raise UserError(
                 f"data.mean {show(self.mean)} and data.std {show(self.std)}: give one number, or one for each channel"
             )
+        for name in ("", "eval_"):
+            path, source = getattr(self, f"{name}path"), getattr(self, f"{name}source")
+            if source is not None and not SOURCE.fullmatch(source):
+                raise UserError(f"data.{name}source {source!r}: give package.module:function")
+            if source is not None and path is not None:
+                raise UserError(f"data.{name}path and data.{name}source: give one of them, samples come from one place")
+
+    @property
+    def is_given(self) -> bool:
+        """Whether there are samples of the user's."""
+        return self.path is not None or self.source is not None
 
 
 @dataclass(frozen=True)

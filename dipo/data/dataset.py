@@ -5,7 +5,10 @@
 | `.npz`, `.npy` | arrays, see `npz` |
 | folder with a folder of `.bin` files named like an input | raw samples, see `bin_dir` |
 | folder with `calib` in it, or with `train` and one of `val`, `eval`, `test` | parts, each a folder of another kind |
+| folder of .npy files named like the arrays of a .npz | arrays, see `store` |
 | folder of images, or of one folder of images for each class | images, see `image_folder` |
+
+Or from a function, see `source`.
 """
 
 from __future__ import annotations
@@ -14,24 +17,27 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from dipo.data import bin_dir, image_folder, npz
+from dipo.data import bin_dir, image_folder, npz, store
 from dipo.data.preprocess import LAYOUTS, Preprocessing
 from dipo.data.samples import Dataset, Datasets, InputSpec, Parts, Samples, SubsetDataset
+from dipo.data.source import open_source
 from dipo.errors import UserError
 
 __all__ = ["Dataset", "Datasets", "InputSpec", "Samples", "open_datasets"]
 
 _EVAL_FOLDERS = ("val", "eval", "test")
 _KNOWN = (
-    "give a .npz with x or calib_x and test_x, a .npy, a folder <input>/<n>.bin, a folder of images or of class "
-    "folders of images, or a folder with calib and val in it"
+    "give a .npz with x or calib_x and test_x, a .npy, a folder of .npy files, a folder <input>/<n>.bin, a folder of "
+    "images or of class folders of images, or a folder with calib and val in it"
 )
 
 
 def open_datasets(
     *,
-    path: Path,
+    path: Path | None,
+    source: str | None = None,
     eval_path: Path | None,
+    eval_source: str | None = None,
     inputs: Sequence[InputSpec],
     num: int | None,
     eval_num: int | None,
@@ -43,12 +49,14 @@ def open_datasets(
 ) -> Datasets:
     """Open the samples for calibration and for evaluation.
 
-    Only headers and file names are read. Of `num` samples out of more, the first are taken, or evenly spaced ones where
-    they lie sorted in class folders.
+    Only headers and file names are read, a function is called. Of `num` samples out of more, the first are taken, or
+    evenly spaced ones where they lie sorted in class folders.
 
     Args:
-        path: File or folder; its form is found by itself.
-        eval_path: Samples for evaluation, in any of the same forms; None: those that `path` holds beside the others.
+        path: File or folder; its form is found by itself. None: they come from `source`.
+        source: `package.module:function` that gives them; None: they lie at `path`.
+        eval_path: Samples for evaluation, in any of the same forms.
+        eval_source: Likewise, as `source`; None both: those that lie beside the others.
         inputs: The model's inputs.
         num: Number of samples for calibration; None: all.
         eval_num: Number of samples for evaluation; None: all.
@@ -62,24 +70,43 @@ def open_datasets(
         UserError: Nothing is there, nothing known is there, or it does not fit the model or the settings.
     """
     assert inputs
-    how = _preprocessing(mean=mean, std=std, scale=scale, size=size, layout=layout)
+    how = preprocessing(mean=mean, std=std, scale=scale, size=size, layout=layout)
     for spec in inputs:
         if not spec.shape:
             raise UserError(f"input '{spec.name}' of the model has no batch dimension: export the model with one")
-    parts = _open(path, key="data.path", inputs=inputs, how=how)
+    parts = _parts(path, source, num, name="", inputs=inputs, how=how)
+    assert parts is not None
     evaluation = parts.eval
-    if eval_path is not None:
-        given = _open(eval_path, key="data.eval_path", inputs=inputs, how=how)
+    given = _parts(eval_path, eval_source, eval_num, name="eval_", inputs=inputs, how=how)
+    if given is not None:
         evaluation = given.eval or given.calib
     if evaluation is None and eval_num is not None:
-        raise UserError(f"data.eval_num={eval_num}, but {path} has no part for evaluation: give data.eval_path as well")
+        raise UserError(
+            f"data.eval_num={eval_num}, but {path or source} has no part for evaluation: give data.eval_path as well"
+        )
+    eval_from = eval_path or eval_source or path or source
     return Datasets(
-        calib=_cut(parts.calib, num, key="data.num", path=path),
-        eval=None if evaluation is None else _cut(evaluation, eval_num, key="data.eval_num", path=eval_path or path),
+        calib=_cut(parts.calib, num, key="data.num", source=str(path or source)),
+        eval=None if evaluation is None else _cut(evaluation, eval_num, key="data.eval_num", source=str(eval_from)),
     )
 
 
-def _preprocessing(
+def _parts(
+    path: Path | None,
+    source: str | None,
+    num: int | None,
+    *,
+    name: str,
+    inputs: Sequence[InputSpec],
+    how: Preprocessing,
+) -> Parts | None:
+    """Open the samples of one pair of options; None where neither is given."""
+    if source is not None:
+        return open_source(source, key=f"data.{name}source", inputs=inputs, how=how, num=num)
+    return None if path is None else _open(path, key=f"data.{name}path", inputs=inputs, how=how)
+
+
+def preprocessing(
     *,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
@@ -87,6 +114,11 @@ def _preprocessing(
     size: int | None,
     layout: str,
 ) -> Preprocessing:
+    """Check the settings, as `open_datasets` has them.
+
+    Raises:
+        UserError: One of them cannot be.
+    """
     known = next((choice for choice in LAYOUTS if choice == layout), None)
     if known is None:
         raise UserError(f"data.layout={layout}: choose from {', '.join(LAYOUTS)}")
@@ -119,6 +151,8 @@ def _open(path: Path, *, key: str, inputs: Sequence[InputSpec], how: Preprocessi
 def _open_folder(path: Path, *, inputs: Sequence[InputSpec], how: Preprocessing) -> Parts:
     if bin_dir.is_bin_dir(path, inputs):
         return bin_dir.read_bin_dir(path, inputs=inputs, how=how)
+    if store.is_store(path):
+        return store.read_store(path, inputs=inputs, how=how)
     evaluation = _first_folder(path, _EVAL_FOLDERS)
     # "train" alone may well be the class of that name
     calib = _first_folder(path, ("calib",) if evaluation is None else ("calib", "train"))
@@ -141,11 +175,11 @@ def _first_folder(path: Path, names: Sequence[str]) -> Path | None:
     return next((path / name for name in names if (path / name).is_dir()), None)
 
 
-def _cut(dataset: SubsetDataset, num: int | None, *, key: str, path: Path) -> Dataset:
+def _cut(dataset: SubsetDataset, num: int | None, *, key: str, source: str) -> Dataset:
     if len(dataset) == 0:
-        raise UserError(f"{path} has no samples: {_KNOWN}")
+        raise UserError(f"{source} has no samples: {_KNOWN}")
     if num is None:
         return dataset
     if not 1 <= num <= len(dataset):
-        raise UserError(f"{key}={num}, but {path} has {len(dataset)} samples: ask for 1 to {len(dataset)}")
+        raise UserError(f"{key}={num}, but {source} has {len(dataset)} samples: ask for 1 to {len(dataset)}")
     return dataset.take(num)

@@ -1,4 +1,4 @@
-"""Reader of .npz and .npy files.
+"""Reader of .npz and .npy files, and of arrays by name wherever they lie.
 
 A .npz holds `calib_x`, `calib_y`, `test_x`, `test_y` (or `val_`, `eval_` instead of `test_`), or `x` and `y`, or arrays
 named like the model's inputs with `labels` or `y`. All that ends in `y`, and `labels`, may be absent. A .npy holds the
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,11 @@ from dipo.data.samples import InputSpec, Parts, Samples, shape_text, stored_name
 from dipo.data.stored_array import StoredArray, open_npy, open_npz
 from dipo.errors import UserError
 
+LABELS = ("labels", "label", "y")
+"""Names of labels that stand beside arrays named like the model's inputs."""
 _EVAL_PREFIXES = ("test", "val", "eval")
+_LISTED = 8
+"""Names in a message."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class ArrayDataset:
             + (" (pixels, normalised)" if how.pixels is not None else "")
             for how in self.fits
         )
-        kind = self.arrays[0].path.suffix.removeprefix(".").lower()
+        kind = self.arrays[0].kind
         return f"{kind}, {self.num} samples of {shapes}, {'labels' if self.labels else 'no labels'}"
 
 
@@ -87,7 +91,7 @@ def read_npy(path: Path, *, inputs: Sequence[InputSpec], how: Preprocessing) -> 
     Raises:
         UserError: The file is broken, does not fit the input, or the model has several inputs.
     """
-    return Parts(_dataset([open_npy(path)], None, inputs=_only_input(path, inputs), how=how), None)
+    return Parts(_dataset([open_npy(path)], None, inputs=_only_input(str(path), inputs), how=how), None)
 
 
 def read_npz(path: Path, *, inputs: Sequence[InputSpec], how: Preprocessing) -> Parts:
@@ -96,19 +100,35 @@ def read_npz(path: Path, *, inputs: Sequence[InputSpec], how: Preprocessing) -> 
     Raises:
         UserError: The file is broken, no known names are in it, or the arrays do not fit the inputs or each other.
     """
-    arrays = open_npz(path)
+    return read_named(open_npz(path), source=str(path), inputs=inputs, how=how)
+
+
+def read_named(
+    arrays: Mapping[str, StoredArray], *, source: str, inputs: Sequence[InputSpec], how: Preprocessing
+) -> Parts:
+    """Take arrays for samples by their names, which are those of a .npz file.
+
+    Args:
+        arrays: By name.
+        source: Where they come from, for messages.
+        inputs: The model's inputs.
+        how: Layout and normalisation.
+
+    Raises:
+        UserError: An array is broken, no known names are there, or the arrays do not fit the inputs or each other.
+    """
     names = [stored_name(spec.name, set(arrays)) for spec in inputs]
     found = [arrays[name] for name in names if name is not None]
     if len(found) == len(inputs):
-        labels = next((arrays[key] for key in ("labels", "y") if key in arrays and key not in names), None)
+        labels = next((arrays[key] for key in LABELS if key in arrays and key not in names), None)
         return Parts(_dataset(found, labels, inputs=inputs, how=how), None)
     if "calib_x" not in arrays and "x" not in arrays:
         wanted = ", ".join(f"'{spec.name}'" for spec in inputs)
         raise UserError(
-            f"{path} holds {', '.join(sorted(arrays)) or 'no arrays'}: name the samples x (labels y), "
+            f"{source} holds {_listed(arrays)}: name the samples x (labels y), "
             f"or calib_x and test_x (labels calib_y, test_y), or like the model's inputs, {wanted}"
         )
-    only = _only_input(path, inputs)
+    only = _only_input(source, inputs)
     if "calib_x" not in arrays:
         return Parts(_dataset([arrays["x"]], arrays.get("y"), inputs=only, how=how), None)
     calib = _dataset([arrays["calib_x"]], arrays.get("calib_y"), inputs=only, how=how)
@@ -118,10 +138,17 @@ def read_npz(path: Path, *, inputs: Sequence[InputSpec], how: Preprocessing) -> 
     return Parts(calib, _dataset([arrays[f"{prefix}_x"]], arrays.get(f"{prefix}_y"), inputs=only, how=how))
 
 
-def _only_input(path: Path, inputs: Sequence[InputSpec]) -> Sequence[InputSpec]:
+def _listed(names: Iterable[str]) -> str:
+    found = sorted(names)
+    if len(found) > _LISTED:
+        return f"{', '.join(found[:_LISTED])} and {len(found) - _LISTED} more"
+    return ", ".join(found) or "no arrays"
+
+
+def _only_input(source: str, inputs: Sequence[InputSpec]) -> Sequence[InputSpec]:
     if len(inputs) > 1:
         names = ", ".join(f"'{spec.name}'" for spec in inputs)
-        raise UserError(f"{path} feeds one input, but the model has {names}: give a .npz with arrays of these names")
+        raise UserError(f"{source} feeds one input, but the model has {names}: give arrays of these names")
     return inputs
 
 

@@ -30,11 +30,20 @@ class StoredArray:
     """Name in the .npz; None for a .npy."""
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    title: str | None = None
+    """What messages call it, where the user does not know the file."""
 
     @property
     def source(self) -> str:
         """What messages call it."""
+        if self.title is not None:
+            return self.title
         return str(self.path) if self.member is None else f"'{self.member}' in {self.path}"
+
+    @property
+    def kind(self) -> str:
+        """What the log calls it: `npz`, `npy` or `arrays`."""
+        return "arrays" if self.title is not None else self.path.suffix.removeprefix(".").lower()
 
     def load(self) -> NDArray[Any]:
         """Give the values, read-only: memory-mapped, or decompressed once for the process.
@@ -56,15 +65,19 @@ class _Header:
     dtype: np.dtype[Any]
 
 
-def open_npy(path: Path) -> StoredArray:
+def open_npy(path: Path, *, title: str | None = None) -> StoredArray:
     """Read the header of a .npy file.
+
+    Args:
+        path: The file.
+        title: What messages call it; None: by its path.
 
     Raises:
         UserError: The file is broken or holds Python objects.
     """
     with _explained(path), path.open("rb") as file:
         header = _read_header(file)
-    return StoredArray(path, None, header.shape, header.dtype)
+    return StoredArray(path, None, header.shape, header.dtype, title)
 
 
 def open_npz(path: Path) -> dict[str, StoredArray]:

@@ -200,7 +200,7 @@ def _refuse_own(config: JobConfig) -> None:
     """See to it that the job leaves to the night what is the night's."""
     if config.model.path is None:
         raise UserError("no model: give +model=<name> or model.path=<file.onnx>")
-    if config.data.path is None and config.needs_samples:
+    if not config.data.is_given and config.needs_samples:
         raise UserError("no samples: give data.path=<file or folder of samples>")
     if config.run.dir is not None or config.run.resume is not None:
         raise UserError("run.dir, run.resume: the night chooses the folders of its jobs, leave them out")

@@ -35,6 +35,11 @@ class Terminal:
         """Speaks to standard output by default."""
         self.console = console or Console(highlight=False)
 
+    @classmethod
+    def silent(cls) -> Terminal:
+        """Return a terminal that says nothing."""
+        return cls(Console(quiet=True, force_terminal=False))
+
     def say(self, text: str) -> None:
         """A line; it is not broken, so that paths in it can be copied."""
         self.console.print(text, markup=False, emoji=False, soft_wrap=True)

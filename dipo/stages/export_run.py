@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,13 +35,18 @@ class Request:
     """Options of `export`; others are those of the run."""
     model_path: str | None
 
-    def platform_config(self, run: PlatformConfig) -> PlatformConfig:
-        """The options for the targets' writers: what is not given is as in the run."""
-        taken = {option for name in self.targets for option in TARGETS[name].option_names}
-        kept = {option: value for option, value in run.given.items() if option in taken}
-        own = {option: value for option, value in kept.items() if option in OWN_OPTIONS}
-        others = {option: value for option, value in kept.items() if option not in OWN_OPTIONS}
-        return from_plain(PlatformConfig, own | {"options": others} | self.platform)
+
+def platform_config(targets: Sequence[str], run: PlatformConfig, given: Mapping[str, Any]) -> PlatformConfig:
+    """Return the options for the writers of some targets: what is not given is as in the run.
+
+    Raises:
+        UserError: An option is unknown or has a wrong value.
+    """
+    taken = {option for name in targets for option in TARGETS[name].option_names}
+    kept = {option: value for option, value in run.given.items() if option in taken}
+    own = {option: value for option, value in kept.items() if option in OWN_OPTIONS}
+    others = {option: value for option, value in kept.items() if option not in OWN_OPTIONS}
+    return from_plain(PlatformConfig, {**own, "options": others, **given})
 
 
 def export_run(request: Request) -> int:
@@ -58,7 +64,7 @@ def export_run(request: Request) -> int:
 
     stored = from_plain(Config, RunFolder.stored_config(request.run, whole=to_plain(Config()), option="run"))
     asked = dataclasses.replace(stored, export=dataclasses.replace(stored.export, **request.export))
-    cfg, form = request.platform_config(stored.platform), form_of(asked)
+    cfg, form = platform_config(request.targets, stored.platform, request.platform), form_of(asked)
     check_options(request.targets, cfg.given, form=form if "format" in request.export else QDQ, all_take_form=True)
     folder = RunFolder(request.run, resume=True, option="run")
     try:

@@ -55,8 +55,12 @@ class Loaded:
     """Whether `data` holds the user's samples, not noise."""
 
 
-def load_job(config: Config) -> Loaded:
+def load_job(config: Config, *, model: ir.Model | None = None) -> Loaded:
     """Reads the model, finds the samples, makes the plan.
+
+    Args:
+        config: The job.
+        model: What the configuration's model is once it is loaded; None: it is read.
 
     Raises:
         UserError: One of them is missing or wrong.
@@ -64,28 +68,54 @@ def load_job(config: Config) -> Loaded:
     if config.model.path is None:
         raise UserError("no model: give +model=mobilenet or model.path=<file.onnx>")
     path = resolve_path(config.model.path)
-    model = load(path)
+    model = load(path) if model is None else model
     data = _samples(config, model, path)
-    has_samples = config.data.path is not None
+    has_samples = config.data.is_given
     check_options([config.platform.name, *config.export.also], config.platform.given, form=form_of(config))
     steps = config.algo.make_steps()
-    plan = plan_for(config.platform.name, config, model)
+    loaded = Loaded(
+        path, model, data, plan_for(config.platform.name, config, model), [], FloatChange(model), has_samples
+    )
+    return with_float_steps(loaded, steps, config)
+
+
+def with_float_steps(loaded: Loaded, steps: Sequence[Step], config: Config) -> Loaded:
+    """Check steps, and run those among them that change the float network.
+
+    Args:
+        loaded: The job, with the steps that it had before.
+        steps: Those behind them.
+        config: The job's, all steps included.
+
+    Raises:
+        UserError: A step's options do not fit the network, or no layer is left to quantize.
+    """
     for step in steps:
-        step.check(plan)
-    change = FloatChange(model)
-    if plan.layers:
-        network = FloatNetwork(
-            model, plan, data.calib, has_samples, functools.partial(moments_of_model, model, config.data)
-        )
-        change = change_float(network, steps, config)
-        model, plan = change.model, plan_for(config.platform.name, config, change.model)
+        step.check(loaded.plan)
+    change = loaded.change
+    if loaded.plan.layers:
+        moments = functools.partial(moments_of_model, loaded.model, config.data)
+        network = FloatNetwork(loaded.model, loaded.plan, loaded.data.calib, loaded.has_samples, moments)
+        change = _joined(change, change_float(network, steps, config))
+    loaded = dataclasses.replace(loaded, model=change.model, steps=[*loaded.steps, *steps], change=change)
+    return planned(loaded, config)
+
+
+def planned(loaded: Loaded, config: Config) -> Loaded:
+    """Make the job's plan for its network as it is.
+
+    Raises:
+        UserError: The target cannot do what the options say, or no layer is left to quantize.
+    """
+    model = loaded.model
+    plan = plan_for(config.platform.name, config, model)
     if not plan.layers:
         raise UserError(
-            f"model.path={path}: no layer is left to quantize (Conv, ConvTranspose, Gemm or MatMul with constant "
-            "weights, and not in precision.skip)"
+            f"model.path={loaded.path}: no layer is left to quantize (Conv, ConvTranspose, Gemm or MatMul with "
+            "constant weights, and not in precision.skip)"
         )
     plan = dataclasses.replace(plan, observed=_observed(config, model, plan))
-    return Loaded(path, model, data, plan, steps, change, has_samples)
+    return dataclasses.replace(loaded, plan=plan)
 
 
 def change_float(
@@ -104,10 +134,7 @@ def change_float(
         if not isinstance(step, FloatStep):
             continue
         change = step.change(network, record=record)
-        kept = (
-            None if done.record is None and change.record is None else {**(done.record or {}), **(change.record or {})}
-        )
-        done = FloatChange(change.model, kept, [*done.chains, *change.chains], [*done.refusals, *change.refusals])
+        done = _joined(done, change)
         network = dataclasses.replace(
             network,
             model=change.model,
@@ -115,6 +142,13 @@ def change_float(
             moments=functools.partial(moments_of_model, change.model, config.data),
         )
     return done
+
+
+def _joined(first: FloatChange, second: FloatChange) -> FloatChange:
+    """Both changes as one."""
+    kept = None if first.record is None and second.record is None else {**(first.record or {}), **(second.record or {})}
+    chains, refusals = [*first.chains, *second.chains], [*first.refusals, *second.refusals]
+    return FloatChange(second.model, kept, chains, refusals)
 
 
 def plan_for(target: str, config: Config, model: ir.Model, *, fit: bool = False) -> Plan:
@@ -148,16 +182,18 @@ def _observed(config: Config, model: ir.Model, plan: Plan) -> tuple[str, ...]:
 
 def _samples(config: Config, model: ir.Model, path: Path) -> Datasets:
     """The user's samples, or noise where nothing asks for any."""
-    inputs = [_input_spec(value, path) for value in model.graph.inputs]
+    inputs = input_specs(model, source=f"model.path={path}")
     data = config.data
-    if data.path is None:
+    if not data.is_given:
         if config.needs_samples:
             raise UserError("no samples: give data.path=<file or folder>, or take +algo=dfq, which needs none")
         noise = make_noise(inputs, num=NOISE_SAMPLES, seed=config.seed, mean=data.mean, std=data.std)
         return Datasets(calib=noise, eval=None)
     return open_datasets(
-        path=resolve_path(data.path),
+        path=None if data.path is None else resolve_path(data.path),
+        source=data.source,
         eval_path=None if data.eval_path is None else resolve_path(data.eval_path),
+        eval_source=data.eval_source,
         inputs=inputs,
         num=data.num,
         eval_num=data.eval_num,
@@ -182,11 +218,23 @@ def moments_of_model(model: ir.Model, data: DataConfig) -> dict[str, Moments]:
     return moments_of(model, input_moments(model, low=low, high=high, **spread))
 
 
-def _input_spec(value: ir.Value, path: Path) -> InputSpec:
-    if value.shape is None or value.dtype is None:
-        raise UserError(f"model.path={path}: input {value.name!r} has no declared shape and type, export it with both")
-    shape = tuple(size if isinstance(size, int) else None for size in value.shape)
-    return InputSpec(name=name_of(value), shape=shape, dtype=value.dtype.numpy())
+def input_specs(model: ir.Model, *, source: str) -> list[InputSpec]:
+    """Return the model's inputs, as samples have to fit them.
+
+    Args:
+        model: Normalised.
+        source: What messages call it.
+
+    Raises:
+        UserError: One has no declared shape or type.
+    """
+    found = []
+    for value in model.graph.inputs:
+        if value.shape is None or value.dtype is None:
+            raise UserError(f"{source}: input {value.name!r} has no declared shape and type, export it with both")
+        shape = tuple(size if isinstance(size, int) else None for size in value.shape)
+        found.append(InputSpec(name=name_of(value), shape=shape, dtype=value.dtype.numpy()))
+    return found
 
 
 def check_parity(loaded: Loaded, *, threads: int) -> float:

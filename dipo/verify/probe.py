@@ -55,7 +55,7 @@ def feed_of(model: Path, *, data: Mapping[str, Any] | None, samples: int) -> Fee
         samples: How many, at most.
     """
     network = Network.read(model)
-    if data is not None and data.get("path") is not None:
+    if data is not None and (data.get("path") or data.get("source")) is not None:
         try:
             return Feed(_samples(network, data, samples), "of the run's samples")
         except UserError:
@@ -70,11 +70,12 @@ def _samples(network: Network, data: Mapping[str, Any], samples: int) -> dict[st
     from dipo.section import from_plain
 
     config = from_plain(DataConfig, data)
-    assert config.path is not None
     specs = [InputSpec(value.name, (None, *_shape(value)[1:]), _dtype(value)) for value in network.inputs()]
     found = open_datasets(
-        path=resolve_path(config.path),
+        path=None if config.path is None else resolve_path(config.path),
+        source=config.source,
         eval_path=None if config.eval_path is None else resolve_path(config.eval_path),
+        eval_source=config.eval_source,
         inputs=specs,
         num=config.num,
         eval_num=config.eval_num,

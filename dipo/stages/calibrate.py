@@ -1,0 +1,67 @@
+"""Calibration: one pass over the samples, ranges from what it saw, weights rounded to nearest."""
+
+from __future__ import annotations
+
+import functools
+
+from dipo.algo.analytic import data_free_ranges
+from dipo.algo.calibrate import Calibration, ObserveBatches, Observed, activation_ranges, quantize_model
+from dipo.algo.step import NetworkState
+from dipo.export.targets import TARGETS
+from dipo.graph.plan import QuantizedModel
+from dipo.run import DamagedFileError
+from dipo.stages.checkpoint import STATISTICS, load_calibration, save_calibration, tell_of_damage
+from dipo.stages.context import Context
+from dipo.stages.load import moments_of_model
+
+
+def calibrate(context: Context, *, observe: bool) -> NetworkState:
+    """Return the network as its ranges alone quantize it, before any step.
+
+    Args:
+        context: The job.
+        observe: Run the samples through the float network; without, ranges come from BatchNorm's statistics.
+    """
+    calibration = _observed(context) if observe else Calibration({}, {})
+    with context.stage("ranges"):
+        quantized = _quantize(context, calibration)
+    config, loaded = context.config, context.loaded
+    return NetworkState(
+        model=loaded.model,
+        plan=loaded.plan,
+        rules=TARGETS[config.platform.name].spec,
+        quantized=quantized,
+        calibration=calibration,
+        calib=config.calib,
+        num_samples=len(loaded.data.calib),
+        batch_size=config.data.batch_size,
+        seed=config.seed,
+        has_samples=loaded.has_samples,
+        moments=functools.partial(moments_of_model, loaded.model, config.data),
+    )
+
+
+def _observed(context: Context) -> Calibration:
+    """One pass over the samples, sharded; the workers' statistics merge exactly."""
+    if context.folder.has(STATISTICS):
+        try:
+            return load_calibration(context.folder)
+        except DamagedFileError:
+            tell_of_damage(context, STATISTICS)
+    num_samples = len(context.loaded.data.calib)
+    with context.stage("calibrate"):
+        parts = context.over_samples(ObserveBatches, title="calibrate", num_samples=num_samples)
+    calibration = functools.reduce(Observed.merge, parts).calibration()
+    save_calibration(context.folder, calibration)
+    return calibration
+
+
+def _quantize(context: Context, calibration: Calibration) -> QuantizedModel:
+    """Ranges of activations, and weights rounded to nearest."""
+    config, loaded = context.config, context.loaded
+    if not config.calib.reads_statistics:
+        ranges = data_free_ranges(loaded.plan, moments_of_model(loaded.model, config.data), sigmas=config.calib.sigmas)
+    else:
+        ranges = activation_ranges(loaded.plan, calibration.statistics, cfg=config.calib)
+    quantized = quantize_model(loaded.model, plan=loaded.plan, ranges=ranges, cfg=config.calib)
+    return TARGETS[config.platform.name].on_grids(loaded.model, quantized)

@@ -1,0 +1,273 @@
+"""The recipe of a job, readable top to bottom: load, plan, calibrate, transform, export, verify, report.
+
+It prints nothing of its own: what it says goes to the terminal that it is given, and to the logger as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+import dipo
+from dipo.algo.calibrate import Calibration
+from dipo.cluster.address import is_private
+from dipo.cluster.logs import append_worker_log
+from dipo.cluster.messages import Job
+from dipo.cluster.pool import Pool, start_pool
+from dipo.config import Config, to_plain
+from dipo.errors import JobError, UserError
+from dipo.export.targets import TARGETS
+from dipo.report.events import FILE as EVENTS
+from dipo.report.events import Events, config_hash
+from dipo.report.report import Report
+from dipo.report.sinks import open_sinks
+from dipo.report.terminal import Terminal
+from dipo.run import CONFIG, REPORT, RunFolder, explain_full_disk
+from dipo.stages.calibrate import calibrate
+from dipo.stages.clock import Clock
+from dipo.stages.context import Context
+from dipo.stages.deliver import OWN, check_places, deliver
+from dipo.stages.fingerprint import Stored, compare, fingerprint, write_fingerprint
+from dipo.stages.load import Loaded, check_parity, form_of, load_job
+from dipo.stages.network import Kept, save_network
+from dipo.stages.targets import Retargeted, Source, others, rehearse
+from dipo.stages.transform import Transformed, transform
+from dipo.stages.verify import source_of, verify, versions
+
+log = logging.getLogger("dipo")
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A job before it has workers and a folder."""
+
+    config: Config
+    loaded: Loaded
+    device: str
+    parity: float
+    """Of torch and ONNX Runtime on the float network: the largest difference, over the largest output."""
+    clock: Clock
+
+
+@dataclass(frozen=True, eq=False)
+class Identity:
+    """What a job's results depend on."""
+
+    own: dict[str, Any]
+    """By option or thing: what it is."""
+    stored: Stored | None
+    """What the run that goes on was begun with; None where it is new."""
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """What a job found, and the network that it can write for other targets, too."""
+
+    report: Report
+    source: Source
+
+
+def prepare(config: Config, *, clock: Clock, model: ir.Model | None = None) -> Prepared:
+    """Read the model, find the samples, make the plan.
+
+    Args:
+        config: The job.
+        clock: Takes the time.
+        model: What the configuration's model is once it is loaded; None: it is read.
+
+    Raises:
+        UserError: The configuration, the model or the data is wrong.
+    """
+    device = _device(config)
+    torch.set_num_threads(config.cluster.threads)
+    with clock.stage("load"):
+        loaded = load_job(config, model=model)
+        parity = check_parity(loaded, threads=config.cluster.threads)
+    return Prepared(config, loaded, device, parity, clock)
+
+
+def identify(prepared: Prepared, resumed: RunFolder | None) -> Identity:
+    """Say what the job's results depend on, and compare it with the run that goes on.
+
+    Args:
+        prepared: The job.
+        resumed: The folder of an earlier run; None: the job is a new one.
+
+    Raises:
+        UserError: The samples cannot be read, or the run is another's.
+    """
+    own = fingerprint(prepared.config, prepared.loaded, device=prepared.device)
+    return Identity(own, None if resumed is None else compare(resumed, own))
+
+
+def run(prepared: Prepared, folder: RunFolder, identity: Identity, *, terminal: Terminal) -> Finished:
+    """Do a job, or go on with one from its last finished unit.
+
+    Args:
+        prepared: The job.
+        folder: Its folder, new or that of the run that goes on.
+        identity: As `identify` has it.
+        terminal: Where it speaks.
+
+    Raises:
+        UserError: What is wrong with samples or labels shows late.
+        JobError: The job cannot go on.
+    """
+    with _explained(folder):
+        return _run(prepared, folder, identity, terminal)
+
+
+@contextlib.contextmanager
+def _explained(folder: RunFolder) -> Iterator[None]:
+    """Says how to go on with a run that ends before its end."""
+    try:
+        with explain_full_disk(folder.path):
+            yield
+    except UserError:
+        # What is wrong with samples or labels may show late; nothing of such a run is of use.
+        folder.discard()
+        raise
+    except JobError as error:
+        hint = f"run.resume={folder.path}"
+        raise error if hint in str(error) else JobError(f"{error}; then go on with {hint}") from error
+
+
+def _run(prepared: Prepared, folder: RunFolder, identity: Identity, terminal: Terminal) -> Finished:
+    config, stored = prepared.config, identity.stored
+    check_places(folder, others(config))
+    resumes = folder.has(CONFIG)
+    if stored is not None and stored.other_ranges:
+        folder.forget_results()
+        write_fingerprint(folder, identity.own)
+    if not resumes or (stored is not None and stored.other_ranges):
+        folder.write_yaml(CONFIG, to_plain(config))
+    sinks = open_sinks(config.run.track, folder, run_name=folder.path.name, config=to_plain(config))
+    with Events(folder.path / EVENTS, sinks) as events:
+        _tell_of_begin(prepared, folder, events, terminal, resumes=resumes)
+        pool = start_workers(prepared, folder, events)
+        try:
+            if stored is None:
+                write_fingerprint(folder, identity.own)
+            finished = _process(context_of(prepared, folder, pool, events, terminal), parity=prepared.parity)
+        finally:
+            pool.close()
+        folder.write_json(REPORT, finished.report.to_plain())
+        if resumes:
+            folder.write_yaml(CONFIG, to_plain(config))  # what the files are now made with
+        _tell_of_end(finished.report, events)
+    return finished
+
+
+def _process(context: Context, *, parity: float) -> Finished:
+    """The work itself."""
+    state = calibrate(context, observe=context.needs_calibration)
+    steps = context.loaded.steps
+    if steps:
+        rehearse(source_of(context, state.quantized, state.calibration))
+    return finish(context, transform(context, state, steps), state.calibration, parity=parity)
+
+
+def finish(context: Context, done: Transformed, calibration: Calibration, *, parity: float) -> Finished:
+    """Write the files, and compare what they compute with the simulation and the float network.
+
+    Args:
+        context: The job.
+        done: The network as the steps left it.
+        calibration: What calibration saw.
+        parity: Of torch and ONNX Runtime on the float network.
+
+    Raises:
+        UserError: A target refuses the network, or the labels do not fit its outputs.
+    """
+    # Learned scales may differ again where the target has one for several values.
+    target = TARGETS[context.config.platform.name]
+    done = dataclasses.replace(done, quantized=target.on_grids(context.loaded.model, done.quantized))
+    source = source_of(context, done.quantized, calibration)
+    with context.stage("export"):
+        save_network(context.folder, Kept(done.quantized, context.loaded.change.record))
+        files, *its = _export(context, source).items()
+    report = verify(context, done=done, calibration=calibration, files=files[1], parity=parity, others=dict(its))
+    return Finished(report, source)
+
+
+def context_of(prepared: Prepared, folder: RunFolder, pool: Pool, events: Events, terminal: Terminal) -> Context:
+    """Return what the stages of a job work with."""
+    return Context(
+        prepared.config, prepared.loaded, folder, pool, prepared.device, prepared.clock, events, terminal
+    )  # fmt: skip
+
+
+def start_workers(prepared: Prepared, folder: RunFolder, events: Events) -> Pool:
+    """Start the job's workers, which the caller closes.
+
+    Raises:
+        UserError: Ray cannot be reached, or has no room for them.
+    """
+    config, loaded = prepared.config, prepared.loaded
+    job = Job(
+        plan=loaded.plan,
+        rules=TARGETS[config.platform.name].spec,
+        calib=loaded.data.calib,
+        device=prepared.device,
+        threads=config.cluster.threads,
+        compile=config.cluster.compile,
+        run=folder.path.name,
+    )
+    with prepared.clock.stage("start workers"):
+        keep_log = functools.partial(append_worker_log, folder.path)
+        return start_pool(job, loaded.model, cfg=config.cluster, notify=events.emit, keep_log=keep_log)
+
+
+def _export(context: Context, source: Source) -> dict[Retargeted, list[Path]]:
+    """The files of the job's own target, which is the first, and of the others, each in a folder of its name."""
+    config = context.config
+    places = {config.platform.name: OWN, **{name: name for name in others(config)}}
+    return deliver(context.folder, source, places, cfg=config.platform, form=form_of(config))
+
+
+def _tell_of_begin(prepared: Prepared, folder: RunFolder, events: Events, terminal: Terminal, *, resumes: bool) -> None:
+    config, calib = prepared.config, prepared.loaded.data.calib.describe()
+    log.info("dipo %s, %s", dipo.__version__, calib)
+    log.info("parity of torch and ONNX Runtime on the float network: %.2e of the largest output", prepared.parity)
+    if resumes:
+        events.emit("run_resumes")
+        terminal.say(f"going on with {folder.path}")
+    else:
+        events.emit(
+            "run_begins",
+            model=config.model.title,
+            algo=config.algo.name,
+            precision=config.precision.title,
+            platform=config.platform.name,
+            versions=versions(),
+            config_hash=config_hash(to_plain(config)),
+        )
+    terminal.say(f"{config.model.title}: {len(prepared.loaded.plan.layers)} layers, {calib}")
+    terminal.say(f"torch and ONNX Runtime agree on the float network to {prepared.parity:.1e} of the largest output")
+
+
+def _tell_of_end(report: Report, events: Events) -> None:
+    plain = report.to_plain()
+    events.emit(
+        "run_ends",
+        status="done",
+        seconds=round(sum(report.seconds.values()), 3),
+        accuracy=plain["accuracy"],
+        error=plain["error"],
+    )
+
+
+def _device(config: Config) -> str:
+    wanted = config.cluster.device
+    if wanted == "cuda" and is_private(config.cluster.address) and not torch.cuda.is_available():
+        raise UserError("cluster.device=cuda: torch finds no GPU here, take cluster.device=cpu or leave the option out")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
