@@ -69,6 +69,18 @@ def test_the_command_line_may_be_given_again(finished, tmp_path, tiny_job):
     assert same_outcome(finished, folder)
 
 
+def test_other_workers_go_on_to_the_same_bits(finished, tmp_path):
+    """One process begins, Ray's workers go on, one process ends it."""
+    lost = [f"units/{name}" for name in units(finished)]
+    by_ray = ended_early(finished, tmp_path / "ray", *lost[1:])
+    assert main([f"run.resume={by_ray}", "cluster=ray", "cluster.workers=2", "cluster.device=cpu"]) == 0
+    assert same_outcome(finished, by_ray)
+    assert yaml.safe_load((by_ray / "config.yaml").read_text())["cluster"]["workers"] == 2
+    by_one = ended_early(by_ray, tmp_path / "one", *lost[2:])
+    assert main([f"run.resume={by_one}", "cluster=inline"]) == 0
+    assert same_outcome(finished, by_one)
+
+
 def test_a_finished_run_is_left_alone(finished, capsys):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
     assert main([f"run.resume={finished}"]) == 0

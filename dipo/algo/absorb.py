@@ -14,10 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from dipo.algo.captures import cut
-from dipo.algo.links import Link, Passed, Refusal, clip_limits, filters_of, keeps_shifts
+from dipo.algo.links import Link, Passed, Refusal, keeps_shifts
 from dipo.data.samples import Dataset
-from dipo.graph.accessors import array_of, bias_of, layers_of, name_of, node_name, weight_of
+from dipo.graph.accessors import array_of, name_of, node_name
 from dipo.graph.batch_norm import batch_norm_of, set_batch_norm
+from dipo.graph.layers import Layer, layers_of
+from dipo.graph.limits import clip_limits
 from dipo.graph.torch_module import GraphModule, channels_last
 
 ABSORPTION_SAMPLES, ABSORPTION_BATCH = 64, 16
@@ -48,39 +50,37 @@ def amounts_of(
         scales: What the values between were divided by, [C].
     """
     if floor is None:
-        return Refusal(
-            node_name(link.first), "bias absorption: no BatchNormalization tells what its output falls below"
-        )
+        return Refusal(link.first.name, "bias absorption: no BatchNormalization tells what its output falls below")
     amounts = np.maximum(floor / scales, 0.0)
     for passed in link.between:
         limits = clip_limits(passed.node)
         if limits is not None:
-            amounts = np.clip(amounts, 0.0, limits[1] / scales)
+            amounts = np.clip(amounts, 0.0, limits.high / scales)
     if not amounts.any():
         return None
     reason = _obstacle(link)
-    return amounts if reason is None else Refusal(node_name(link.first), f"bias absorption: {reason}")
+    return amounts if reason is None else Refusal(link.first.name, f"bias absorption: {reason}")
 
 
-def absorb(link: Link, nodes: Mapping[str, ir.Node], amounts: NDArray[np.float64]) -> Absorbed:
+def absorb(link: Link, layers: Mapping[str, Layer], amounts: NDArray[np.float64]) -> Absorbed:
     """Moves `amounts` [C] from the first layer's bias into the second's, as W c. Limits of a Clip between are left.
 
     Args:
         link: The two layers.
-        nodes: Those of the network to change, by name.
+        layers: Those of the network to change, by name.
         amounts: What `amounts_of` found.
     """
-    first, second = nodes[node_name(link.first)], nodes[node_name(link.second)]
-    taken_from, given_to, weight, norm = bias_of(first), bias_of(second), weight_of(second), batch_norm_of(first)
-    assert taken_from is not None and given_to is not None and weight is not None
-    filters = filters_of(second, array_of(weight)).sum(axis=3, dtype=np.float64)
+    first, second = layers[link.first.name], layers[link.second.name]
+    norm = batch_norm_of(first.node)
+    assert first.bias is not None and second.bias is not None
+    filters = second.layout.filters(second.array).sum(axis=3, dtype=np.float64)
     inputs = np.repeat(amounts, link.repeat).reshape(filters.shape[0], -1)
     given = np.einsum("goi,gi->go", filters, inputs).reshape(-1)
-    set_constant(taken_from, array_of(taken_from) - amounts)
-    set_constant(given_to, array_of(given_to) + given)
+    set_constant(first.bias, array_of(first.bias) - amounts)
+    set_constant(second.bias, array_of(second.bias) + given)
     if norm is not None:
-        set_batch_norm(first, norm.lowered(amounts))
-    return Absorbed(node_name(first), node_name(second), int((amounts > 0).sum()), float(amounts.max()))
+        set_batch_norm(first.node, norm.lowered(amounts))
+    return Absorbed(first.name, second.name, int((amounts > 0).sum()), float(amounts.max()))
 
 
 def set_constant(value: ir.Value, array: NDArray[np.floating]) -> None:
@@ -94,12 +94,12 @@ def _obstacle(link: Link) -> str | None:
     if blocked is not None:
         return f"{node_name(blocked.node)} is {blocked.node.op_type}, which a constant does not pass unchanged"
     second = link.second
-    if bias_of(link.first) is None or bias_of(second) is None:
+    if link.first.bias is None or second.bias is None:
         return "one of the two layers has no bias"
     if second.op_type == "ConvTranspose":
-        return f"{node_name(second)} is ConvTranspose, which gives a constant another sum at each position"
-    padded = any(second.attributes.get_ints("pads", ())) or _pads_itself(second)
-    return f"{node_name(second)} pads with zeros, so that its borders would change" if padded else None
+        return f"{second.name} is ConvTranspose, which gives a constant another sum at each position"
+    padded = any(second.node.attributes.get_ints("pads", ())) or _pads_itself(second.node)
+    return f"{second.name} pads with zeros, so that its borders would change" if padded else None
 
 
 def _pads_itself(node: ir.Node) -> bool:
@@ -108,15 +108,15 @@ def _pads_itself(node: ir.Node) -> bool:
 
 def least_outputs(model: ir.Model, samples: Dataset) -> dict[str, NDArray[np.float32]]:
     """Return the least number [C] of each layer's output on some samples, by name of the layer."""
-    outputs = {name_of(node.outputs[0]): node for node in layers_of(model)}
+    outputs = {name_of(layer.output): layer for layer in layers_of(model)}
     module = GraphModule(model, outputs=outputs).eval()
     found: dict[str, NDArray[np.float32]] = {}
     for batch in cut(min(ABSORPTION_SAMPLES, len(samples)), ABSORPTION_BATCH):
         arrays = samples.read(batch.start, batch.stop).inputs
         with torch.inference_mode():
             values = module({name: channels_last(torch.from_numpy(array)) for name, array in arrays.items()})
-        for value, node in outputs.items():
-            channel = -1 if node.op_type == "MatMul" else 1
+        for value, layer in outputs.items():
+            channel = -1 if layer.op_type == "MatMul" else 1
             least = values[value].transpose(0, channel).flatten(1).amin(dim=1).numpy()
-            found[node_name(node)] = np.minimum(found.get(node_name(node), least), least)
+            found[layer.name] = np.minimum(found.get(layer.name, least), least)
     return found

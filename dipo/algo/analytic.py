@@ -10,9 +10,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from dipo.algo.links import find_links, mean_response
-from dipo.algo.normal import Moments
-from dipo.graph.accessors import array_of, layers_of, name_of, node_name, weight_of
-from dipo.graph.plan import Plan, QuantizedLayer, QuantizedModel
+from dipo.graph.accessors import name_of
+from dipo.graph.layers import layers_of
+from dipo.graph.plan import Plan, QuantizedModel
+from dipo.quant.gaussian import Moments
 from dipo.quant.ranges import Range
 
 
@@ -31,13 +32,13 @@ def analytic_bias_correction(
         moments: What its values are like, by name.
     """
     found = {}
-    for node in layers_of(model):
-        layer = quantized.layers.get(node_name(node))
-        if node_name(node) not in plan.layers or layer is None or layer.bias is None or node.inputs[0] is None:
+    for layer in layers_of(model):
+        own = quantized.layers.get(layer.name)
+        if layer.name not in plan.layers or own is None or own.bias is None or layer.input is None:
             continue
-        mean = moments[name_of(node.inputs[0])].mean
-        shift = mean_response(node, _weight_error(node, layer), mean)
-        found[node_name(node)] = dataclasses.replace(layer, bias=(layer.bias - shift).astype(np.float32))
+        error = own.weight.astype(np.float64) - layer.array
+        shift = mean_response(layer, error, moments[name_of(layer.input)].mean)
+        found[layer.name] = dataclasses.replace(own, bias=(own.bias - shift).astype(np.float32))
     return QuantizedModel({**quantized.layers, **found}, quantized.activations)
 
 
@@ -76,14 +77,7 @@ def channel_reaches(
     """
     reaches = {}
     for link in find_links(model)[0]:
-        last = link.between[-1].node if link.between else link.first
+        last = link.between[-1].node if link.between else link.first.node
         low, high = moments[name_of(last.outputs[0])].spread(sigmas)
-        reaches[node_name(link.first)] = np.maximum(-low, high).reshape(-1, link.repeat).max(axis=1)
+        reaches[link.first.name] = np.maximum(-low, high).reshape(-1, link.repeat).max(axis=1)
     return reaches
-
-
-def _weight_error(node: ir.Node, layer: QuantizedLayer) -> NDArray[np.float64]:
-    value = weight_of(node)
-    assert value is not None
-    error: NDArray[np.float64] = layer.weight.astype(np.float64) - array_of(value)
-    return error

@@ -21,12 +21,14 @@ from numpy.typing import NDArray
 
 from dipo.algo.bench import Bench, Shared
 from dipo.algo.captures import Batch, StoredRows, channel_sum, read_ahead
-from dipo.algo.findings import Analysis, Sums
+from dipo.algo.findings import Analysis
 from dipo.algo.simulate import simulated_constants
-from dipo.graph.accessors import layers_of, name_of, node_name
+from dipo.graph.accessors import name_of
+from dipo.graph.layers import layers_of
 from dipo.graph.plan import Plan, QuantizedModel
 from dipo.graph.target_spec import TargetSpec
 from dipo.graph.torch_module import GraphModule, Step
+from dipo.quant.error_sums import ErrorSums
 from dipo.quant.functional import TorchQParams, fake_quantize
 
 QUESTIONS = ("weight", "activation", "both", "accumulated", "sensitivity")
@@ -88,7 +90,7 @@ def analyze(
         },
     )
     probes = _probes(model, plan, passes)
-    parts: dict[str, dict[str, dict[int, tuple[Sums, ...]]]] = {
+    parts: dict[str, dict[str, dict[int, tuple[ErrorSums, ...]]]] = {
         question: {probe.layer: {} for probe in probes} for question in QUESTIONS
     }
     shifts: dict[str, dict[int, NDArray[np.float64]]] = {probe.layer: {} for probe in probes if probe.has_bias}
@@ -134,8 +136,7 @@ class AnalyzeBatches:
 def _probes(model: ir.Model, plan: Plan, passes: _Passes) -> list[_Probe]:
     steps = {step.node: index for index, step in enumerate(passes.module.steps)}
     probes = []
-    for node in layers_of(model):
-        name = node_name(node)
+    for name, node in ((layer.name, layer.node) for layer in layers_of(model)):
         if name not in plan.layers:
             continue
         index, layer = steps[name], plan.layers[name]
@@ -180,10 +181,10 @@ class _Passes:
 
     def answer(
         self, values: Mapping[str, torch.Tensor], probes: Sequence[_Probe], *, sensitivity: bool
-    ) -> tuple[dict[str, dict[str, tuple[Sums, ...]]], dict[str, NDArray[np.float64]]]:
+    ) -> tuple[dict[str, dict[str, tuple[ErrorSums, ...]]], dict[str, NDArray[np.float64]]]:
         """All questions for one batch, by question and layer; and `Analysis.shifts`."""
         kept = self._float_values(values, _read_values(probes, self.outputs, sensitivity=sensitivity))
-        answers: dict[str, dict[str, tuple[Sums, ...]]] = {question: {} for question in QUESTIONS}
+        answers: dict[str, dict[str, tuple[ErrorSums, ...]]] = {question: {} for question in QUESTIONS}
         shifts = {}
         answers["accumulated"] = self._accumulated(values, probes, kept)
         for probe in probes:
@@ -191,18 +192,18 @@ class _Passes:
             fp = kept[probe.step.outputs[0]]
             x = kept[_data(probe.step)]
             both = _run_layer(probe.step, x, {**kept, **probe.constants})
-            answers["weight"][name] = (Sums.between(fp, both),)
+            answers["weight"][name] = (ErrorSums.between(fp, both),)
             if probe.qparams is not None:
                 x = fake_quantize(x, probe.qparams)
-                answers["activation"][name] = (Sums.between(fp, _run_layer(probe.step, x, kept)),)
+                answers["activation"][name] = (ErrorSums.between(fp, _run_layer(probe.step, x, kept)),)
                 both = _run_layer(probe.step, x, {**kept, **probe.constants})
-            answers["both"][name] = (Sums.between(fp, both),)
+            answers["both"][name] = (ErrorSums.between(fp, both),)
             if probe.has_bias:
                 shifts[name] = channel_sum(both - fp).cpu().numpy()
             if sensitivity:
                 found = self._rerun(probe, both, kept)
                 answers["sensitivity"][name] = tuple(
-                    Sums.between(kept[output], found.get(output, kept[output])) for output in self.outputs
+                    ErrorSums.between(kept[output], found.get(output, kept[output])) for output in self.outputs
                 )
         return answers, shifts
 
@@ -220,13 +221,13 @@ class _Passes:
 
     def _accumulated(
         self, values: Mapping[str, torch.Tensor], probes: Sequence[_Probe], kept: Mapping[str, torch.Tensor]
-    ) -> dict[str, tuple[Sums, ...]]:
+    ) -> dict[str, tuple[ErrorSums, ...]]:
         taps = {probe.step.outputs[0]: probe.layer for probe in probes}
-        found: dict[str, tuple[Sums, ...]] = {}
+        found: dict[str, tuple[ErrorSums, ...]] = {}
 
         def hook(name: str, value: torch.Tensor) -> torch.Tensor:
             if name in taps:
-                found[taps[name]] = (Sums.between(kept[name], value),)
+                found[taps[name]] = (ErrorSums.between(kept[name], value),)
             return fake_quantize(value, self.qparams[name]) if name in self.qparams else value
 
         self.module(values, hook=hook, constants=self.constants)

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from dipo.algo.bench import Bench
 from dipo.algo.captures import Batch, StoredRows, channel_sum, read_ahead
-from dipo.algo.weight_rows import rounded
-from dipo.graph.accessors import array_of, layers_of, name_of, node_name
+from dipo.algo.reference_weights import rounded
+from dipo.graph.accessors import array_of, name_of
+from dipo.graph.layers import layers_of
 from dipo.graph.plan import Plan, QuantizedModel
 from dipo.graph.torch_module import GraphModule
 from dipo.quant.observers import Observer, Statistics
@@ -81,8 +82,8 @@ def observe(
         UserError: An activation has NaN or infinite values.
     """
     observers = {name: Observer(name) for name in (*plan.activations, *plan.observed)}
-    biased = (node for node in layers_of(model) if node_name(node) in plan.layers and plan.layers[node_name(node)].bias)
-    outputs = {name_of(node.outputs[0]): node_name(node) for node in biased}
+    biased = (layer for layer in layers_of(model) if layer.name in plan.layers and plan.layers[layer.name].bias)
+    outputs = {name_of(layer.output): layer.name for layer in biased}
     sums: dict[str, dict[int, NDArray[np.float64]]] = {name: {} for name in outputs.values()}
     counts = dict.fromkeys(outputs.values(), 0)
     lost: set[str] = set()

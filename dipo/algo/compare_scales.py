@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from dipo.algo.weight_rows import nearest_codes
 from dipo.graph.accessors import array_of
 from dipo.graph.plan import Plan, QuantizedModel
+from dipo.quant.codes import nearest_codes
 from dipo.quant.ranges import weight_qparams
 from dipo.quant.spec import QParams
 from dipo.recipe import CalibConfig

@@ -15,10 +15,14 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from dipo.algo.absorb import Absorbed, absorb, amounts_of, set_constant
-from dipo.algo.links import Link, Passed, Refusal, clip_limits, filters_of, find_chains, find_links
-from dipo.graph.accessors import array_of, bias_of, layers_of, node_name, opset_of, weight_of
+from dipo.algo.links import Link, Passed, Refusal, find_chains, find_links
+from dipo.graph import operators
+from dipo.graph.accessors import array_of, node_name, opset_of
 from dipo.graph.batch_norm import batch_norm_of, set_batch_norm
 from dipo.graph.constants import fresh_name, replace_input
+from dipo.graph.layers import Layer, layers_of
+from dipo.graph.limits import clip_limits
+from dipo.graph.operators import Operand
 
 TOLERANCE = 1e-4
 """Largest change of a scale's logarithm in a sweep that counts as none."""
@@ -98,17 +102,18 @@ def equalize(
         sweeps += 1
     found = scales.found(exact=exact)
     changed = model.clone()
+    layers = {layer.name: layer for layer in layers_of(changed)}
     nodes = {node_name(node): node for node in changed.graph}
-    _apply(changed, nodes, links, found)
+    _apply(changed, layers, nodes, links, found)
     absorbed: list[Absorbed] = []
     for link in links:
-        factors = found[node_name(link.first)]
+        factors = found[link.first.name]
         amounts = amounts_of(link, _floor(link.first, seen_min or {}), factors) if absorb_bias else None
         if isinstance(amounts, Refusal):
             refusals.append(amounts)
             amounts = None
         if amounts is not None:
-            absorbed.append(absorb(link, nodes, amounts))
+            absorbed.append(absorb(link, layers, amounts))
         _limit(changed, nodes, link, factors, np.zeros_like(factors) if amounts is None else amounts)
     RemoveUnusedNodesPass()(changed)
     done = [_told(chain, found, scales.num_zero(chain)) for chain in chains]
@@ -116,17 +121,23 @@ def equalize(
 
 
 def _old_clip(link: Link) -> Refusal:
-    return Refusal(node_name(link.first), "Min of opset 7 cannot limit each channel of the Clip behind it")
+    return Refusal(link.first.name, "Min of opset 7 cannot limit each channel of the Clip behind it")
 
 
 def _clips(link: Link) -> bool:
-    return any(passed.node.op_type == "Clip" for passed in link.between)
+    return any(_has_limits(passed.node) for passed in link.between)
+
+
+def _has_limits(node: ir.Node) -> bool:
+    """Whether it cuts off at limits that have to be scaled along."""
+    operator = operators.of(node)
+    return operator.clips and not operator.homogeneous
 
 
 def _told(chain: Sequence[Link], scales: Mapping[str, NDArray[np.float64]], num_zero: int) -> Chain:
-    layers = [node_name(link.first) for link in chain]
+    layers = [link.first.name for link in chain]
     both = np.concatenate([scales[name] for name in layers])
-    return Chain((*layers, node_name(chain[-1].second)), float(both.min()), float(both.max()), num_zero)
+    return Chain((*layers, chain[-1].second.name), float(both.min()), float(both.max()), num_zero)
 
 
 class _Scales:
@@ -136,10 +147,10 @@ class _Scales:
         self, model: ir.Model, links: Sequence[Link], *, limit: float, reaches: Mapping[str, NDArray[np.floating]]
     ) -> None:
         self._limit, self._reaches = limit, reaches
-        self._magnitudes: dict[ir.Node, NDArray[np.float32]] = {}
-        for node in layers_of(model):
-            if any(node in (link.first, link.second) for link in links):
-                self._magnitudes[node] = np.abs(filters_of(node, _weight(node))).max(axis=3)
+        self._magnitudes: dict[Layer, NDArray[np.float32]] = {}
+        for layer in layers_of(model):
+            if any(layer in (link.first, link.second) for link in links):
+                self._magnitudes[layer] = np.abs(layer.layout.filters(layer.array)).max(axis=3)
         self._logs = {link: np.zeros(self._outputs(link.first).size) for link in links}
 
     def improve(self, chain: Sequence[Link]) -> float:
@@ -171,7 +182,7 @@ class _Scales:
     def found(self, *, exact: bool) -> dict[str, NDArray[np.float64]]:
         """By name of the layer, what its output channels are divided by."""
         return {
-            node_name(link.first): np.exp2(np.rint(logs / np.log(2))) if exact else np.exp(logs)
+            link.first.name: np.exp2(np.rint(logs / np.log(2))) if exact else np.exp(logs)
             for link, logs in self._logs.items()
         }
 
@@ -182,7 +193,7 @@ class _Scales:
 
     def _made(self, link: Link) -> NDArray[np.floating]:
         """Range of the channels of a link's first layer, and of what it makes where that is known."""
-        outputs, reach = self._outputs(link.first), self._reaches.get(node_name(link.first))
+        outputs, reach = self._outputs(link.first), self._reaches.get(link.first.name)
         if reach is None:
             return outputs
         # What hardly reaches anywhere needs no more codes than that.
@@ -190,13 +201,13 @@ class _Scales:
         both: NDArray[np.floating] = np.sqrt(outputs * reach)
         return both
 
-    def _outputs(self, node: ir.Node) -> NDArray[np.float32]:
-        largest: NDArray[np.float32] = self._magnitudes[node].max(axis=2).reshape(-1)
+    def _outputs(self, layer: Layer) -> NDArray[np.float32]:
+        largest: NDArray[np.float32] = self._magnitudes[layer].max(axis=2).reshape(-1)
         return largest
 
 
 def _shaped(
-    link: Link, factors: NDArray[np.floating], filters: Mapping[ir.Node, NDArray[np.floating]]
+    link: Link, factors: NDArray[np.floating], filters: Mapping[Layer, NDArray[np.floating]]
 ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     """Factors of the channels between two layers, to broadcast against the first's filters and the second's."""
     outputs = factors.reshape(filters[link.first].shape[0], -1, 1)
@@ -204,51 +215,47 @@ def _shaped(
     return outputs, inputs
 
 
-def _weight(node: ir.Node) -> NDArray[np.float32]:
-    value = weight_of(node)
-    assert value is not None
-    return array_of(value)
-
-
-def _floor(node: ir.Node, seen_min: Mapping[str, NDArray[np.floating]]) -> NDArray[np.float64] | None:
+def _floor(layer: Layer, seen_min: Mapping[str, NDArray[np.floating]]) -> NDArray[np.float64] | None:
     """What a layer's output hardly falls below: beta less 3 deviations; nor on samples. None where it is not known."""
-    norm = batch_norm_of(node)
+    norm = batch_norm_of(layer.node)
     if norm is None:
         return None
     floor: NDArray[np.float64] = norm.beta.astype(np.float64) - 3 * norm.std
-    seen = seen_min.get(node_name(node))
+    seen = seen_min.get(layer.name)
     return floor if seen is None else np.minimum(floor, seen)
 
 
 def _apply(
-    model: ir.Model, nodes: Mapping[str, ir.Node], links: Sequence[Link], scales: Mapping[str, NDArray[np.float64]]
+    model: ir.Model,
+    layers: Mapping[str, Layer],
+    nodes: Mapping[str, ir.Node],
+    links: Sequence[Link],
+    scales: Mapping[str, NDArray[np.float64]],
 ) -> None:
-    """Rescales weights, biases and constants between layers, all of which belong to the model alone."""
-    names = dict.fromkeys(node_name(node) for link in links for node in (link.first, link.second))
-    weights = {nodes[name]: _weight(nodes[name]).astype(np.float64, order="C") for name in names}
+    """Rescale weights, biases and constants between layers, all of which belong to the model alone."""
+    names = dict.fromkeys(layer.name for link in links for layer in (link.first, link.second))
+    weights = {layers[name]: layers[name].array.astype(np.float64, order="C") for name in names}
     for link in links:
-        first, second = nodes[node_name(link.first)], nodes[node_name(link.second)]
-        factors = scales[node_name(link.first)]
-        views = {node: filters_of(node, weights[node]) for node in (first, second)}
+        first, second = layers[link.first.name], layers[link.second.name]
+        factors = scales[link.first.name]
+        views = {layer: layer.layout.filters(weights[layer]) for layer in (first, second)}
         for_outputs, for_inputs = _shaped(Link(first, second, (), link.repeat), factors, views)
         views[first] /= for_outputs[..., None]
         views[second] *= for_inputs[..., None]
-        bias, norm = bias_of(first), batch_norm_of(first)
-        if bias is not None:
-            set_constant(bias, array_of(bias) / factors)
+        norm = batch_norm_of(first.node)
+        if first.bias is not None:
+            set_constant(first.bias, array_of(first.bias) / factors)
         if norm is not None:
-            set_batch_norm(first, norm.divided(factors))
+            set_batch_norm(first.node, norm.divided(factors))
         for passed in link.between:
             _rescale_constant(model, nodes[node_name(passed.node)], passed, factors)
-    for node, weight in weights.items():
-        value = weight_of(node)
-        assert value is not None
-        set_constant(value, weight)
+    for layer, weight in weights.items():
+        set_constant(layer.weight, weight)
 
 
 def _rescale_constant(model: ir.Model, node: ir.Node, passed: Passed, factors: NDArray[np.float64]) -> None:
     """What is added between two layers is scaled like what it is added to."""
-    if node.op_type != "Add":
+    if operators.of(node).operand is not Operand.SUMMAND:
         return
     index = next(i for i, value in enumerate(node.inputs) if value is not None and value.const_value is not None)
     value = node.inputs[index]
@@ -264,11 +271,11 @@ def _limit(
     if (scales == 1).all() and not taken.any():
         return
     for passed in link.between:
-        limits = clip_limits(passed.node) if passed.node.op_type == "Clip" else None
+        limits = clip_limits(passed.node) if _has_limits(passed.node) else None
         if limits is not None:
-            low, high = (limit / scales - taken for limit in limits)
+            low, high = (limit / scales - taken for limit in (limits.low, limits.high))
             # What was absorbed never reaches this limit: a Relu does, which is cheaper.
-            low = np.zeros_like(low) if limits[0] == 0 else low
+            low = np.zeros_like(low) if limits.low == 0 else low
             _split_clip(model, nodes[node_name(passed.node)], passed.along(low), passed.along(high))
 
 

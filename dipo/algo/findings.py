@@ -7,49 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from dipo.algo.compare_scales import WeightSums
-from dipo.algo.simulate import LayerError
-
-
-@dataclass(frozen=True)
-class Sums:
-    """Sums over the elements of a value in two networks; they add up over batches."""
-
-    fp_fp: float
-    """Of the float values' squares."""
-    q_q: float
-    """Of the quantized ones'."""
-    fp_q: float
-    """Of the products."""
-    noise: float
-    """Of the squared differences."""
-    count: int
-    """Elements."""
-
-    def __add__(self, other: Sums) -> Sums:
-        return Sums(
-            self.fp_fp + other.fp_fp,
-            self.q_q + other.q_q,
-            self.fp_q + other.fp_q,
-            self.noise + other.noise,
-            self.count + other.count,
-        )
-
-    @staticmethod
-    def between(fp: torch.Tensor, q: torch.Tensor) -> Sums:
-        """The sums for one batch."""
-        error = LayerError.between(fp.float(), q.float())
-        return Sums(error.fp_fp, error.q_q, error.fp_q, error.noise, fp.numel())
+from dipo.quant.error_sums import ErrorSums
 
 
 @dataclass(frozen=True)
 class Analysis:
     """What one worker saw; merges exactly with what the others saw."""
 
-    parts: dict[str, dict[str, dict[int, tuple[Sums, ...]]]]
+    parts: dict[str, dict[str, dict[int, tuple[ErrorSums, ...]]]]
     """By question, name of the layer, and index of the batch: one for the layer's output, or for `sensitivity` one for
     each output of the network. A layer whose input stays float has none for `activation`."""
     shifts: dict[str, dict[int, NDArray[np.float64]]]
@@ -65,7 +33,7 @@ class Analysis:
             {name: mine | other.shifts[name] for name, mine in self.shifts.items()},
         )
 
-    def totals(self) -> dict[str, dict[str, tuple[Sums, ...]]]:
+    def totals(self) -> dict[str, dict[str, tuple[ErrorSums, ...]]]:
         """By question and layer, over all batches: they are added in their order, whoever ran them."""
         return {
             question: {name: _added(batches) for name, batches in layers.items() if batches}
@@ -91,7 +59,7 @@ class Analysis:
 class NetworkAnalysis:
     """What all workers saw of a network, for the report."""
 
-    totals: dict[str, dict[str, tuple[Sums, ...]]]
+    totals: dict[str, dict[str, tuple[ErrorSums, ...]]]
     """By question and layer."""
     weights: dict[str, WeightSums]
     """By layer: its weight with one scale and with one for each channel."""
@@ -103,7 +71,7 @@ class NetworkAnalysis:
     """Of them, those for `sensitivity`."""
 
 
-def _added(batches: Mapping[int, tuple[Sums, ...]]) -> tuple[Sums, ...]:
+def _added(batches: Mapping[int, tuple[ErrorSums, ...]]) -> tuple[ErrorSums, ...]:
     first, *rest = (batches[index] for index in sorted(batches))
     for sums in rest:
         first = tuple(a + b for a, b in zip(first, sums, strict=True))

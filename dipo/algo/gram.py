@@ -15,11 +15,12 @@ import torch
 
 from dipo.algo.captures import Capture
 from dipo.algo.pair import Pair
-from dipo.algo.weight_rows import WeightRows, target_of
+from dipo.algo.reference_weights import target_of
 from dipo.errors import UserError
 from dipo.graph.accessors import name_of, node_name
 from dipo.graph.ops.reader import TorchOp
 from dipo.graph.torch_module import GraphModule
+from dipo.graph.weight_layout import WeightLayout
 
 EXACT = 2.0**53
 """Integers up to here are float64 numbers."""
@@ -49,14 +50,14 @@ def gram(pair: Pair, node: ir.Node) -> torch.Tensor:
         node: The layer.
 
     Returns:
-        float64 [groups, D, D] with D = positions x inputs, in the order of `WeightRows`.
+        float64 [groups, D, D] with D = positions x inputs, in the order of `WeightLayout`.
 
     Raises:
         UserError: A MatMul broadcasts the batch dimensions of its weight.
     """
     source = name_of(next(value for value in node.inputs[:1] if value is not None))
     capture = pair.q[source]
-    layout = WeightRows.of(node, target_of(pair, node_name(node)).shape)
+    layout = WeightLayout.of(node, target_of(pair, node_name(node)).shape)
     function = GraphModule(pair.model, nodes=[node]).steps[0].function
     total = len(capture.data)
     first = columns(_numbers(capture, 0, 1), layout, function, node=node)
@@ -75,7 +76,7 @@ def gram(pair: Pair, node: ir.Node) -> torch.Tensor:
     return result.mul_((grid.coarse * grid.unit) ** 2)
 
 
-def columns(x: torch.Tensor, layout: WeightRows, function: TorchOp, *, node: ir.Node) -> torch.Tensor:
+def columns(x: torch.Tensor, layout: WeightLayout, function: TorchOp, *, node: ir.Node) -> torch.Tensor:
     """What each output of a layer reads.
 
     A convolution reads through a kernel that is one at a single position and zero elsewhere, a channel at a time: so

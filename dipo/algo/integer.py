@@ -22,7 +22,8 @@ import onnx_ir as ir
 import torch
 
 from dipo.algo.integer_site import Grid, Site, find_site, hold_codes
-from dipo.graph.accessors import bias_of, name_of, node_name, weight_axis, weight_of
+from dipo.graph.accessors import name_of, node_name
+from dipo.graph.layers import Layer, layer_of
 from dipo.graph.ops.reader import TorchOp
 from dipo.graph.plan import Plan, QuantizedLayer, QuantizedModel
 from dipo.graph.torch_module import GraphModule, channels_last
@@ -82,8 +83,8 @@ def integer_kernels(
     sites = {}
     for node in model.graph:
         site = find_site(node, functions, plan=plan, quantized=quantized, quantize_outputs=quantize_outputs)
-        layer = quantized.layers[node_name(node)] if node_name(node) in plan.layers else None
-        suits = node.op_type in _ELEMENTWISE if layer is None else layer.qparams.blocks is None
+        own = quantized.layers[node_name(node)] if node_name(node) in plan.layers else None
+        suits = node.op_type in INTEGER_FUNCTIONS if own is None else own.qparams.blocks is None
         if site is not None and suits:
             sites[node_name(node)] = site
     sites = hold_codes(model, sites, plan=plan)
@@ -91,11 +92,12 @@ def integer_kernels(
         name, site = node_name(node), sites.get(node_name(node))
         if site is None:
             continue
-        if name in plan.layers:
-            _add_layer(kernels, node, site, quantized.layers[name], function=functions[name], device=device)
+        layer = layer_of(node)
+        if layer is not None and name in plan.layers:
+            _add_layer(kernels, layer, quantized.layers[name], site, function=functions[name], device=device)
         else:
             assert site.output is not None
-            kernels.functions[name] = _ELEMENTWISE[node.op_type](site, functions[name])
+            kernels.functions[name] = INTEGER_FUNCTIONS[node.op_type](site, functions[name])
             _finish(kernels, site, _less(site.output.zero_point))
     return kernels
 
@@ -127,9 +129,9 @@ def _finish(kernels: IntegerKernels, site: Site, scaled: Function) -> None:
 
 def _add_layer(
     kernels: IntegerKernels,
-    node: ir.Node,
+    layer: Layer,
+    own: QuantizedLayer,
     site: Site,
-    layer: QuantizedLayer,
     *,
     function: TorchOp,
     device: torch.device,
@@ -139,18 +141,17 @@ def _add_layer(
     acc = sum (q_x - z_x) (q_w - z_w) + q_b in int32, m = fl(fl(s_x * s_w) / s_y), one for each channel where s_w is.
     Without codes for the output, y = fl(fl(acc) * fl(s_x * s_w)).
     """
-    source, weight, bias = site.inputs[0], weight_of(node), bias_of(node)
-    assert weight is not None
-    codes, scale, bias_codes = _layer_codes(layer, source)
-    largest = _largest_sum(codes, weight_axis(node), source)
+    source = site.inputs[0]
+    codes, scale, bias_codes = _layer_codes(own, source)
+    largest = _largest_sum(codes, layer.channel_axis, source)
     # On a GPU a convolution may go a way that is not exact in float32.
     dtype = torch.float32 if largest < EXACT and device.type == "cpu" else torch.float64
-    kernels.constants[name_of(weight)] = channels_last(torch.as_tensor(codes, device=device).to(dtype))
-    num_dims = 1 if node.op_type != "Conv" else codes.ndim - 1
+    kernels.constants[name_of(layer.weight)] = channels_last(torch.as_tensor(codes, device=device).to(dtype))
+    num_dims = layer.num_spatial + 1
     addend: torch.Tensor | None = None
-    if bias is not None and bias_codes is not None:
+    if layer.bias is not None and bias_codes is not None:
         fits = largest + int(np.abs(bias_codes.astype(np.int64)).max()) < EXACT
-        kernels.constants[name_of(bias)] = torch.as_tensor(bias_codes * fits, device=device).to(dtype)
+        kernels.constants[name_of(layer.bias)] = torch.as_tensor(bias_codes * fits, device=device).to(dtype)
         addend = None if fits else _per_channel(bias_codes.astype(np.float64), num_dims, device)
 
     def accumulate(x: torch.Tensor, *constants: torch.Tensor) -> torch.Tensor:
@@ -161,11 +162,11 @@ def _add_layer(
     unit = source.scale * scale
     if site.output is None:
         factor = _per_channel(unit, num_dims, device)
-        kernels.functions[node_name(node)] = lambda *inputs: accumulate(*inputs).mul_(factor)
+        kernels.functions[layer.name] = lambda *inputs: accumulate(*inputs).mul_(factor)
         return
     multiplier = _per_channel(unit / site.output.scale, num_dims, device)
-    kernels.functions[node_name(node)] = accumulate
-    kernels.units[name_of(node.outputs[0])] = _per_channel(unit, num_dims, device)
+    kernels.functions[layer.name] = accumulate
+    kernels.units[name_of(layer.output)] = _per_channel(unit, num_dims, device)
     _finish(kernels, site, lambda acc: acc * multiplier)
 
 
@@ -180,11 +181,9 @@ def _layer_codes(layer: QuantizedLayer, source: Grid) -> tuple[np.ndarray, np.nd
     if layer.bias is not None:
         bias = quantize_bias(layer.bias, input_scale=np.asarray(source.scale), weight=layer.qparams)
         scale, bias_codes = bias.weight_scale, bias.codes
-    if np.array_equal(scale, layer.qparams.scale):
-        _, zero_point = layer.qparams.along(layer.codes.ndim)
-        return layer.codes - zero_point, scale, bias_codes
-    raised, _ = dataclasses.replace(layer.qparams, scale=scale).along(layer.codes.ndim)
-    return np.rint(layer.weight / raised).astype(np.int32), scale, bias_codes
+    kept = layer.with_scale(scale)
+    _, zero_point = kept.qparams.along(kept.codes.ndim)
+    return kept.codes - zero_point, scale, bias_codes
 
 
 def _largest_sum(codes: np.ndarray, axis: int, source: Grid) -> int:
@@ -257,7 +256,7 @@ def _average_pool(site: Site, function: TorchOp) -> TorchOp:
     return pool
 
 
-_ELEMENTWISE: Mapping[str, Callable[[Site, TorchOp], TorchOp]] = {
+INTEGER_FUNCTIONS: Mapping[str, Callable[[Site, TorchOp], TorchOp]] = {
     "Add": _add,
     "AveragePool": _average_pool,
     "GlobalAveragePool": _global_average_pool,

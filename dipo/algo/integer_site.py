@@ -10,17 +10,12 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from dipo.graph.accessors import name_of, node_name
+from dipo.graph import operators
+from dipo.graph.accessors import name_of, node_name, sole_consumer
+from dipo.graph.operators import IntegerKernel, Moves
 from dipo.graph.ops.reader import TorchOp
-from dipo.graph.placement import PASS_THROUGH
 from dipo.graph.plan import Plan, QuantizedModel
 from dipo.quant.spec import QParams
-
-_CUTS = frozenset({"Relu", "Clip"})
-"""Activation functions that a kernel computes as limits of its codes."""
-_PRODUCTS = frozenset({"Gemm", "MatMul"})
-"""Operators whose kernels can give floats."""
-_KERNELS = frozenset({"Add", "AveragePool", "Conv", "GlobalAveragePool", "Mul"}) | _PRODUCTS
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,17 +77,18 @@ def find_site(
         quantized: Codes and scales.
         quantize_outputs: The network's outputs are quantized too; otherwise what leaves the network is no code.
     """
-    if node.op_type not in _KERNELS or node.domain not in {"", "ai.onnx"}:
+    operator = operators.of(node)
+    if operator.integer_kernel is None:
         return None
     read = [value for value in node.inputs if value is not None and value.const_value is None]
     sources = tuple(plan.shared.get(name_of(value), name_of(value)) for value in read)
     grids = [_grid(value, plan, quantized) for value in read]
     inputs = tuple(grid for grid in grids if grid is not None)
-    two = 2 if node.op_type in {"Add", "Mul"} else 1
-    if len(inputs) != len(read) or len(inputs) != two:
+    if len(inputs) != len(read) or len(inputs) != operator.data_inputs:
         return None
     site = _written(node, inputs, sources, functions, plan=plan, quantized=quantized, quantize_outputs=quantize_outputs)
-    if site is None and node.op_type in _PRODUCTS and _grid(node.outputs[0], plan, quantized) is None:
+    gives_floats = operator.integer_kernel is IntegerKernel.CODES_OR_FLOATS
+    if site is None and gives_floats and _grid(node.outputs[0], plan, quantized) is None:
         return Site(inputs, sources, None, name_of(node.outputs[0]), None, (0, 0))
     return site
 
@@ -129,7 +125,7 @@ def _feeds_kernels(value: ir.Value, sites: Mapping[str, Site]) -> bool:
     """Whether nothing else reads it, nor what operators that only move values make of it."""
     readers = [use.node for use in value.uses()]
     return not value.is_graph_output() and all(
-        _feeds_kernels(node.outputs[0], sites) if node.op_type in PASS_THROUGH else node_name(node) in sites
+        _feeds_kernels(node.outputs[0], sites) if operators.of(node).on_codes else node_name(node) in sites
         for node in readers
     )
 
@@ -150,15 +146,15 @@ def _written(
     quantize_outputs: bool,
 ) -> Site | None:
     value, activation = node.outputs[0], None
-    reader = _only_reader(value)
-    if _grid(value, plan, quantized) is None and reader is not None and reader.op_type in _CUTS:
+    reader = sole_consumer(value)
+    if _grid(value, plan, quantized) is None and reader is not None and operators.of(reader).clips:
         value, activation = reader.outputs[0], node_name(reader)
     if value.is_graph_output() and not quantize_outputs:
         return None
     moved = behind = value
     while (grid := _grid(behind, plan, quantized)) is None:
-        reader = _only_reader(behind)
-        if reader is None or reader.op_type not in PASS_THROUGH - {"Pad"}:
+        reader = sole_consumer(behind)
+        if reader is None or not _moves_codes(reader):
             return None
         behind = reader.outputs[0]
         if behind.is_graph_output() and not quantize_outputs:
@@ -171,9 +167,10 @@ def _written(
     return Site(inputs, sources, grid, name_of(value), activation, limits)
 
 
-def _only_reader(value: ir.Value) -> ir.Node | None:
-    uses = list(value.uses())
-    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+def _moves_codes(node: ir.Node) -> bool:
+    """Whether it gives nothing but codes that it reads."""
+    operator = operators.of(node)
+    return operator.on_codes and operator.moves is not Moves.PADDED
 
 
 def _limits(activation: TorchOp, grid: Grid) -> tuple[int, int]:

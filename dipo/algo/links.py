@@ -7,23 +7,16 @@ they pass on.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from dipo.graph.accessors import array_of, is_layer, node_name, weight_of
-
-_Float = TypeVar("_Float", np.float32, np.float64)
-
-_HOMOGENEOUS = frozenset({"Identity", "Dropout", "Relu", "LeakyRelu", "PRelu"})
-"""f(s x) = s f(x) for s > 0, element by element."""
-_POOLINGS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"})
-REDUCTIONS = frozenset({"ReduceMean", "ReduceMax", "ReduceMin", "ReduceSum"})
-REARRANGEMENTS = frozenset({"Flatten", "Reshape", "Squeeze", "Transpose"})
-"""Nodes that `rearranged` looks at."""
-_RELU_LIKE = frozenset({"Relu", "LeakyRelu", "PRelu"})
+from dipo.graph import operators
+from dipo.graph.accessors import array_of, node_name
+from dipo.graph.layers import Layer, layer_of, layers_of
+from dipo.graph.limits import clip_limits
+from dipo.graph.operators import Channels
 
 
 @dataclass(frozen=True)
@@ -45,8 +38,8 @@ class Passed:
 class Link:
     """Two layers and what lies between them."""
 
-    first: ir.Node
-    second: ir.Node
+    first: Layer
+    second: Layer
     between: tuple[Passed, ...]
     repeat: int
     """Input channels of the second layer, in a row, for each output channel of the first."""
@@ -67,7 +60,7 @@ def find_links(model: ir.Model) -> tuple[list[Link], list[Refusal]]:
     Args:
         model: A model that `graph.load` has normalised.
     """
-    found = [link_behind(node) for node in model.graph if is_layer(node)]
+    found = [link_behind(layer) for layer in layers_of(model)]
     return [each for each in found if isinstance(each, Link)], [each for each in found if isinstance(each, Refusal)]
 
 
@@ -79,9 +72,9 @@ def find_chains(links: list[Link]) -> list[list[Link]]:
     before = {link.second: link for link in links}
     behind = {link.first: link for link in links}
 
-    def is_inside(node: ir.Node) -> bool:
+    def is_inside(layer: Layer) -> bool:
         # A repeated channel meets several filters: that pair is solved by itself.
-        return is_depthwise(node) and node in before and node in behind and before[node].repeat == 1
+        return layer.is_depthwise and layer in before and layer in behind and before[layer].repeat == 1
 
     chains = []
     for link in links:
@@ -94,17 +87,15 @@ def find_chains(links: list[Link]) -> list[list[Link]]:
     return chains
 
 
-def link_behind(node: ir.Node) -> Link | Refusal:
-    """The link from a layer to the next one."""
-    where = node_name(node)
-    weight = weight_of(node)
-    assert weight is not None
-    if array_of(weight).ndim != 2 and node.op_type == "MatMul":
+def link_behind(layer: Layer) -> Link | Refusal:
+    """Return the link from a layer to the next one."""
+    where = layer.name
+    if layer.is_stack:
         return Refusal(where, "its weight is a stack of matrices")
-    num_dims_behind = num_spatial(node)
+    num_dims_behind = layer.num_spatial
     repeat = 1
     between: list[Passed] = []
-    value = node.outputs[0]
+    value = layer.output
     while True:
         readers = list(value.uses())
         if value.is_graph_output():
@@ -112,10 +103,11 @@ def link_behind(node: ir.Node) -> Link | Refusal:
         if len(readers) != 1:
             return Refusal(where, f"what it makes is read {len(readers)} times")
         follower, index = readers[0]
-        if is_layer(follower) and index == 0:
-            if not _fits(node, follower, num_dims_behind, repeat):
-                return Refusal(where, f"{node_name(follower)} reads its channels in another order")
-            return Link(node, follower, tuple(between), repeat)
+        second = layer_of(follower)
+        if second is not None and index == 0:
+            if not _fits(layer, second, num_dims_behind, repeat):
+                return Refusal(where, f"{second.name} reads its channels in another order")
+            return Link(layer, second, tuple(between), repeat)
         passed = Passed(follower, num_dims_behind, repeat)
         reason = _obstacle(passed, index)
         if reason is not None:
@@ -125,69 +117,19 @@ def link_behind(node: ir.Node) -> Link | Refusal:
         value = follower.outputs[0]
 
 
-def filters_of(node: ir.Node, weight: NDArray[_Float]) -> NDArray[_Float]:
-    """A view of a layer's weight as [groups, outputs of a group, inputs of a group, elements of the kernel]."""
-    if node.op_type in {"Gemm", "MatMul"}:
-        turned = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) != 0
-        return (weight if turned else weight.T)[None, :, :, None]
-    groups = node.attributes.get_int("group", 1)
-    first, second = weight.shape[:2]
-    filters = weight.reshape(groups, first // groups, second, -1)
-    return filters.transpose(0, 2, 1, 3) if node.op_type == "ConvTranspose" else filters
-
-
-def mean_response(node: ir.Node, weight: NDArray[np.float64], mean: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Means [C] of what a layer with this weight makes, without its bias, away from borders.
+def mean_response(layer: Layer, weight: NDArray[np.float64], mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the means [C] of what a layer with this weight makes, without its bias, away from borders.
 
     Args:
-        node: The layer.
+        layer: The layer.
         weight: Shaped like its own.
         mean: Of each of its input channels.
     """
-    filters = filters_of(node, weight)
+    filters = layer.layout.filters(weight)
     # Each number goes to as many outputs as the kernel has elements, and those are strides apart.
-    spread = np.prod(node.attributes.get_ints("strides", ())) if node.op_type == "ConvTranspose" else 1
+    spread = np.prod(layer.node.attributes.get_ints("strides", ())) if layer.op_type == "ConvTranspose" else 1
     response: NDArray[np.float64] = np.einsum("goik,gi->go", filters, mean.reshape(filters.shape[0], -1)).reshape(-1)
     return response / spread
-
-
-def num_channels(node: ir.Node) -> int:
-    """Output channels of a layer."""
-    weight = weight_of(node)
-    assert weight is not None
-    groups, outputs, _, _ = filters_of(node, array_of(weight)).shape
-    return int(groups * outputs)
-
-
-def num_spatial(node: ir.Node) -> int:
-    """Dimensions behind the channels in what a layer reads and makes."""
-    weight = weight_of(node)
-    assert weight is not None
-    return array_of(weight).ndim - 2 if node.op_type in {"Conv", "ConvTranspose"} else 0
-
-
-def is_depthwise(node: ir.Node) -> bool:
-    """Whether each output channel is made of the input channel of the same number."""
-    weight = weight_of(node)
-    assert weight is not None and weight.shape is not None
-    groups = node.attributes.get_int("group", 1)
-    return node.op_type in {"Conv", "ConvTranspose"} and tuple(weight.shape[:2]) == (groups, 1) and groups > 1
-
-
-def clip_limits(node: ir.Node) -> tuple[float, float] | None:
-    """Limits of a Relu or Clip, infinite where there is none; None where they are no constants, or for other nodes."""
-    if node.op_type == "Relu":
-        return 0.0, np.inf
-    if node.op_type != "Clip":
-        return None
-    limits = [node.attributes.get_float("min", -np.inf), node.attributes.get_float("max", np.inf)]
-    for index, value in enumerate(node.inputs[1:3]):
-        if value is None:
-            continue
-        if value.const_value is None:
-            return None
-        limits[index] = float(array_of(value).item())
-    return limits[0], limits[1]
 
 
 def keeps_shifts(passed: Passed) -> bool:
@@ -195,38 +137,35 @@ def keeps_shifts(passed: Passed) -> bool:
     node = passed.node
     if node.op_type == "AveragePool":
         return not any(node.attributes.get_ints("pads", ())) and _is_explicit(node)
-    exact = {"Identity", "Dropout", "ReduceMean", "ReduceMax", "ReduceMin", "Clip"}
-    return node.op_type in exact | _POOLINGS | _RELU_LIKE | REARRANGEMENTS
+    return operators.of(node).keeps_shifts
 
 
-def _fits(first: ir.Node, second: ir.Node, num_dims_behind: int, repeat: int) -> bool:
-    weight = weight_of(second)
-    assert weight is not None
-    if array_of(weight).ndim != 2 and second.op_type == "MatMul":
+def _fits(first: Layer, second: Layer, num_dims_behind: int, repeat: int) -> bool:
+    if second.is_stack:
         return False
-    groups, _, inputs, _ = filters_of(second, array_of(weight)).shape
-    return num_dims_behind == num_spatial(second) and groups * inputs == repeat * num_channels(first)
+    return num_dims_behind == second.num_spatial and second.layout.num_inputs == repeat * first.num_channels
 
 
 def _obstacle(passed: Passed, index: int) -> str | None:
     """Why channels cannot be rescaled through the node; None where they can."""
     node = passed.node
-    if node.domain != "" or (index != 0 and node.op_type not in {"Add", "Mul"}):
+    operator = operators.of(node)
+    if index != 0 and operator.operand is None:
         return "it is no function of one value"
     if sum(bool(value.name) and (bool(value.uses()) or value.is_graph_output()) for value in node.outputs) > 1:
         return "it has several outputs"
-    if node.op_type in _HOMOGENEOUS | _POOLINGS:
-        return None
-    if node.op_type == "Clip":
+    if operator.clips and not operator.homogeneous:
         known, reason = clip_limits(node) is not None, "its limits are no constants"
-    elif node.op_type in {"Add", "Mul"}:
+    elif operator.operand is not None:
         known, reason = _is_for_channels(passed, 1 - index), "it joins two values"
-    elif node.op_type in REDUCTIONS:
+    elif not operator.homogeneous or operator.channels is None:
+        known, reason = False, "it does not commute with factors"
+    elif operator.channels is Channels.REDUCED:
         known, reason = reduced(passed) is not None, "it does not keep the channels"
-    elif node.op_type in REARRANGEMENTS:
+    elif operator.channels is Channels.REARRANGED:
         known, reason = rearranged(passed) is not None, "where the channels go is not known"
     else:
-        known, reason = False, "it does not commute with factors"
+        return None
     return None if known else reason
 
 
@@ -242,10 +181,10 @@ def _is_for_channels(passed: Passed, index: int) -> bool:
 
 def _behind(passed: Passed) -> tuple[int, int]:
     """Dimensions behind the channels, and the repeats of each, in what the node makes."""
-    node = passed.node
-    if node.op_type in REDUCTIONS:
+    channels = operators.of(passed.node).channels
+    if channels is Channels.REDUCED:
         found = reduced(passed)
-    elif node.op_type in REARRANGEMENTS:
+    elif channels is Channels.REARRANGED:
         found = rearranged(passed)
     else:
         return passed.num_dims_behind, passed.repeat

@@ -1,18 +1,21 @@
-"""Moments of what one node makes of one value and its constants: a table by operator."""
+"""Moments of what one node makes of other values and its constants: the rules that operators name."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import reduce
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from dipo.algo.links import REARRANGEMENTS, Passed, rearranged, reduced
-from dipo.algo.normal import Moments, clipped, leaky, scaled
+from dipo.algo.links import Passed, rearranged, reduced
 from dipo.errors import UserError
 from dipo.graph.accessors import array_of, node_name
+from dipo.graph.limits import clip_limits
+from dipo.graph.operators import MomentFunction, MomentRule
+from dipo.quant.gaussian import Moments, clipped, leaky, multiplied, scaled, summed
 
 
 def refusal(node: ir.Node) -> UserError:
@@ -21,6 +24,28 @@ def refusal(node: ir.Node) -> UserError:
         f"node {node_name(node)!r} ({node.op_type}): what it makes cannot be told without samples, give data.path and "
         "another calib.method, or skip bias correction from BatchNormalization"
     )
+
+
+def _of_one(rule: Callable[[ir.Node, Moments], Moments]) -> MomentFunction:
+    """A rule of one value, and constants."""
+
+    def apply(node: ir.Node, read: Sequence[Moments]) -> Moments:
+        if len(read) != 1:
+            raise refusal(node)
+        return rule(node, read[0])
+
+    return apply
+
+
+def _clipped(node: ir.Node, x: Moments) -> Moments:
+    limits = clip_limits(node)
+    if limits is None:
+        raise refusal(node)
+    return clipped(x, limits.low, limits.high)
+
+
+def _pooled(_: ir.Node, x: Moments) -> Moments:
+    return dataclasses.replace(x, mu=x.mean, sigma=x.std)
 
 
 def _rearranged(node: ir.Node, x: Moments, found: tuple[int, int] | None) -> Moments:
@@ -38,31 +63,64 @@ def _same_order(node: ir.Node, x: Moments) -> Moments:
 
 
 def _averaged(node: ir.Node, x: Moments) -> Moments:
-    x = dataclasses.replace(x, mu=x.mean, sigma=x.std)
-    return _rearranged(node, x, reduced(Passed(node, x.num_dims_behind, 1)))
+    return _rearranged(node, _pooled(node, x), reduced(Passed(node, x.num_dims_behind, 1)))
 
 
-def _operand(node: ir.Node, x: Moments) -> NDArray[np.float64]:
-    """The constant operand, one number for all channels or one for each."""
-    value = next(value for value in node.inputs if value is not None and value.const_value is not None)
-    array = array_of(value).astype(np.float64)
-    position = array.ndim - 1 - x.num_dims_behind
-    sizes = [size for axis, size in enumerate(array.shape) if axis != position]
-    if any(size != 1 for size in sizes) or array.size not in (1, len(x.mean)):
+def _operands(node: ir.Node, x: Moments) -> Iterable[NDArray[np.float64]]:
+    """The constant operands, each one number for all channels or one for each."""
+    for value in node.inputs:
+        if value is None or value.const_value is None:
+            continue
+        array = array_of(value).astype(np.float64)
+        position = array.ndim - 1 - x.num_dims_behind
+        sizes = [size for axis, size in enumerate(array.shape) if axis != position]
+        if any(size != 1 for size in sizes) or array.size not in (1, len(x.mean)):
+            raise refusal(node)
+        yield array.reshape(-1)
+
+
+def _sum(node: ir.Node, read: Sequence[Moments]) -> Moments:
+    if any(len(each.mean) != len(read[0].mean) for each in read):
         raise refusal(node)
-    return array.reshape(-1)
+    made = reduce(summed, read)
+    return reduce(lambda x, operand: scaled(x, 1.0, operand), _operands(node, made), made)
 
 
-def _inverse(node: ir.Node, x: Moments) -> Moments:
+def _difference(node: ir.Node, read: Sequence[Moments]) -> Moments:
+    if len(read) == 2:
+        return _sum(node, [read[0], scaled(read[1], -1.0)])
+    comes_first = node.inputs[0] is not None and node.inputs[0].const_value is not None
+    (operand,) = _operands(node, read[0])
+    return scaled(read[0], -1.0, operand) if comes_first else scaled(read[0], 1.0, -operand)
+
+
+def _product(node: ir.Node, read: Sequence[Moments]) -> Moments:
+    if len(read) == 2:
+        if len(read[0].mean) != len(read[1].mean):
+            raise refusal(node)
+        return multiplied(*read)
+    (operand,) = _operands(node, read[0])
+    return scaled(read[0], operand)
+
+
+def _quotient(node: ir.Node, x: Moments) -> Moments:
     if node.inputs[1] is None or node.inputs[1].const_value is None:
         raise refusal(node)
-    return scaled(x, 1 / _operand(node, x))
+    (operand,) = _operands(node, x)
+    return scaled(x, 1 / operand)
 
 
-def _difference(node: ir.Node, x: Moments) -> Moments:
-    comes_first = node.inputs[0] is not None and node.inputs[0].const_value is not None
-    operand = _operand(node, x)
-    return scaled(x, -1.0, operand) if comes_first else scaled(x, 1.0, -operand)
+def _minimum(node: ir.Node, x: Moments) -> Moments:
+    return reduce(lambda made, operand: clipped(made, -np.inf, operand), _operands(node, x), x)
+
+
+def _maximum(node: ir.Node, x: Moments) -> Moments:
+    return reduce(lambda made, operand: clipped(made, operand, np.inf), _operands(node, x), x)
+
+
+def _prelu(node: ir.Node, x: Moments) -> Moments:
+    (slopes,) = _operands(node, x)
+    return leaky(x, slopes)
 
 
 def _normalized(node: ir.Node, x: Moments) -> Moments:
@@ -82,19 +140,21 @@ def _softmax(node: ir.Node, x: Moments) -> Moments:
     return Moments.of(mean, np.sqrt(mean * (1 - mean)), low=0, high=1)
 
 
-FUNCTIONS: dict[str, Callable[[ir.Node, Moments], Moments]] = {
-    "Add": lambda node, x: scaled(x, 1.0, _operand(node, x)),
-    "Sub": _difference,
-    "Mul": lambda node, x: scaled(x, _operand(node, x)),
-    "Div": _inverse,
-    "Min": lambda node, x: clipped(x, -np.inf, _operand(node, x)),
-    "Max": lambda node, x: clipped(x, _operand(node, x), np.inf),
-    "LeakyRelu": lambda node, x: leaky(x, node.attributes.get_float("alpha", 0.01)),
-    "PRelu": lambda node, x: leaky(x, _operand(node, x)),
-    "ReduceMean": _averaged,
-    **dict.fromkeys(REARRANGEMENTS, _same_order),
-    "Softmax": _softmax,
-    "LayerNormalization": _normalized,
-    "InstanceNormalization": _normalized,
+RULES: Mapping[MomentRule, MomentFunction] = {
+    MomentRule.SAME: _of_one(lambda _, x: x),
+    MomentRule.POOLED: _of_one(_pooled),
+    MomentRule.CLIPPED: _of_one(_clipped),
+    MomentRule.NORMALIZED: _of_one(_normalized),
+    MomentRule.SOFTMAX: _of_one(_softmax),
+    MomentRule.SUM: _sum,
+    MomentRule.DIFFERENCE: _difference,
+    MomentRule.PRODUCT: _product,
+    MomentRule.QUOTIENT: _of_one(_quotient),
+    MomentRule.MINIMUM: _of_one(_minimum),
+    MomentRule.MAXIMUM: _of_one(_maximum),
+    MomentRule.LEAKY_RELU: _of_one(lambda node, x: leaky(x, node.attributes.get_float("alpha", 0.01))),
+    MomentRule.PRELU: _of_one(_prelu),
+    MomentRule.AVERAGED: _of_one(_averaged),
+    MomentRule.REARRANGED: _of_one(_same_order),
 }
-"""What a node makes of one value, with its constants and attributes."""
+"""All but those that need more than the node: `algo.moments` has them."""

@@ -16,21 +16,16 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from dipo.algo.links import clip_limits, filters_of, mean_response, num_spatial
-from dipo.algo.moment_ops import FUNCTIONS, refusal
-from dipo.algo.normal import Moments, clipped, mapped, multiplied, scaled, summed
+from dipo.algo.links import mean_response
+from dipo.algo.moment_ops import RULES, refusal
 from dipo.errors import UserError
-from dipo.graph import torch_ops
-from dipo.graph.accessors import array_of, bias_of, is_layer, name_of, opset_of, weight_of
+from dipo.graph import operators, torch_ops
+from dipo.graph.accessors import array_of, name_of, opset_of
 from dipo.graph.batch_norm import batch_norm_in, batch_norm_of
-
-_UNCHANGED = frozenset({"Identity", "Dropout", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize"})
-_CURVES = frozenset(
-    {"Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Elu", "Gelu", "Mish", "Erf", "Abs", "Neg", "Exp"}
-)  # fmt: skip
-"""Functions of one number."""
-_MOVES = frozenset({"Slice", "Pad", "Concat", "Split", "Gather"})
-"""Operators that put each number somewhere, or a zero."""
+from dipo.graph.layers import Layer, layer_of
+from dipo.graph.operators import MomentRule
+from dipo.graph.placement import is_moved
+from dipo.quant.gaussian import Moments, mapped
 
 
 def input_moments(
@@ -91,53 +86,38 @@ def moments_of(model: ir.Model, inputs: Mapping[str, Moments] | None = None) -> 
 
 
 def _made_by(node: ir.Node, known: Mapping[str, Moments], opset: int) -> list[Moments]:
-    if node.domain not in ("", "ai.onnx"):
-        raise refusal(node)
     values = [value for value in node.inputs if value is not None and value.const_value is None]
     unknown = next((value for value in values if name_of(value) not in known), None)
     if unknown is not None or not values:
         raise refusal(node)
     read = [known[name_of(value)] for value in values]
-    if node.op_type in _MOVES:
+    rule = operators.of(node).moments
+    if rule is MomentRule.MOVED:
         return _moved(node, read, opset)
-    norm = batch_norm_in(node) or batch_norm_of(node)
+    layer, norm = layer_of(node), batch_norm_in(node) or batch_norm_of(node)
     if norm is not None:
-        behind = num_spatial(node) if is_layer(node) else read[0].num_dims_behind
+        behind = read[0].num_dims_behind if layer is None else layer.num_spatial
         return [Moments.of(norm.beta, norm.std, num_dims_behind=behind)]
-    if is_layer(node):
-        return [_layer(node, read[0])]
-    if len(read) > 1:
-        return [_joined(node, read, opset)]
-    return [_followed(node, read[0], opset)]
+    return [_followed(node, read, rule, opset)]
 
 
-def _followed(node: ir.Node, x: Moments, opset: int) -> Moments:
-    """What a node makes of one value."""
-    limits = clip_limits(node)
-    if limits is not None:
-        return clipped(x, *limits)
-    if node.op_type in _UNCHANGED:
-        return x if node.op_type in {"Identity", "Dropout"} else dataclasses.replace(x, mu=x.mean, sigma=x.std)
-    if node.op_type in _CURVES:
-        return mapped(x, _curve(node, opset))
-    if node.op_type not in FUNCTIONS:
+def _followed(
+    node: ir.Node, read: list[Moments], rule: MomentRule | operators.MomentFunction | None, opset: int
+) -> Moments:
+    """What a node's one output is like."""
+    if rule is None:
         raise refusal(node)
-    return FUNCTIONS[node.op_type](node, x)
-
-
-def _joined(node: ir.Node, read: list[Moments], opset: int) -> Moments:
-    """What a node makes of two values."""
-    x, y = read[:2]
-    if len(read) > 2 or len(x.mean) != len(y.mean):
+    if not isinstance(rule, MomentRule):
+        return rule(node, read)
+    if rule is MomentRule.LAYER and (layer := layer_of(node)) is not None:
+        return _layer(layer, read[0])
+    if rule is MomentRule.CURVE and len(read) == 1:
+        return _mapped(node, read[0], _curve(node, opset))
+    if rule is MomentRule.PRODUCT and len(read) == 2 and (gated := _gated(node, read[0], read[1], opset)) is not None:
+        return gated
+    if rule not in RULES:
         raise refusal(node)
-    if node.op_type == "Add":
-        return summed(x, y)
-    if node.op_type == "Sub":
-        return summed(x, scaled(y, -1.0))
-    if node.op_type == "Mul":
-        gated = _gated(node, x, y, opset)
-        return multiplied(x, y) if gated is None else gated
-    raise refusal(node)
+    return RULES[rule](node, read)
 
 
 def _gated(node: ir.Node, x: Moments, y: Moments, opset: int) -> Moments | None:
@@ -145,33 +125,26 @@ def _gated(node: ir.Node, x: Moments, y: Moments, opset: int) -> Moments | None:
     values = [value for value in node.inputs if value is not None]
     for value, other, moments in (*zip(values, reversed(values), (x, y), strict=True),):
         gate = other.producer()
-        if gate is not None and gate.op_type in _CURVES and gate.inputs[0] is value:
+        is_curve = gate is not None and operators.of(gate).moments is MomentRule.CURVE
+        if gate is not None and is_curve and gate.inputs[0] is value:
             curve = _curve(gate, opset)
-            return mapped(moments, lambda numbers, curve=curve: numbers * curve(numbers))  # type: ignore[misc]
+            return _mapped(gate, moments, lambda numbers, curve=curve: numbers * curve(numbers))  # type: ignore[misc]
     return None
 
 
-def _layer(node: ir.Node, x: Moments) -> Moments:
+def _layer(layer: Layer, x: Moments) -> Moments:
     """W E[x] + b and W^2 Var[x]."""
-    value, bias = weight_of(node), bias_of(node)
-    assert value is not None
-    weight = array_of(value).astype(np.float64)
-    groups, _, inputs, _ = filters_of(node, weight).shape
-    if groups * inputs != len(x.mean) or x.num_dims_behind != num_spatial(node):
-        raise refusal(node)
-    mean, var = mean_response(node, weight, x.mean), mean_response(node, weight**2, x.std**2)
-    mean = mean if bias is None else mean + array_of(bias)
+    if layer.layout.num_inputs != len(x.mean) or x.num_dims_behind != layer.num_spatial:
+        raise refusal(layer.node)
+    weight = layer.array.astype(np.float64)
+    mean, var = mean_response(layer, weight, x.mean), mean_response(layer, weight**2, x.std**2)
+    mean = mean if layer.bias is None else mean + array_of(layer.bias)
     return Moments.of(mean, np.sqrt(var), num_dims_behind=x.num_dims_behind)
 
 
 def _moved(node: ir.Node, read: list[Moments], opset: int) -> list[Moments]:
     """Runs the operator on the numbers themselves, laid out like the values; positions are averaged."""
-    if (
-        node.op_type == "Pad"
-        and len(node.inputs) > 2
-        and node.inputs[2] is not None
-        and _constant(node.inputs[2]).any()
-    ):
+    if not is_moved(node):
         raise refusal(node)
     function = torch_ops.bind(node, opset)
     parts: list[list[NDArray[np.float64]]] = []
@@ -215,11 +188,20 @@ def _laid_out(node: ir.Node, value: ir.Value, moments: Moments, name: str) -> to
     if len(shape) < moments.num_dims_behind + 2 or None in shape[1:]:
         raise refusal(node)
     behind = [1] * moments.num_dims_behind
-    return torch.from_numpy(channels.reshape(-1, *behind)).expand([1, *(size or 1 for size in shape[1:])])
+    return torch.from_numpy(np.array(channels).reshape(-1, *behind)).expand([1, *(size or 1 for size in shape[1:])])
 
 
 def _constant(value: ir.Value) -> torch.Tensor:
     return torch.from_numpy(np.array(array_of(value)))
+
+
+def _mapped(node: ir.Node, x: Moments, curve: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Moments:
+    with np.errstate(invalid="ignore", over="ignore"):
+        made = mapped(x, curve)
+    # A root of what may be negative.
+    if not (np.isfinite(made.mean).all() and np.isfinite(made.std).all()):
+        raise refusal(node)
+    return made
 
 
 def _curve(node: ir.Node, opset: int) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:

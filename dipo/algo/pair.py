@@ -14,7 +14,8 @@ import torch
 
 from dipo.algo.captures import Batch, Capture, StoredRows, channel_sum
 from dipo.algo.exchange import Exchange
-from dipo.graph.accessors import bias_of, layers_of, name_of, node_name, weight_of
+from dipo.graph.accessors import name_of, node_name
+from dipo.graph.layers import layers_of
 from dipo.graph.plan import Plan, QuantizedLayer, QuantizedModel
 from dipo.graph.torch_module import GraphModule, Hook, channels_last
 from dipo.graph.units import Unit
@@ -74,7 +75,10 @@ class Pair:
         self.model, self.plan, self.units, self.exchange, self.device = model, plan, list(units), exchange, device
         self.batches, self.owners = list(batches), list(owners)
         self.nodes = {node_name(node): node for node in model.graph}
-        self.layer_layouts = {node_name(node): _parameters(node) for node in layers_of(model)}
+        self.layer_layouts = {
+            layer.name: (name_of(layer.weight), None if layer.bias is None else name_of(layer.bias))
+            for layer in layers_of(model)
+        }
         self.layers, self.activations = dict(quantized.layers), dict(quantized.activations)
         self.rows = _rows(batches)
         self.with_float = True
@@ -314,12 +318,6 @@ class Pair:
             for name, layer in self.layers.items()
             if layer.bias is not None and name_of(self.nodes[name].outputs[0]) == output
         )
-
-
-def _parameters(node: ir.Node) -> tuple[str, str | None]:
-    weight, bias = weight_of(node), bias_of(node)
-    assert weight is not None
-    return name_of(weight), None if bias is None else name_of(bias)
 
 
 def _rows(batches: Sequence[Batch]) -> list[slice]:

@@ -10,8 +10,10 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from dipo.graph import torch_ops
-from dipo.graph.accessors import array_of, name_of
+from dipo.graph import operators, torch_ops
+from dipo.graph.accessors import name_of, sole_consumer
+from dipo.graph.limits import clip_limits
+from dipo.graph.operators import Operand
 from dipo.graph.ops.reader import TorchOp
 from dipo.quant.kernels import Kernels
 from dipo.quant.rounding import flat, random_words, unflat
@@ -51,7 +53,12 @@ def fuse(nodes: Sequence[ir.Node], quantized: set[str], opset: int) -> list[Oper
         assert source is not None
         above = source.producer()
         inputs: tuple[str, ...] = (name_of(source),)
-        if above is not None and above in nodes and _is_sum(above) and (above is node or _only_reader(source)):
+        if (
+            above is not None
+            and above in nodes
+            and _is_sum(above)
+            and (above is node or sole_consumer(source) is not None)
+        ):
             chain = [*chain, above]
             inputs = tuple(name_of(v) for v in above.inputs if v is not None)
         if chain and not (source is not value and source.name in quantized):
@@ -79,28 +86,17 @@ def fuse(nodes: Sequence[ir.Node], quantized: set[str], opset: int) -> list[Oper
 
 def _bounds(node: ir.Node) -> tuple[float, float] | None:
     """The interval that a Relu or a Clip clips to; None for another node."""
-    if node.op_type == "Relu":
-        return 0.0, math.inf
-    if node.op_type != "Clip":
-        return None
-    limits = [None if i >= len(node.inputs) else node.inputs[i] for i in (1, 2)]
-    if any(v is not None and v.const_value is None for v in limits):
-        return None
-    low, high = (None if v is None else float(array_of(v)) for v in limits)
-    low = node.attributes.get_float("min", -math.inf) if low is None else low
-    high = node.attributes.get_float("max", math.inf) if high is None else high
-    return low, high
+    limits = clip_limits(node)
+    return None if limits is None else (limits.low, limits.high)
 
 
 def _is_sum(node: ir.Node) -> bool:
-    if node.op_type != "Add" or any(v is None or v.const_value is not None for v in node.inputs):
+    if operators.of(node).operand is not Operand.SUMMAND or any(
+        v is None or v.const_value is not None for v in node.inputs
+    ):
         return False
     shapes = [v.shape for v in node.inputs if v is not None]
     return shapes[0] is not None and shapes[1] is not None and tuple(shapes[0].dims[1:]) == tuple(shapes[1].dims[1:])
-
-
-def _only_reader(value: ir.Value) -> bool:
-    return len(value.uses()) == 1 and not value.is_graph_output()
 
 
 @dataclass(frozen=True, eq=False)

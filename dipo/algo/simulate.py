@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -16,41 +16,16 @@ from dipo.algo.bench import Bench, Shared
 from dipo.algo.captures import Batch, StoredRows, read_ahead
 from dipo.algo.integer import IntegerKernels, integer_kernels
 from dipo.data.samples import Dataset
-from dipo.graph.accessors import bias_of, layers_of, name_of, node_name, opset_of, weight_of
+from dipo.graph.accessors import name_of, node_name, opset_of
+from dipo.graph.layers import layers_of
 from dipo.graph.ops.ordered import ordered_conv
 from dipo.graph.ops.reader import NodeReader, TorchOp
 from dipo.graph.plan import Plan, QuantizedModel
 from dipo.graph.target_spec import TargetSpec
 from dipo.graph.torch_module import GraphModule, Hook, channels_last
 from dipo.quant.bias import quantize_bias
+from dipo.quant.error_sums import ErrorSums
 from dipo.quant.functional import TorchQParams, fake_quantize
-from dipo.quant.rounding import flat
-
-
-@dataclass(frozen=True)
-class LayerError:
-    """Sums over the elements of a layer's output, from which cosine and SQNR follow; they add up over batches."""
-
-    fp_fp: float
-    """Sum of squares of the float output."""
-    q_q: float
-    """Of the quantized one."""
-    fp_q: float
-    """Sum of the products."""
-    noise: float
-    """Sum of the squared differences."""
-
-    def __add__(self, other: LayerError) -> LayerError:
-        return LayerError(
-            self.fp_fp + other.fp_fp, self.q_q + other.q_q, self.fp_q + other.fp_q, self.noise + other.noise
-        )
-
-    @staticmethod
-    def between(fp: torch.Tensor, q: torch.Tensor) -> LayerError:
-        """The sums for one batch."""
-        a, b = flat(fp), flat(q)
-        noise = a - b
-        return LayerError(float(a @ a), float(b @ b), float(a @ b), float(noise @ noise))
 
 
 @dataclass(frozen=True)
@@ -60,7 +35,7 @@ class Simulated:
     fp_outputs: dict[str, NDArray[np.float32]]
     """By name of the network output, all samples in order."""
     q_outputs: dict[str, NDArray[np.float32]]
-    layers: dict[str, LayerError]
+    layers: dict[str, ErrorSums]
     """By name of the layer: its output, with the errors of all before it."""
 
 
@@ -93,7 +68,7 @@ def simulate(
         device: Where to run.
         progress: Called with the number of samples done.
     """
-    taps = {name_of(node.outputs[0]): node_name(node) for node in layers_of(model)}
+    taps = {name_of(layer.output): layer.name for layer in layers_of(model)}
     names = [name_of(value) for value in model.graph.outputs]
     short, tapped = (
         GraphModule(model, outputs=outputs).to(device).eval()
@@ -119,7 +94,7 @@ def simulate(
 
     fp_parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
     q_parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
-    layers: dict[str, LayerError] = {}
+    layers: dict[str, ErrorSums] = {}
     done = 0
     with torch.inference_mode():
         for batch, values in read_ahead(batches, inputs):
@@ -129,7 +104,7 @@ def simulate(
             if profiled:
                 for value, layer in taps.items():
                     made = q[value] * kernels.units[value] if value in kernels.units else q[value]
-                    error = LayerError.between(fp[value], made)
+                    error = ErrorSums.between(fp[value], made)
                     layers[layer] = layers[layer] + error if layer in layers else error
             q |= {name: hook(name, q[name]) for name in quantized_outputs}
             for name in names:
@@ -188,26 +163,17 @@ def simulated_constants(
 ) -> dict[str, torch.Tensor]:
     """Weights and biases by name of the initializer, as the target keeps them."""
     constants = {}
-    for node in layers_of(model):
-        layer = quantized.layers.get(node_name(node))
-        if layer is None:
+    for layer in layers_of(model):
+        own = quantized.layers.get(layer.name)
+        if own is None:
             continue
-        weight, bias = weight_of(node), bias_of(node)
-        assert weight is not None
-        constants[name_of(weight)] = channels_last(torch.as_tensor(layer.weight, device=device))
-        if layer.bias is None or bias is None:
-            continue
-        values = layer.bias
-        source = plan.input_of(node)
-        if rules.int32_bias and source is not None and layer.qparams.blocks is None:
-            input_scale = quantized.activations[source].scale
-            kept = quantize_bias(values, input_scale=input_scale, weight=layer.qparams)
-            values = kept.values
-            if not np.array_equal(kept.weight_scale, layer.qparams.scale):
-                raised, _ = replace(layer.qparams, scale=kept.weight_scale).along(layer.codes.ndim)
-                rounded = np.rint(layer.weight / raised) * raised
-                constants[name_of(weight)] = channels_last(torch.as_tensor(rounded, device=device))
-        constants[name_of(bias)] = torch.as_tensor(values, device=device)
+        values, source = own.bias, plan.input_of(layer.node)
+        if rules.int32_bias and values is not None and source is not None and own.qparams.blocks is None:
+            kept = quantize_bias(values, input_scale=quantized.activations[source].scale, weight=own.qparams)
+            own, values = own.with_scale(kept.weight_scale), kept.values
+        constants[name_of(layer.weight)] = channels_last(torch.as_tensor(own.weight, device=device))
+        if values is not None and layer.bias is not None:
+            constants[name_of(layer.bias)] = torch.as_tensor(values, device=device)
     return constants
 
 

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from dipo.algo.gram import gram
 from dipo.algo.pair import Pair
+from dipo.algo.reference_weights import rounded, target_of
 from dipo.algo.steps.sparsify import UNSTRUCTURED, SparsifyOptions
-from dipo.algo.weight_rows import WeightRows, rounded, target_of
 from dipo.graph.accessors import node_name
 from dipo.graph.plan import QuantizedLayer
 from dipo.graph.units import Unit
+from dipo.graph.weight_layout import WeightLayout
 from dipo.recipe import CalibConfig
 
 DAMPING = 0.01
@@ -51,7 +52,7 @@ class Pattern:
         return Pattern(cfg.sparsity, kept, run)
 
     def runs(self, positions: int, inputs: int) -> Iterator[tuple[int, int, int]]:
-        """First column, end, and number of weights kept of each run, columns in the order of `WeightRows`.
+        """First column, end, and number of weights kept of each run, columns in the order of `WeightLayout`.
 
         What is left of the inputs behind the last whole run keeps its share, rounded up.
         """
@@ -83,7 +84,7 @@ def pruned_layers(pair: Pair, unit: Unit, *, cfg: SparsifyOptions, calib: CalibC
     if name not in pair.layers:
         return {}
     weight = target_of(pair, name)
-    layout = WeightRows.of(node, weight.shape)
+    layout = WeightLayout.of(node, weight.shape)
     pattern = Pattern.of(cfg)
     rows = np.array(layout.split(weight))
     if cfg.sparsity_mask == "error":

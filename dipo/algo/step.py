@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from dipo.algo.equalize import Chain
     from dipo.algo.findings import NetworkAnalysis
     from dipo.algo.links import Refusal
-    from dipo.algo.normal import Moments
     from dipo.algo.unit_solver import UnitResult, UnitWork
     from dipo.data.samples import Dataset
     from dipo.graph.plan import Plan, QuantizedModel
     from dipo.graph.target_spec import TargetSpec
+    from dipo.quant.gaussian import Moments
     from dipo.recipe import CalibConfig
 
 ResultT = TypeVar("ResultT")

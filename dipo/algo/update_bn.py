@@ -15,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dipo.algo.pair import ChannelMoments, Pair
-from dipo.algo.weight_rows import WeightRows, nearest_codes, rounded, target_of
+from dipo.algo.reference_weights import rounded, target_of
 from dipo.graph.accessors import name_of, node_name
 from dipo.graph.batch_norm import BatchNorm
 from dipo.graph.plan import QuantizedLayer
 from dipo.graph.units import Unit
+from dipo.graph.weight_layout import WeightLayout
+from dipo.quant.codes import nearest_codes
 from dipo.recipe import CalibConfig
 
 SMALLEST_SCALE = np.finfo(np.float32).tiny
@@ -86,7 +88,7 @@ def _refolded(
     bias = (norm.beta - (seen.mean - old.bias) * change).astype(np.float32)
     if learned and not own_scales:
         return replace(old, bias=bias)
-    rescaled = WeightRows.of(pair.nodes[name], target.shape).scaled(target, change)
+    rescaled = WeightLayout.of(pair.nodes[name], target.shape).scaled(target, change)
     if not own_scales:
         return rounded(rescaled, bias, layer=plan, calib=calib)
     scale = np.maximum(qparams.scaled(change), SMALLEST_SCALE).astype(np.float32)

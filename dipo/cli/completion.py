@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from dipo.cli.command import Command
-from dipo.cli.words import Line
+from dipo.cli.words import Line, sort_words
 from dipo.errors import UserError
 from dipo.section import OneOf, Option
 
@@ -56,8 +56,11 @@ compdef _dipo dipo
 """
 FISH = f"""\
 # Completion of dipo for fish:  dipo completion fish | source
-complete -c dipo -f -a '(dipo completion {COMPLETE} (commandline -opc)[2..] (commandline -ct) 2>/dev/null)'
-complete -c dipo -n 'string match -q "*=*" -- (commandline -ct)' -F
+function __dipo_choices
+    dipo completion {COMPLETE} (commandline -opc)[2..] (commandline -ct) 2>/dev/null
+end
+complete -c dipo -f -a '(__dipo_choices)'
+complete -c dipo -n 'string match -q "*=*" -- (commandline -ct); and not __dipo_choices | string length -q' -F
 """
 SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 
@@ -83,20 +86,22 @@ def complete(words: Sequence[str], *, commands: Mapping[str, Command], default: 
         default: What runs without a command.
     """
     *before, current = words or [""]
-    command = commands.get(before[0], default) if before else default
-    found = list(_candidates(command, current))
-    if not before:
-        found += commands
+    command = commands.get(before[0]) if before else None
+    found = [] if before else [*commands]
+    if command is None:
+        found += _candidates(default, before, current)
+    else:
+        found += _candidates(command, before[1:], current)
     return sorted({word for word in found if word.startswith(current)})
 
 
-def _candidates(command: Command, current: str) -> Iterator[str]:
+def _candidates(command: Command, before: Sequence[str], current: str) -> Iterator[str]:
     if current.startswith("-"):
         yield from (flag.name + "=" * (flag.value is not None) for flag in command.flags if flag.refusal is None)
         return
     plus = current[: len(current) - len(current.lstrip("+"))]
     key, equals, value = current[len(plus) :].partition("=")
-    groups, options = command.groups(Line(frozenset(), {}, ())), command.options()
+    groups, options = _groups(command, before), command.options()
     if equals:
         found = groups[key] if key in groups else _values(options[key], value) if key in options else []
         yield from (f"{plus}{key}={choice}" for choice in found)
@@ -104,6 +109,14 @@ def _candidates(command: Command, current: str) -> Iterator[str]:
     yield from command.names()
     yield from (f"{plus}{name}=" for name in (*groups, *options) if "." not in name or "." in key)
     yield from (f"{plus}{name.partition('.')[0]}." for name in options if "." in name and "." not in key)
+
+
+def _groups(command: Command, before: Sequence[str]) -> Mapping[str, Sequence[str]]:
+    """Return the groups, with the presets of a folder that the words before name."""
+    try:
+        return command.groups(sort_words(before, command.flags))
+    except UserError:  # What is there so far is wrong; dipo's own presets are none the worse for it.
+        return command.groups(Line(frozenset(), {}, ()))
 
 
 def _values(option: Option, value: str) -> list[str]:

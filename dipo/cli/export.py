@@ -49,8 +49,6 @@ def parse(words: Sequence[str]) -> Request:
     Raises:
         UserError: One of them is wrong, or one is missing.
     """
-    from dipo.stages.export_run import Request
-
     known = _options()
     given = read_values(words, known)
     for key in ("run", "platform"):
@@ -60,6 +58,8 @@ def parse(words: Sequence[str]) -> Request:
         {key.partition(".")[2]: value for key, value in given.items() if key.startswith(f"{section}.")}
         for section in ("platform", "export")
     )
+    from dipo.stages.export_run import Request
+
     return Request(
         run=Path(given["run"]).expanduser(),
         targets=list(dict.fromkeys(given["platform"])),
@@ -71,7 +71,7 @@ def parse(words: Sequence[str]) -> Request:
 
 def _options() -> Mapping[str, Option]:
     (run, *_), (name, *platform) = options(ExportWords), options(PlatformConfig)
-    targets = dataclasses.replace(name, key="platform", is_list=True)
+    targets = dataclasses.replace(name, key="platform", is_list=True, default=None)
     export_ = [option for option in options(ExportConfig) if option.name != "also"]
     path = next(option for option in options(ModelConfig) if option.name == "path")
     run = dataclasses.replace(run, optional=False)
@@ -80,13 +80,12 @@ def _options() -> Mapping[str, Option]:
 
 def _page(line: Line, width: int) -> str:
     del line
-    docs = {
-        "run": "The folder of a finished run.",
+    sections: tuple[type[Section], ...] = (ExportWords, PlatformConfig, ExportConfig)
+    docs = {f"{section.prefix()}{name}": doc for section in sections for name, doc in docs_of(section).items()}
+    docs |= {
         "platform": "The target, or several.",
         "model.path": "Where the model file of the run is now, if it has moved.",
     }
-    for section in (PlatformConfig, ExportConfig):
-        docs |= {f"{section.prefix()}{name}": doc for name, doc in docs_of(section).items()} | docs
     return page(
         {
             "NAME": [wrap("dipo export - files for other targets from a finished run", width)],

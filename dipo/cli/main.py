@@ -52,7 +52,8 @@ def _help_page(line: Line, width: int) -> str:
     if topic in COMMANDS:
         return COMMANDS[topic].page(dataclasses.replace(line, words=()), width)
     if topic not in topics(own):
-        raise UserError(f"no help on '{topic}': {choose(topic, [*COMMANDS, *topics(own)])}")
+        known = dict.fromkeys([*COMMANDS, *topics(own)])
+        raise UserError(f"no help on '{topic}': {choose(topic, known)}")
     return topic_page(topic, width=width, own=own)
 
 

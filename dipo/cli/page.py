@@ -66,10 +66,9 @@ def option_blocks(section: type[Section], width: int) -> Iterator[list[str]]:
 
 def option_block(option: Option, doc: str, width: int) -> list[str]:
     """Return an option with its default, what it is, and its type."""
-    return [
-        f"{' ' * MARGIN}{option.key}={_plain(option.default)}",
-        *wrap(f"{doc} ({_type(option)})", width, 2 * MARGIN),
-    ]
+    has_none = option.default is None and not option.optional
+    first = f"{' ' * MARGIN}{option.key}={'' if has_none else _plain(option.default)}"
+    return [first, *wrap(f"{doc} ({_type(option)})", width, 2 * MARGIN)]
 
 
 def docs_of(section: type[Section]) -> dict[str, str]:

@@ -19,6 +19,7 @@ import yaml
 from dipo.config.job import ClusterConfig, Config, to_plain
 from dipo.config.presets import PRIMARY, defaults, find_presets, packaged_folder, refuse_shadowing
 from dipo.errors import UserError
+from dipo.export.targets import TARGETS
 from dipo.section import all_options, choose, choose_option, from_plain
 
 if TYPE_CHECKING:
@@ -93,6 +94,8 @@ def _translate(override: str, own: Sequence[Path]) -> str:
         raise UserError(f"'{override}': give group=choice or option=value, see --help")
     key, value = match.groups()
     presets = find_presets(own)
+    if key == "platform" and value not in presets[key] and value in TARGETS:
+        return f"++platform.name={value}"  # of another package, which brings no preset
     if key in presets:
         return f"{key}={_choice(key, value or '', presets[key], own)}"
     known = {option.key: option for option in all_options(Config)}

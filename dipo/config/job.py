@@ -95,7 +95,7 @@ class DataConfig(Section):
 
 
 @dataclass(frozen=True)
-class TargetName(Section):
+class TargetName(Section, prefix="platform"):
     """Which target."""
 
     name: Annotated[str, OneOf(TARGETS)] = "ort"
@@ -108,11 +108,6 @@ class PlatformConfig(StpuOptions, EncodingsOptions, TensorRtOptions, TargetName)
 
     options: dict[str, Any] = field(default_factory=dict)
     """Options of a target that another package brings, such as {strength:3}."""
-
-    @classmethod
-    def prefix(cls) -> str:
-        """Return what stands before the options' names, those of the targets among them."""
-        return "platform."
 
     def __post_init__(self) -> None:
         """Check each option, and where it is given.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from dipo.export.storage import type_limits
+from dipo.graph.limits import clip_limits
+from dipo.quant.codes import nearest_codes
 from dipo.quant.spec import QParams
 
 
@@ -22,18 +25,11 @@ class Bounds:
     @staticmethod
     def of_clip(node: ir.Node) -> Bounds | None:
         """What a Relu, or a Clip between constants, cuts off; None for any other node."""
-        if node.domain != "" or node.op_type not in {"Relu", "Clip"}:
+        limits = clip_limits(node)
+        if limits is None:
             return None
-        if node.op_type == "Relu":
-            return Bounds(low=0.0)
-        ends: list[float | None] = [None, None]
-        for index, value in enumerate(node.inputs[1:]):
-            if value is not None:
-                constant = ir.convenience.get_const_tensor(value)
-                if constant is None:
-                    return None
-                ends[index] = constant.numpy().item()
-        return Bounds(*ends)
+        low, high = (end if math.isfinite(end) else None for end in (limits.low, limits.high))
+        return Bounds(low, high)
 
     @staticmethod
     def of_codes(qparams: QParams, dtype: ir.DataType) -> Bounds:
@@ -56,8 +52,7 @@ class Bounds:
         """The limits that codes have when the numbers are cut off at these bounds before they are quantized."""
 
         def code(number: float) -> int:
-            nearest = np.rint(np.float32(number) / qparams.scale) + qparams.zero_point
-            return int(np.clip(nearest, qparams.qmin, qparams.qmax))
+            return int(nearest_codes(np.asarray(number, np.float32), qparams))
 
         low = qparams.qmin if self.low is None else code(self.low)
         high = qparams.qmax if self.high is None else code(self.high)

@@ -6,7 +6,6 @@ runtime that knows the pattern replaces `DequantizeLinear -> operator -> Quantiz
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,10 +22,10 @@ from dipo.export.storage import (
     Storage,
     less_zero_point,
     required_opset,
-    rescaled,
     storage_type,
     weight_types,
 )
+from dipo.graph.constants import fresh_name
 from dipo.graph.plan import QuantizedLayer, QuantizedModel
 from dipo.graph.target_spec import TargetSpec
 from dipo.quant.bias import QuantizedBias, quantize_bias
@@ -125,7 +124,7 @@ class _Writer:
         """
         bias = self._int32_bias(node, layer)
         if bias is not None:
-            layer = rescaled(layer, bias.weight_scale)
+            layer = layer.with_scale(bias.weight_scale)
             self._replace_by_codes(node, 2, self._stored(node, 2, bias.codes, ir.DataType.INT32), bias.qparams)
         elif layer.bias is not None:
             float_bias = node.inputs[2]
@@ -289,8 +288,7 @@ class _Writer:
         return value
 
     def _fresh(self, name: str) -> str:
-        """`name`, with a number behind it where the graph has it already."""
-        numbered = (f"{name}_{number}" for number in itertools.count(1))
-        free = next(each for each in itertools.chain([name], numbered) if each not in self._taken)
+        """Return `name`, with a number after it where the graph has it already."""
+        free = fresh_name(name, self._taken, first=1)
         self._taken.add(free)
         return free

@@ -21,12 +21,12 @@ from dipo.errors import UserError
 from dipo.export.onnx_file import has_external_data, save_model
 from dipo.export.qdq import insert_qdq
 from dipo.export.storage import FOR_KERNELS, Storage
+from dipo.graph import operators
+from dipo.graph.accessors import sole_consumer
+from dipo.graph.operators import Moves
+from dipo.graph.operators.quantized import MICROSOFT
 from dipo.graph.plan import QuantizedModel
 from dipo.graph.target_spec import TargetSpec
-
-_MICROSOFT = "com.microsoft"
-_MOVING = frozenset({"Flatten", "Identity", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
-"""Operators that give codes of their input for codes of their input: they neither compute nor put in a number."""
 
 
 def write_qoperator(
@@ -79,13 +79,12 @@ def insert_qoperators(
     rules = dataclasses.replace(rules, int8_kernels=True)
     exported = insert_qdq(model, _with_sources_of_moves(model, quantized, rules), rules=rules, storage=storage)
     for node in list(exported.graph):
-        find = _move if node.op_type in _MOVING else _KERNELS.get(node.op_type)
-        kernel = find(node) if find is not None and node.domain == "" else None
+        kernel = _kernel(node)
         if kernel is not None:
             _replace(exported.graph, node, kernel)
     RemoveUnusedNodesPass()(exported)
-    if any(node.domain == _MICROSOFT for node in exported.graph):
-        exported.opset_imports[_MICROSOFT] = 1
+    if any(node.domain == MICROSOFT for node in exported.graph):
+        exported.opset_imports[MICROSOFT] = 1
     return exported
 
 
@@ -97,13 +96,13 @@ def _with_sources_of_moves(model: ir.Model, quantized: QuantizedModel, rules: Ta
     """
     activations = dict(quantized.activations)
     for node in reversed(list(model.graph)):
-        source = node.inputs[0] if node.op_type in _MOVING and node.domain == "" else None
+        source = node.inputs[0] if _moves_codes(node) else None
         qparams = activations.get(node.outputs[0].name or "")
         if source is None or source.name is None or qparams is None or source.const_value is not None:
             continue
         if node.outputs[0].is_graph_output() and not rules.quantize_outputs:
             continue
-        if source.name not in activations and len(source.uses()) == 1 and not source.is_graph_output():
+        if source.name not in activations and sole_consumer(source) is not None:
             activations[source.name] = qparams
     return dataclasses.replace(quantized, activations=activations)
 
@@ -138,10 +137,26 @@ class _Kernel:
 
     op_type: str
     inputs: Sequence[ir.Value | None]
-    domain: str = _MICROSOFT
+    domain: str = MICROSOFT
     attributes: Mapping[str, ir.Attr] = field(default_factory=dict)
     gives_float: bool = False
     """It takes the place of the operator alone, not of the QuantizeLinear behind it too."""
+
+
+def _moves_codes(node: ir.Node) -> bool:
+    """Whether it gives codes of its input for codes of its input: it neither computes nor puts in a number."""
+    operator = operators.of(node)
+    return operator.on_codes and operator.moves is not Moves.PADDED
+
+
+def _kernel(node: ir.Node) -> _Kernel | None:
+    """What can take the node's place, if anything."""
+    if _moves_codes(node):
+        return _move(node)
+    name = operators.of(node).qoperator
+    if name is None:
+        return None
+    return _FORMS[name](node) if name in _FORMS else _simple(name, node)
 
 
 def _read(value: ir.Value | None) -> _Codes | None:
@@ -229,42 +244,33 @@ def _move(node: ir.Node) -> _Kernel | None:
     return _Kernel(node.op_type, [read.codes, *node.inputs[1:]], "", node.attributes)
 
 
-def _simple(op_type: str) -> Callable[[ir.Node], _Kernel | None]:
+def _simple(op_type: str, node: ir.Node) -> _Kernel | None:
     """An operator of one or two inputs with the float operator's attributes."""
-
-    def find(node: ir.Node) -> _Kernel | None:
-        read, made = _read_all(node), _made(node)
-        if read is None or made is None:
-            return None
-        flat = [value for codes in read for value in codes]
-        return _Kernel(op_type, [*flat, *made.grid], attributes=node.attributes)
-
-    return find
+    read, made = _read_all(node), _made(node)
+    if read is None or made is None:
+        return None
+    flat = [value for codes in read for value in codes]
+    return _Kernel(op_type, [*flat, *made.grid], attributes=node.attributes)
 
 
 def _average_pool(node: ir.Node) -> _Kernel | None:
     if any(size != 1 for size in node.attributes.get_ints("dilations", ())):
         return None
-    kernel = _simple("QLinearAveragePool")(node)
+    kernel = _simple("QLinearAveragePool", node)
     if kernel is None:
         return None
     known = {name: attribute for name, attribute in kernel.attributes.items() if name != "dilations"}
     return dataclasses.replace(kernel, attributes=known)
 
 
-_KERNELS: dict[str, Callable[[ir.Node], _Kernel | None]] = {
-    "Add": _simple("QLinearAdd"),
-    "AveragePool": _average_pool,
-    "Concat": _concat,
-    "Conv": _conv,
-    "Gemm": _gemm,
-    "GlobalAveragePool": _simple("QLinearGlobalAveragePool"),
-    "LeakyRelu": _simple("QLinearLeakyRelu"),
-    "MatMul": _matmul,
-    "Mul": _simple("QLinearMul"),
-    "Sigmoid": _simple("QLinearSigmoid"),
+_FORMS: dict[str, Callable[[ir.Node], _Kernel | None]] = {
+    "QGemm": _gemm,
+    "QLinearAveragePool": _average_pool,
+    "QLinearConcat": _concat,
+    "QLinearConv": _conv,
+    "QLinearMatMul": _matmul,
 }
-"""By float operator: the integer operator that this node can be, or None."""
+"""Integer operators that differ in more than codes from the float ones: what this node can be, or None."""
 
 
 def _replace(graph: ir.Graph, node: ir.Node, kernel: _Kernel) -> None:

@@ -11,19 +11,15 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from dipo.errors import UserError
+from dipo.graph import operators
 from dipo.graph.accessors import name_of, node_name
-from dipo.graph.placement import PASS_THROUGH, is_float, pads_with_zeros
+from dipo.graph.operators import Moves
+from dipo.graph.placement import is_float, is_moved
 from dipo.graph.plan import QuantizedLayer, QuantizedModel
 from dipo.graph.target_spec import TargetSpec
 from dipo.quant.spec import QParams
 
 Numbers = NDArray[np.float64]
-
-CLIPS = frozenset({"Relu", "Clip"})
-"""Activation functions that are part of the kernel before them, which then writes their range."""
-
-_KEEPS = PASS_THROUGH | CLIPS | {"Split", "DepthToSpace", "SpaceToDepth", "GlobalMaxPool", "Dropout"}
-"""Operators whose outputs hold values of their first input alone (or of its range, cut off)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +168,16 @@ def unify_concats(model: ir.Model, known: Mapping[str, QParams]) -> dict[str, QP
 
 
 def _is_concat(node: ir.Node) -> bool:
-    return node.op_type == "Concat" and node.domain == ""
+    return operators.of(node).moves is Moves.JOINED
+
+
+def _keeps(node: ir.Node) -> bool:
+    """Whether all that the node makes is of the range of its first input, in which a clip only cuts off.
+
+    A clip is part of the kernel before it, which then writes its range.
+    """
+    operator = operators.of(node)
+    return operator.keeps_range or operator.clips
 
 
 def _of_one_grid(node: ir.Node, known: Mapping[str, QParams]) -> Iterator[list[str]]:
@@ -182,7 +187,7 @@ def _of_one_grid(node: ir.Node, known: Mapping[str, QParams]) -> Iterator[list[s
     if _is_concat(node):
         if made:
             yield [*made, *read]
-    elif node.op_type in _KEEPS and node.domain == "" and node.inputs[0] is not None:
+    elif _keeps(node) and node.inputs[0] is not None:
         source = name_of(node.inputs[0])
         yield from ([source, name] for name in made if source in known and _same_grid(known[source], known[name]))
 
@@ -264,22 +269,21 @@ def per_tensor(layer: QuantizedLayer) -> QuantizedLayer:
     qparams = dataclasses.replace(
         layer.qparams, scale=np.asarray(scale), zero_point=np.asarray(layer.qparams.zero_point[0]), axis=None
     )
-    codes = np.rint(layer.weight / scale).astype(np.int32) + qparams.zero_point
-    return dataclasses.replace(layer, codes=codes, qparams=qparams)
+    return layer.rounded_to(qparams)
 
 
 def _made_from(value: ir.Value) -> Iterator[str]:
     """Names of what is made of the value without leaving its range."""
     for node, index in value.uses():
-        if index == 0 and node.op_type in _KEEPS and node.domain == "":
+        if index == 0 and _keeps(node):
             yield from (name_of(output) for output in node.outputs if output.name)
 
 
 def _moved_from(value: ir.Value) -> str | None:
     """Name of the value in whose range this one lies because of how it is made."""
     node = value.producer()
-    if node is None or node.op_type not in _KEEPS or node.domain != "" or node.inputs[0] is None:
+    if node is None or not _keeps(node) or node.inputs[0] is None:
         return None
-    if node.op_type == "Pad" and not pads_with_zeros(node):
+    if not (operators.of(node).clips or is_moved(node)):
         return None
     return name_of(node.inputs[0])

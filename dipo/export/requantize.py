@@ -15,6 +15,7 @@ from dipo.errors import UserError
 from dipo.graph.accessors import array_of
 from dipo.graph.plan import LayerPlan, Plan, QuantizedLayer, QuantizedModel
 from dipo.graph.signs import positive_values
+from dipo.quant.codes import nearest_codes
 from dipo.quant.ranges import Range, weight_qparams
 from dipo.quant.spec import QParams, QuantSpec, qparams_of
 from dipo.recipe import CalibConfig
@@ -92,9 +93,7 @@ def _layer(
         weight, plan.spec, axis=plan.axis, method=cfg.weights, percentile=cfg.weight_percentile,
         name=f"weight {plan.weight}",
     )  # fmt: skip
-    scale, zero_point = qparams.along(weight.ndim)
-    codes = np.clip(np.rint(weight / scale) + zero_point, qparams.qmin, qparams.qmax).astype(np.int32)
-    layer = QuantizedLayer(codes, qparams, bias)
+    layer = QuantizedLayer(nearest_codes(weight, qparams), qparams, bias)
     return layer, _sqnr_db(weight, layer.weight)
 
 

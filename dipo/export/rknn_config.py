@@ -21,23 +21,21 @@ import yaml
 
 from dipo.errors import UserError
 from dipo.export.text_files import write_text
+from dipo.graph import operators
+from dipo.graph.operators import Kind, Moves
 
 Ranges = Mapping[str, Mapping[str, Any]]
 
 ENTRIES = "quantize_parameters"
 """The section of both files that has the ranges."""
 CONFIG = ".quantization.cfg"
-LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-SAME = frozenset(
-    {
-        "DepthToSpace", "Flatten", "Identity", "Reshape", "SpaceToDepth", "Squeeze", "Transpose", "Unsqueeze",
-        "exDataConvert",
-    }
-)  # fmt: skip
+LAYERS = operators.with_kind(Kind.WEIGHTED)
+SAME = operators.names(lambda operator: operator.moves is Moves.ALL) | {"exDataConvert"}
 """Operators that make exactly the numbers that they read; the last is the toolkit's cast."""
-PART = frozenset({"Expand", "Gather", "MaxPool", "Slice", "Split", "Tile"})
+PART = operators.names(lambda operator: operator.moves in {Moves.SOME, Moves.PICKED})
 """Operators that make some of the numbers that they read."""
-LIMITS = frozenset({"Clip", "Max", "Min", "Relu"})
+PADDED = operators.names(lambda operator: operator.moves is Moves.PADDED)
+LIMITS = operators.names(lambda operator: operator.limits is not None)
 """Operators that are part of the kernel before them; their constants need not reach beyond their output either."""
 
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from dipo.graph.accessors import layers_of, name_of, node_name
+from dipo.graph import operators
+from dipo.graph.accessors import name_of
+from dipo.graph.layers import layers_of
 from dipo.graph.plan import QuantizedLayer, QuantizedModel
 from dipo.graph.target_spec import TargetSpec
 from dipo.quant.bias import quantize_bias
@@ -108,18 +109,14 @@ def weight_types(
     data = node.inputs[0]
     read = quantized.activations.get(data.name) if data is not None and data.name is not None else None
     wide = read is not None and storage_type(read, storage.activations).bitwidth > 8
-    narrow = rules.narrow_operators is None or node.op_type in rules.narrow_operators
-    return storage.types(quantized.layers[node.name], narrow=narrow, wide=wide and node.op_type in {"Gemm", "MatMul"})
+    narrow = rules.narrow_operators is None or operators.key_of(node) in rules.narrow_operators
+    return storage.types(quantized.layers[node.name], narrow=narrow, wide=wide and _is_product(node))
 
 
-def rescaled(layer: QuantizedLayer, scale: NDArray[np.float32]) -> QuantizedLayer:
-    """The layer with its weight rounded to another scale, nowhere smaller than its own."""
-    if np.array_equal(scale, layer.qparams.scale):
-        return layer
-    qparams = dataclasses.replace(layer.qparams, scale=scale)
-    new_scale, zero_point = qparams.along(layer.codes.ndim)
-    codes = np.rint(layer.weight / new_scale).astype(np.int32) + zero_point
-    return dataclasses.replace(layer, codes=codes, qparams=qparams)
+def _is_product(node: ir.Node) -> bool:
+    """Whether a layer multiplies matrices."""
+    weight = operators.of(node).weight
+    return weight is not None and not weight.spatial
 
 
 def with_room_for_biases(model: ir.Model, quantized: QuantizedModel) -> QuantizedModel:
@@ -130,13 +127,13 @@ def with_room_for_biases(model: ir.Model, quantized: QuantizedModel) -> Quantize
         quantized: Its layers and activations, for a target that keeps biases in int32.
     """
     layers = dict(quantized.layers)
-    for node in layers_of(model):
-        layer, data = layers.get(node_name(node)), node.inputs[0]
-        read = quantized.activations.get(name_of(data)) if data is not None else None
-        if layer is None or read is None or layer.bias is None or layer.qparams.blocks is not None:
+    for layer in layers_of(model):
+        own = layers.get(layer.name)
+        read = quantized.activations.get(name_of(layer.input)) if layer.input is not None else None
+        if own is None or read is None or own.bias is None or own.qparams.blocks is not None:
             continue
-        bias = quantize_bias(layer.bias, input_scale=read.scale, weight=layer.qparams)
-        layers[node_name(node)] = rescaled(layer, bias.weight_scale)
+        bias = quantize_bias(own.bias, input_scale=read.scale, weight=own.qparams)
+        layers[layer.name] = own.with_scale(bias.weight_scale)
     return QuantizedModel(layers, quantized.activations)
 
 

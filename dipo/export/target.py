@@ -44,16 +44,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TargetOptions(Section):
-    """The options of a target, which the user gives as `platform.options={name:value}`; by itself, none.
+class TargetOptions(Section, prefix="platform.options"):
+    """The options of a target, which the user gives as `platform.options={name:value}`; by itself, none."""
 
-    Those of dipo's own targets are options of `platform` themselves.
-    """
 
-    @classmethod
-    def prefix(cls) -> str:
-        """Return what stands before the options' names."""
-        return "platform.options."
+@dataclass(frozen=True)
+class PlatformOptions(TargetOptions, prefix="platform"):
+    """The options of one of dipo's own targets, which the user gives as `platform.name=value`."""
 
 
 OptionsT = TypeVar("OptionsT", bound=TargetOptions)

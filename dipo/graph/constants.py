@@ -10,9 +10,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 
-def fresh_name(wish: str, taken: Container[str]) -> str:
-    """Return the name itself, or the name with the first number after it that nothing has taken."""
-    numbered = (f"{wish}_{i}" for i in itertools.count(2))
+def fresh_name(wish: str, taken: Container[str | None], *, first: int = 2) -> str:
+    """Return the name itself, or the name with the first number from `first` on after it that nothing has taken."""
+    numbered = (f"{wish}_{i}" for i in itertools.count(first))
     return next(name for name in itertools.chain((wish,), numbered) if name not in taken)
 
 

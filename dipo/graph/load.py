@@ -8,16 +8,10 @@ import numpy as np
 import onnx_ir as ir
 
 from dipo.errors import UserError
+from dipo.graph import operators
+from dipo.graph.operators import Kind
 from dipo.graph.passes import NORMALISATION
 from dipo.graph.quiet import quiet
-
-QUANTIZED_OPERATORS = frozenset(
-    {
-        "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "MatMulNBits",
-        "QLinearConv", "QLinearMatMul", "QGemm",
-    }
-)  # fmt: skip
-"""Some of them are ONNX Runtime's own; one of them anywhere says that the file is no float model."""
 
 
 def load(path: Path) -> ir.Model:
@@ -79,7 +73,7 @@ def _refuse_unusable(model: ir.Model) -> None:
     if not len(model.graph) or "" not in model.opset_imports:
         raise UserError("the file holds no complete ONNX graph, export or download it again")
     for node in model.graph:
-        if node.op_type in QUANTIZED_OPERATORS:
+        if operators.of(node).kind is Kind.QUANTIZED:
             raise UserError(f"node {node.name!r} is {node.op_type}, the model is quantized already, give the float one")
         for value in node.inputs:
             if value is not None and not (value.producer() or value.is_graph_input() or value.is_initializer()):

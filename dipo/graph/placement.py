@@ -6,13 +6,11 @@ from collections.abc import Container, Iterable
 
 import onnx_ir as ir
 
-from dipo.graph.accessors import ACTIVATION_OPERATORS, array_of, is_layer, name_of
+from dipo.graph import operators
+from dipo.graph.accessors import array_of, name_of, sole_consumer
+from dipo.graph.layers import is_layer
+from dipo.graph.operators import Kind, Moves, Operand
 from dipo.graph.target_spec import TargetSpec
-
-PASS_THROUGH = frozenset(
-    {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Identity", "Pad"}
-)
-"""Operators whose output holds values of their input (and zeros) alone: what is quantized before is so behind."""
 
 
 def quantized_values(nodes: Iterable[ir.Node], rules: TargetSpec, *, placement: str) -> set[str]:
@@ -40,14 +38,14 @@ def is_float(value: ir.Value) -> bool:
 
 def _read(node: ir.Node, rules: TargetSpec) -> list[ir.Value]:
     """The activations that a quantized kernel of this node reads as integers."""
-    data = node.inputs[:1] if is_layer(node) or node.op_type in PASS_THROUGH else node.inputs
+    data = node.inputs[:1] if is_layer(node) or operators.of(node).on_codes else node.inputs
     fused = _fused_summand(node, rules)
     return [v for v in data if v is not None and v.const_value is None and is_float(v) and v is not fused]
 
 
 def _fused_summand(node: ir.Node, rules: TargetSpec) -> ir.Value | None:
     """What a layer gives to the sum that is part of its kernel."""
-    if not rules.fuse_residual_add or node.op_type != "Add":
+    if not rules.fuse_residual_add or operators.of(node).operand is not Operand.SUMMAND:
         return None
     values = [v for v in node.inputs if v is not None and v.const_value is None and is_float(v)]
     return next((v for v in reversed(values) if _only_feeds_a_sum(v)), None) if len(values) == 2 else None
@@ -61,18 +59,18 @@ def _only_feeds_a_sum(value: ir.Value) -> bool:
 def _made(node: ir.Node, rules: TargetSpec) -> ir.Value:
     """What a node makes, behind the activation functions that alone read it and are not operators of their own."""
     value = node.outputs[0]
-    while len(readers := [use.node for use in value.uses()]) == 1 and not value.is_graph_output():
-        if readers[0].op_type not in ACTIVATION_OPERATORS - rules.operators:
+    while (reader := sole_consumer(value)) is not None:
+        if operators.of(reader).kind is not Kind.ACTIVATION or operators.key_of(reader) in rules.operators:
             break
-        value = readers[0].outputs[0]
+        value = reader.outputs[0]
     return value
 
 
 def pass_through_source(value: ir.Value, quantized: Container[str]) -> str | None:
     """The quantized value that this one is a rearrangement of."""
     node = value.producer()
-    while node is not None and node.op_type in PASS_THROUGH and node.inputs[0] is not None:
-        if node.op_type == "Pad" and not pads_with_zeros(node):
+    while node is not None and operators.of(node).on_codes and node.inputs[0] is not None:
+        if not is_moved(node):
             return None
         if name_of(node.inputs[0]) in quantized:
             return name_of(node.inputs[0])
@@ -80,8 +78,13 @@ def pass_through_source(value: ir.Value, quantized: Container[str]) -> str | Non
     return None
 
 
-def pads_with_zeros(node: ir.Node) -> bool:
-    """Or with values of its input: both have a code on the input's grid."""
+def is_moved(node: ir.Node) -> bool:
+    """Whether all that the node makes has a code on the grid of its first input: values of it, and zeros."""
+    moves = operators.of(node).moves
+    return moves is not None and (moves is not Moves.PADDED or _pads_with_zeros(node))
+
+
+def _pads_with_zeros(node: ir.Node) -> bool:
     if node.attributes.get_string("mode", "constant") != "constant":
         return True
     value = node.inputs[2] if len(node.inputs) > 2 else None

@@ -11,12 +11,15 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from dipo.graph.accessors import array_of, bias_of, is_layer, name_of, node_name, weight_axis, weight_of
-from dipo.graph.placement import PASS_THROUGH, is_float, pass_through_source, quantized_values
+from dipo.graph import operators
+from dipo.graph.accessors import name_of, node_name
+from dipo.graph.layers import Layer, is_layer, layer_of, layers_of
+from dipo.graph.placement import is_float, pass_through_source, quantized_values
 from dipo.graph.scheme import LayerScheme, act_spec, layer_scheme, weight_spec
 from dipo.graph.signs import positive_values
-from dipo.graph.target_spec import BOUNDED, TargetSpec
+from dipo.graph.target_spec import TargetSpec
 from dipo.graph.wishes import check_patterns, check_widths, check_wishes
+from dipo.quant.codes import nearest_codes
 from dipo.quant.spec import QParams, QuantSpec, input_axis
 from dipo.recipe import PrecisionConfig
 
@@ -73,6 +76,20 @@ class QuantizedLayer:
         scale, zero_point = self.qparams.along(self.codes.ndim)
         return ((self.codes - zero_point) * scale).astype(np.float32)
 
+    def with_scale(self, scale: NDArray[np.float32]) -> QuantizedLayer:
+        """Return the layer with its weight rounded to the nearest codes of another scale, nowhere smaller than its own.
+
+        Args:
+            scale: Shaped like `qparams.scale`.
+        """
+        if np.array_equal(scale, self.qparams.scale):
+            return self
+        return self.rounded_to(replace(self.qparams, scale=scale))
+
+    def rounded_to(self, qparams: QParams) -> QuantizedLayer:
+        """Return the layer with its weight rounded to the nearest codes of another grid."""
+        return replace(self, codes=nearest_codes(self.weight, qparams), qparams=qparams)
+
 
 class Found(Protocol):
     """A part of a quantized model."""
@@ -123,11 +140,13 @@ def make_plan(model: ir.Model, rules: TargetSpec, precision: PrecisionConfig) ->
     """
     _check_names(model, precision)
     check_wishes(rules, precision)
-    nodes = [node for node in model.graph if node.op_type in rules.operators and not _is_skipped(node, precision.skip)]
+    taken = (node for node in model.graph if operators.key_of(node) in rules.operators)
+    nodes = [node for node in taken if not _is_skipped(node, precision.skip)]
     edge = edge_layers(model)
     schemes = {
-        node: layer_scheme(node_name(node), precision, is_edge=node_name(node) in edge)
-        for node in filter(is_layer, nodes)
+        layer: layer_scheme(layer.name, precision, is_edge=layer.name in edge)
+        for layer in map(layer_of, nodes)
+        if layer is not None
     }
     quantized = quantized_values(nodes, rules, placement=precision.placement)
     if rules.quantize_outputs:
@@ -137,8 +156,8 @@ def make_plan(model: ir.Model, rules: TargetSpec, precision: PrecisionConfig) ->
         activations = _unsigned_where_positive(model, activations)
     plan = Plan(
         layers={
-            node_name(node): _layer_plan(node, scheme, rules, power_of_two=precision.power_of_two)
-            for node, scheme in schemes.items()
+            layer.name: _layer_plan(layer, scheme, rules, power_of_two=precision.power_of_two)
+            for layer, scheme in schemes.items()
         },
         activations=activations | _fixed_ranges(model, activations, rules.fixed_ranges),
         shared=shared,
@@ -153,7 +172,7 @@ def make_plan(model: ir.Model, rules: TargetSpec, precision: PrecisionConfig) ->
 
 def _check_names(model: ir.Model, precision: PrecisionConfig) -> None:
     """Refuse patterns of names that match nothing."""
-    layers = [node_name(node) for node in model.graph if is_layer(node)]
+    layers = [layer.name for layer in layers_of(model)]
     check_patterns("precision.overrides", precision.overrides, layers, layers)
     check_patterns("precision.skip", precision.skip, [node_name(node) for node in model.graph], layers)
 
@@ -162,11 +181,11 @@ def _is_skipped(node: ir.Node, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(node_name(node), pattern) for pattern in patterns)
 
 
-def _input_bits(schemes: Mapping[ir.Node, LayerScheme]) -> dict[str, int]:
+def _input_bits(schemes: Mapping[Layer, LayerScheme]) -> dict[str, int]:
     """Return the largest width that layers want of a value, by name of the value that they read."""
     found: dict[str, int] = {}
-    for node, scheme in schemes.items():
-        name = name_of(node.inputs[0]) if node.inputs[0] is not None else ""
+    for layer, scheme in schemes.items():
+        name = name_of(layer.input) if layer.input is not None else ""
         found[name] = max(scheme.act_bits, found.get(name, 0))
     return found
 
@@ -180,12 +199,14 @@ def _unsigned_where_positive(model: ir.Model, activations: Mapping[str, QuantSpe
     }
 
 
-def _fixed_ranges(model: ir.Model, activations: Mapping[str, QuantSpec], operators: Set[str]) -> dict[str, QuantSpec]:
-    """Return the grids of what these operators make, over the range of their function."""
+def _fixed_ranges(model: ir.Model, activations: Mapping[str, QuantSpec], keys: Set[str]) -> dict[str, QuantSpec]:
+    """Return the grids of what the operators with these keys make, over the range of their function."""
     return {
-        name: activations[name].between(BOUNDED[node.op_type])
+        name: activations[name].between(int(bounds[0]))
         for node in model.graph
-        if node.op_type in operators and (name := name_of(node.outputs[0])) in activations
+        if operators.key_of(node) in keys
+        and (bounds := operators.of(node).output_range)
+        and (name := name_of(node.outputs[0])) in activations
     }
 
 
@@ -212,23 +233,20 @@ def _bits_of(value: ir.Value, input_bits: Mapping[str, int], least_bits: int) ->
     """The width that the layers reading the value want, through pass-through operators too; else `least_bits`."""
     wanted = [input_bits[name_of(value)]] if name_of(value) in input_bits else []
     for use in value.uses():
-        if use.node.op_type in PASS_THROUGH:
+        if operators.of(use.node).on_codes:
             below = _bits_of(use.node.outputs[0], input_bits, 0)
             wanted += [below] if below else []
     return max(wanted, default=least_bits)
 
 
-def _layer_plan(node: ir.Node, scheme: LayerScheme, rules: TargetSpec, *, power_of_two: bool | None) -> LayerPlan:
-    weight, bias, axis = weight_of(node), bias_of(node), weight_axis(node)
-    assert weight is not None
-    shape = array_of(weight).shape
-    num_inputs = shape[input_axis(axis)] if len(shape) > 1 else 1
+def _layer_plan(layer: Layer, scheme: LayerScheme, rules: TargetSpec, *, power_of_two: bool | None) -> LayerPlan:
+    num_inputs = layer.shape[input_axis(layer.channel_axis)] if len(layer.shape) > 1 else 1
     return LayerPlan(
-        node=node_name(node),
-        weight=name_of(weight),
-        bias=None if bias is None else name_of(bias),
-        axis=axis,
-        spec=weight_spec(node.op_type, scheme, rules, num_inputs=num_inputs, power_of_two=power_of_two),
+        node=layer.name,
+        weight=name_of(layer.weight),
+        bias=None if layer.bias is None else name_of(layer.bias),
+        axis=layer.channel_axis,
+        spec=weight_spec(layer.op_type, scheme, rules, num_inputs=num_inputs, power_of_two=power_of_two),
     )
 
 

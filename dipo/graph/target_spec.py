@@ -5,11 +5,10 @@ There is one instance for each target, in its file in `export/targets`.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 
 ALL_WIDTHS = tuple(range(2, 17))
-BOUNDED = {"Sigmoid": 0, "Softmax": 0, "Tanh": -1}
-"""Operators whose outputs lie between this and 1."""
 
 
 @dataclass(frozen=True)
@@ -17,8 +16,8 @@ class TargetSpec:
     """One deploy target."""
 
     name: str
-    operators: frozenset[str]
-    """ONNX operators whose inputs are quantized."""
+    operators: Set[str]
+    """Operators whose inputs are quantized, by key (`graph.operators`)."""
     weight_symmetric: bool | None
     """True or False where the target takes only that; None where it takes both: symmetric from 8 bits on."""
     weight_per_channel: bool
@@ -50,8 +49,8 @@ class TargetSpec:
     """Scales are powers of two where nobody asks for others; `power_of_two` is then None."""
     unsigned_where_positive: bool = False
     """What is nowhere negative has codes from 0 up and zero point 0; the rest is as `act_signed` has it."""
-    fixed_ranges: frozenset[str] = frozenset()
-    """Of `BOUNDED` those whose outputs have the range of the function, not the one that was seen."""
+    fixed_ranges: Set[str] = frozenset()
+    """Operators whose outputs have the range of the function, not the one that was seen; it ends at 1."""
     ranges_beside: bool = False
     """The file with the ranges has those of values that stay float, too: scripts look all of them up."""
     unify_concats: bool = False

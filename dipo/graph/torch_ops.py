@@ -1,88 +1,15 @@
-"""ONNX operators as torch functions: the table, and `bind`, which turns a node into a function of its inputs."""
+"""`bind`, which turns a node into a torch function of its inputs, by its operator's record."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
-import torch
-import torch.nn.functional as F
 
 from dipo.errors import UserError
-from dipo.graph.ops import elementwise, linear, normalization, pooling, resize, shape
-from dipo.graph.ops.reader import Builder, NodeReader, TorchOp
+from dipo.graph import operators
+from dipo.graph.ops.reader import NodeReader, TorchOp
 
 OLDEST_OPSET = 7
 """Before it, operators broadcast by attributes."""
-
-OPS: dict[str, Builder] = {
-    # with weights
-    "Conv": linear.conv,
-    "ConvTranspose": linear.conv_transpose,
-    "Gemm": linear.gemm,
-    "MatMul": elementwise.plain(torch.matmul),
-    # of two or more tensors
-    "Add": elementwise.plain(torch.add),
-    "Sub": elementwise.plain(torch.sub),
-    "Mul": elementwise.plain(torch.mul),
-    "Div": elementwise.plain(elementwise.divide),
-    "Pow": elementwise.power,
-    "Min": elementwise.variadic(torch.minimum),
-    "Max": elementwise.variadic(torch.maximum),
-    "Sum": elementwise.variadic(torch.add),
-    "Where": elementwise.plain(torch.where),
-    # activations
-    "Relu": elementwise.plain(F.relu),
-    "Clip": elementwise.clip,
-    "LeakyRelu": elementwise.leaky_relu,
-    "PRelu": elementwise.plain(elementwise.prelu),
-    "Elu": elementwise.elu,
-    "Sigmoid": elementwise.plain(torch.sigmoid),
-    "HardSigmoid": elementwise.hard_sigmoid,
-    "HardSwish": elementwise.plain(F.hardswish),
-    "Tanh": elementwise.plain(torch.tanh),
-    "Erf": elementwise.plain(torch.erf),
-    "Gelu": elementwise.gelu,
-    "Mish": elementwise.plain(F.mish),
-    "Softmax": elementwise.softmax(F.softmax),
-    "LogSoftmax": elementwise.softmax(F.log_softmax),
-    # of one tensor
-    "Abs": elementwise.plain(torch.abs),
-    "Neg": elementwise.plain(torch.neg),
-    "Exp": elementwise.plain(torch.exp),
-    "Log": elementwise.plain(torch.log),
-    "Sqrt": elementwise.plain(torch.sqrt),
-    "Reciprocal": elementwise.plain(torch.reciprocal),
-    "Cast": elementwise.cast,
-    "Dropout": elementwise.dropout,
-    "Identity": elementwise.plain(lambda x: x),
-    # poolings and reductions
-    "AveragePool": pooling.average_pool,
-    "MaxPool": pooling.max_pool,
-    "GlobalAveragePool": pooling.global_average_pool,
-    "GlobalMaxPool": pooling.global_max_pool,
-    "ReduceMean": pooling.reduction(torch.mean),
-    "ReduceSum": pooling.reduction(torch.sum),
-    "ReduceMax": pooling.reduction(torch.amax),
-    "ReduceMin": pooling.reduction(torch.amin),
-    # normalizations
-    "BatchNormalization": normalization.batch_normalization,
-    "LayerNormalization": normalization.layer_normalization,
-    "InstanceNormalization": normalization.instance_normalization,
-    # shapes
-    "Reshape": shape.reshape,
-    "Flatten": shape.flatten,
-    "Transpose": shape.transpose,
-    "Squeeze": shape.squeeze,
-    "Unsqueeze": shape.unsqueeze,
-    "Concat": shape.concat,
-    "Split": shape.split,
-    "Slice": shape.slice_,
-    "Pad": shape.pad,
-    "Expand": shape.expand,
-    "Tile": shape.tile,
-    "Gather": shape.gather,
-    "Resize": resize.resize,
-}
-"""By operator of the default domain."""
 
 
 def bind(node: ir.Node, opset: int) -> TorchOp:
@@ -93,7 +20,7 @@ def bind(node: ir.Node, opset: int) -> TorchOp:
     differentiable, changes no argument, and keeps the memory format of convolutional tensors.
 
     Args:
-        node: An operator of the default domain; its constants are initializers or Constant nodes.
+        node: Its constants are initializers or Constant nodes.
         opset: Version of the default domain that the model imports.
 
     Returns:
@@ -103,11 +30,12 @@ def bind(node: ir.Node, opset: int) -> TorchOp:
         UserError: torch does not compute this operator, or not with these attributes or inputs.
     """
     reader = NodeReader(node, opset)
-    if node.domain not in ("", "ai.onnx") or node.op_type not in OPS:
+    builder = operators.of(node).torch
+    if builder is None:
         raise reader.refusal("this operator is not computed in torch")
     if opset < OLDEST_OPSET:
         raise reader.refusal(f"opset {opset} is too old: convert the model to opset {OLDEST_OPSET} or later")
-    op = OPS[node.op_type](reader)
+    op = builder(reader)
     reader.check_all_read()
     return op
 

@@ -17,7 +17,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from dipo.graph.accessors import ACTIVATION_OPERATORS, array_of, is_layer, name_of, node_name, weight_of
+from dipo.graph import operators
+from dipo.graph.accessors import name_of, node_name, sole_consumer
+from dipo.graph.layers import Layer, is_layer, layer_of
+from dipo.graph.operators import Kind, Operand
 
 LONG_SKIP_LAYERS = 12
 """A value that is still read after this many layers is a long skip (a U-Net's): it does not keep a unit open."""
@@ -95,10 +98,8 @@ def _layers(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
 
 
 def _sole_activation(node: ir.Node) -> ir.Node | None:
-    readers = [use.node for use in node.outputs[0].uses()]
-    if len(readers) != 1 or node.outputs[0].is_graph_output():
-        return None
-    return readers[0] if readers[0].op_type in ACTIVATION_OPERATORS else None
+    reader = sole_consumer(node.outputs[0])
+    return reader if reader is not None and _is_activation(reader) else None
 
 
 def _blocks(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
@@ -135,14 +136,18 @@ def _closes(node: ir.Node, piece: Sequence[ir.Node]) -> bool:
 def _is_gated(value: ir.Value) -> bool:
     """Whether a product with its own activation follows: `x * Sigmoid(x)`, one activation function in two nodes."""
     readers = {use.node for use in value.uses()}
-    gates = {use.node for node in readers if node.op_type in ACTIVATION_OPERATORS for use in node.outputs[0].uses()}
-    return any(node.op_type == "Mul" for node in readers & gates)
+    gates = {use.node for node in readers if _is_activation(node) for use in node.outputs[0].uses()}
+    return any(operators.of(node).operand is Operand.FACTOR for node in readers & gates)
+
+
+def _is_activation(node: ir.Node) -> bool:
+    return operators.of(node).kind is Kind.ACTIVATION
 
 
 def _merge(pieces: list[list[ir.Node]]) -> list[list[ir.Node]]:
     merged: list[list[ir.Node]] = []
     for piece in pieces:
-        if merged and _is_depthwise(_layer_nodes(merged[-1])[-1]):
+        if merged and _is_depthwise(_layers_in(merged[-1])[-1]):
             merged[-1] = [*merged[-1], *piece]
         else:
             merged.append(piece)
@@ -155,35 +160,29 @@ def _merge(pieces: list[list[ir.Node]]) -> list[list[ir.Node]]:
     return result
 
 
-def _layer_nodes(piece: Sequence[ir.Node]) -> list[ir.Node]:
-    return [node for node in piece if is_layer(node)]
+def _layers_in(piece: Sequence[ir.Node]) -> list[Layer]:
+    return [layer for node in piece if (layer := layer_of(node)) is not None]
 
 
-def _weight_shape(node: ir.Node) -> tuple[int, ...]:
-    weight = weight_of(node)
-    assert weight is not None
-    return tuple(array_of(weight).shape)
-
-
-def _is_depthwise(node: ir.Node) -> bool:
-    group = node.attributes.get_int("group", 1)
-    return node.op_type == "Conv" and group > 1 and _weight_shape(node)[1] == 1
+def _is_depthwise(layer: Layer) -> bool:
+    """Whether outputs are made of one input channel each, be it several of one."""
+    return layer.op_type == "Conv" and layer.groups > 1 and layer.shape[1] == 1
 
 
 def _is_expansion(piece: Sequence[ir.Node]) -> bool:
-    layers = _layer_nodes(piece)
-    if len(layers) != 1 or layers[0].op_type != "Conv" or layers[0].attributes.get_int("group", 1) != 1:
+    layers = _layers_in(piece)
+    if len(layers) != 1 or layers[0].op_type != "Conv" or layers[0].groups != 1:
         return False
-    out_channels, in_channels, *kernel = _weight_shape(layers[0])
+    out_channels, in_channels, *kernel = layers[0].shape
     return out_channels > in_channels and all(size == 1 for size in kernel)
 
 
 def _is_linear_bottleneck(piece: Sequence[ir.Node]) -> bool:
     """Depthwise, then a pointwise convolution to fewer channels with nothing behind it."""
-    layers = _layer_nodes(piece)
-    if len(layers) != 2 or not _is_depthwise(layers[0]) or piece[-1] is not layers[1]:
+    layers = _layers_in(piece)
+    if len(layers) != 2 or not _is_depthwise(layers[0]) or piece[-1] is not layers[1].node:
         return False
-    return _weight_shape(layers[1])[0] < _weight_shape(layers[0])[0]
+    return layers[1].shape[0] < layers[0].shape[0]
 
 
 def _stages(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
@@ -202,7 +201,7 @@ def _changes_resolution(before: Sequence[ir.Node], block: Sequence[ir.Node]) -> 
     sizes = [_resolution(piece[-1].outputs[0]) for piece in (before, block)]
     if sizes[0] is not None and sizes[1] is not None:
         return sizes[0] != sizes[1]
-    return any(node.op_type in _RESIZING or max(_strides(node), default=1) > 1 for node in block)
+    return any(operators.of(node).resizes or max(_strides(node), default=1) > 1 for node in block)
 
 
 def _resolution(value: ir.Value) -> tuple[int, ...] | None:
@@ -219,19 +218,6 @@ def _strides(node: ir.Node) -> Sequence[int]:
     return () if attribute is None else attribute.as_ints()
 
 
-_RESIZING = frozenset(
-    {
-        "Resize",
-        "Upsample",
-        "GlobalAveragePool",
-        "GlobalMaxPool",
-        "ReduceMean",
-        "Flatten",
-        "DepthToSpace",
-        "SpaceToDepth",
-    }
-)
-"""Operators that change the resolution without strides."""
 _CUTS: dict[str, Callable[[Sequence[ir.Node]], list[list[ir.Node]]]] = {
     "layer": _layers,
     "block": lambda nodes: _merge(_blocks(nodes)),

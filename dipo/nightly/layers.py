@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dipo.graph import operators
+from dipo.graph.operators import Kind
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
@@ -94,7 +97,7 @@ def same_bias(arrays: Mapping[str, list[NDArray[Any]]], digest: str | None) -> b
 def _arrays(node: ir.Node, *, split: bool = False) -> dict[str, list[NDArray[Any]]]:
     """A node's constants by role, if any of them is quantized; zero points stand among the weights unless `split`."""
     found: dict[str, list[NDArray[Any]]] = {}
-    if node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
+    if operators.of(node).kind is Kind.QUANTIZED:
         return found
     points: list[NDArray[Any]] = []
     for value in node.inputs:

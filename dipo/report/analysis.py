@@ -10,10 +10,12 @@ from typing import Any, Literal, Protocol
 
 import onnx_ir as ir
 
-from dipo.graph.accessors import layers_of, node_name
+from dipo.graph.accessors import node_name
+from dipo.graph.layers import layers_of
 from dipo.graph.plan import LayerPlan, Plan
 from dipo.graph.target_spec import TargetSpec
-from dipo.report.measures import NO_NOISE_DB, Distance, Sums, sqnr_db
+from dipo.quant.error_sums import ErrorSums
+from dipo.report.measures import NO_NOISE_DB, Distance, sqnr_db
 
 ADVICE_BELOW_DB = 40.0
 """A layer that leaves the network's outputs more than this is well as it is."""
@@ -143,7 +145,7 @@ class NetworkFindings(Protocol):
     """What an analysis found."""
 
     @property
-    def totals(self) -> Mapping[str, Mapping[str, Sequence[Sums]]]:
+    def totals(self) -> Mapping[str, Mapping[str, Sequence[ErrorSums]]]:
         """By question (`weight`, `activation`, `both`, `accumulated`, `sensitivity`) and layer."""
         ...
 
@@ -184,7 +186,7 @@ def report_analysis(
         found: What the layers lose.
     """
     totals, weights, shift_shares = found.totals, found.weights, found.shift_shares
-    nodes = [node for node in layers_of(model) if node_name(node) in plan.layers]
+    nodes = [layer.node for layer in layers_of(model) if layer.name in plan.layers]
     errors = {name: _relative_error(sums) for name, sums in totals["sensitivity"].items()}
     total = sum(errors.values())
     ranks = {name: rank for rank, name in enumerate(sorted(errors, key=lambda name: -errors[name]), start=1)}
@@ -223,7 +225,7 @@ def _row(
     layer: LayerPlan,
     *,
     act_bits: int | None,
-    totals: Mapping[str, Mapping[str, Sequence[Sums]]],
+    totals: Mapping[str, Mapping[str, Sequence[ErrorSums]]],
     weight: WeightSums,
     shift_share: float | None,
     sensitivity: Sensitivity,
@@ -252,7 +254,7 @@ def _row(
     )
 
 
-def _relative_error(outputs: Sequence[Sums]) -> float:
+def _relative_error(outputs: Sequence[ErrorSums]) -> float:
     """Noise over signal, averaged over the outputs: their magnitudes have nothing to do with each other."""
     ratios = [0.0 if sums.noise == 0 else float(10.0 ** (-sqnr_db(sums.fp_fp, sums.noise) / 10)) for sums in outputs]
     return sum(ratios) / len(ratios)

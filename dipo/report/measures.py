@@ -5,42 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dipo.quant.error_sums import ErrorSums
+
 NO_NOISE_DB = 200.0
 """What an SQNR without any noise is reported as: JSON has no infinity."""
-
-
-class Sums(Protocol):
-    """Sums over the elements of a value in two networks."""
-
-    @property
-    def fp_fp(self) -> float:
-        """Of the float values' squares."""
-        ...
-
-    @property
-    def q_q(self) -> float:
-        """Of the quantized ones'."""
-        ...
-
-    @property
-    def fp_q(self) -> float:
-        """Of the products."""
-        ...
-
-    @property
-    def noise(self) -> float:
-        """Of the squared differences."""
-        ...
-
-    @property
-    def count(self) -> int:
-        """Elements."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -53,7 +25,7 @@ class Distance:
     """Mean squared difference; null where it is not finite."""
 
     @staticmethod
-    def of(sums: Sums) -> Distance:
+    def of(sums: ErrorSums) -> Distance:
         """From the sums over all samples."""
         mse = sums.noise / max(1, sums.count)
         return Distance(
@@ -78,15 +50,14 @@ class OutputError:
 def output_error(reference: Mapping[str, NDArray[np.float32]], other: Mapping[str, NDArray[np.float32]]) -> OutputError:
     """Compares the outputs of two networks, by name, each [samples, ...] of at least one sample."""
     first = next(iter(reference))
-    fp_fp = q_q = fp_q = noise = 0.0
+    sums = ErrorSums()
     for name, array in reference.items():
         a, b = array.reshape(-1).astype(np.float64), other[name].reshape(-1).astype(np.float64)
-        fp_fp, q_q, fp_q = fp_fp + float(a @ a), q_q + float(b @ b), fp_q + float(a @ b)
-        noise += float(((a - b) ** 2).sum())
+        sums += ErrorSums(float(a @ a), float(b @ b), float(a @ b), float(((a - b) ** 2).sum()), a.size)
     return OutputError(
         agreement=100.0 * float((_top1(reference[first]) == _top1(other[first])).mean()),
-        cosine=cosine(fp_fp, q_q, fp_q),
-        sqnr_db=sqnr_db(fp_fp, noise),
+        cosine=cosine(sums.fp_fp, sums.q_q, sums.fp_q),
+        sqnr_db=sqnr_db(sums.fp_fp, sums.noise),
     )
 
 

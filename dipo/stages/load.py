@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 
 from dipo.algo.moments import input_moments, moments_of
-from dipo.algo.normal import Moments
 from dipo.algo.step import FloatChange, FloatNetwork, FloatStep, Step
 from dipo.config import Config, DataConfig, resolve_path
 from dipo.data.dataset import Datasets, InputSpec, open_datasets
@@ -30,6 +29,7 @@ from dipo.graph.load import load
 from dipo.graph.plan import Plan, make_plan
 from dipo.graph.torch_module import GraphModule, channels_last
 from dipo.graph.wishes import fitting
+from dipo.quant.gaussian import Moments
 
 NOISE_SAMPLES = 64
 """Samples of noise on which a job without others is checked."""

@@ -16,16 +16,17 @@ import dipo
 from dipo.algo.calibrate import Calibration
 from dipo.algo.captures import cut
 from dipo.algo.odd import oddities
-from dipo.algo.simulate import LayerError, SimulateBatches, Simulated
+from dipo.algo.simulate import SimulateBatches, Simulated
 from dipo.cluster.worker import Worker
 from dipo.config import Config
 from dipo.data.dataset import Dataset
 from dipo.errors import UserError
 from dipo.export.runtime import run_model
 from dipo.export.targets import TARGETS
-from dipo.graph.accessors import layers_of, node_name
+from dipo.graph.layers import layers_of
 from dipo.graph.load import model_files
 from dipo.graph.plan import QuantizedModel
+from dipo.quant.error_sums import ErrorSums
 from dipo.report.analysis import report_analysis
 from dipo.report.measures import NO_NOISE_DB, OutputError, accuracy, cosine, output_error, sqnr_db
 from dipo.report.report import EqualizedRow, LayerRow, Note, Report, TargetRow
@@ -99,9 +100,7 @@ def verify(
         error=error,
         layers=[_layer_row(name, error) for name, error in simulated.layers.items()],
         units=done.units,
-        not_reconstructed=[
-            node_name(node) for node in layers_of(loaded.model) if node_name(node) not in loaded.plan.layers
-        ],
+        not_reconstructed=[layer.name for layer in layers_of(loaded.model) if layer.name not in loaded.plan.layers],
         analysis=None
         if done.analysis is None
         else report_analysis(
@@ -158,7 +157,7 @@ def _simulate(
         title="verify" if target is None else f"verify {target.name}",
         num_samples=len(dataset),
     )
-    layers: dict[str, LayerError] = {}
+    layers: dict[str, ErrorSums] = {}
     for part in parts:
         for name, error in part.layers.items():
             layers[name] = layers[name] + error if name in layers else error
@@ -245,7 +244,7 @@ def _equalized(loaded: Loaded) -> list[EqualizedRow]:
     ]
 
 
-def _layer_row(name: str, error: LayerError) -> LayerRow:
+def _layer_row(name: str, error: ErrorSums) -> LayerRow:
     return LayerRow(name, cosine(error.fp_fp, error.q_q, error.fp_q), sqnr_db(error.fp_fp, error.noise))
 
 

@@ -16,18 +16,13 @@ from typing import Any
 import onnx
 
 from dipo.export.encodings import BIAS_BITS, Encoded, entries_of
+from dipo.graph import operators
+from dipo.graph.operators import Moves
 from dipo.verify.grids import Network
 from dipo.verify.sessions import outputs_of
 from dipo.verify.verdict import Fate, Probe, Refused, State, Verdict, asking, require
 
 GET = "it wants an environment of its own, see docs/verify.md"
-_MOVES = frozenset(
-    {
-        "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape", "Slice",
-        "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
-    }
-)  # fmt: skip
-"""Operators whose output AIMET computes on the grid of their input."""
 
 
 def check(file: Path, probe: Probe) -> Verdict:
@@ -113,8 +108,14 @@ def _held(quantizers: Mapping[str, Any], name: str) -> Encoded | None:
 
 def _source(name: str, producers: Mapping[str, onnx.NodeProto], quantizers: Mapping[str, Any]) -> str | None:
     """The tensor with a grid in the simulator that this one is moved from."""
-    while name in producers and producers[name].op_type in _MOVES:
+    # AIMET computes what is moved on the grid that it is moved from.
+    while name in producers and _moves(producers[name]):
         name = producers[name].input[0]
         if _held(quantizers, name) is not None:
             return name
     return None
+
+
+def _moves(node: onnx.NodeProto) -> bool:
+    moves = operators.of(node).moves
+    return moves is not None and moves is not Moves.JOINED

@@ -20,7 +20,7 @@ _OWN = frozenset({CONFIG, REPORT, FINGERPRINT, "events.jsonl", "dipo.log", "expo
 
 
 @dataclass(frozen=True)
-class Target:
+class TargetFolder:
     """A target's files in a folder."""
 
     platform: str | None
@@ -35,7 +35,7 @@ class Target:
         return path if path.is_file() else None
 
 
-def targets_of(run: Path) -> list[Target]:
+def targets_of(run: Path) -> list[TargetFolder]:
     """The targets of a run, its own first.
 
     Raises:
@@ -46,10 +46,10 @@ def targets_of(run: Path) -> list[Target]:
     if not own:
         raise UserError(f"run={run}: the run has written no model yet, go on with run.resume={run}")
     below = [folder for folder in sorted(run.iterdir()) if folder.is_dir() and (folder / QUANTIZED.name).is_file()]
-    return [Target(platform, run, own), *(Target(folder.name, folder, _files(folder)) for folder in below)]
+    return [TargetFolder(platform, run, own), *(TargetFolder(folder.name, folder, _files(folder)) for folder in below)]
 
 
-def target_of(file: Path, platform: str | None) -> Target:
+def target_of(file: Path, platform: str | None) -> TargetFolder:
     """One file alone.
 
     Raises:
@@ -57,7 +57,7 @@ def target_of(file: Path, platform: str | None) -> Target:
     """
     if not file.is_file():
         raise UserError(f"file={file}: there is no such file, give one that a run has written")
-    return Target(platform, file.parent, (file,))
+    return TargetFolder(platform, file.parent, (file,))
 
 
 def data_beside(file: Path) -> Mapping[str, Any] | None:

@@ -11,10 +11,14 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from dipo.graph import operators
+from dipo.graph.operators import Kind
 from dipo.verify.verdict import Refused
 
-_AFTER_CODES = frozenset({"Cast", "Clip", "Max", "Min", "Sub", "Reshape", "Transpose"})
-"""Operators that may stand between codes and their DequantizeLinear."""
+_OWN_KERNELS = operators.names(lambda operator: operator.kind is Kind.QUANTIZED and not operator.domain) & {
+    operator.qoperator for operator in operators.OPERATORS.values()
+}
+"""Integer operators of ONNX's own, which list the grid of what they make behind those of data and weight."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,15 +103,23 @@ class Network:
         sizes = {value.type.tensor_type.shape.dim[0].dim_value for value in self.inputs()}
         return sizes.pop() or None if len(sizes) == 1 else None
 
+    def _computed_from_constants(self) -> set[str]:
+        """Names of the constants, and of what is made of them alone, but for what a QuantizeLinear makes."""
+        found = set(self.constants())
+        for node in self.model.graph.node:
+            if node.op_type != "QuantizeLinear" and all(name in found for name in node.input if name):
+                found.update(node.output)
+        return found
+
     def grids(self) -> Iterator[Grid]:
         """Of every QuantizeLinear, of every DequantizeLinear of stored codes, and of integer operators."""
-        constants, producers = self.constants(), self.producers()
+        constants, stored_codes = self.constants(), self._computed_from_constants()
         for node in self.model.graph.node:
             if node.op_type == "QuantizeLinear":
                 places = [(0, 1, 2, False)]
             elif node.op_type == "DequantizeLinear":
-                places = [(0, 1, 2, True)] if _is_stored(node.input[0], producers) else []
-            elif node.op_type in {"QLinearConv", "QLinearMatMul"}:
+                places = [(0, 1, 2, True)] if node.input[0] in stored_codes else []
+            elif node.op_type in _OWN_KERNELS and not node.domain:
                 places = [(3, 4, 5, True), (-1, 6, 7, False)]
             else:
                 continue
@@ -123,15 +135,3 @@ class Network:
                     output=node.output[0],
                     stored=stored,
                 )
-
-
-def _is_stored(name: str, producers: dict[str, onnx.NodeProto]) -> bool:
-    """Whether codes are constants of the file, and not what a QuantizeLinear makes."""
-    while name in producers:
-        node = producers[name]
-        if node.op_type == "Constant":
-            return True
-        if node.op_type not in _AFTER_CODES:
-            return False
-        name = node.input[0]
-    return True

@@ -14,16 +14,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from dipo.graph import operators
+from dipo.graph.operators import Moves
 from dipo.verify.grids import Grid, Network
 
-_FIRST = {"QGemm": 0, "QLinearAdd": 0, "QLinearAveragePool": 0, "QLinearConcat": 2, "QLinearConv": 0,
-          "QLinearGlobalAveragePool": 0, "QLinearLeakyRelu": 0, "QLinearMatMul": 0, "QLinearMul": 0,
-          "QLinearSigmoid": 0}  # fmt: skip
+_FIRST = {operator.qoperator: 0 for operator in operators.OPERATORS.values() if operator.qoperator}
+_FIRST |= {"QLinearConcat": 2}
 """Where an integer operator begins to list its inputs: codes, scale and zero point of each."""
-_KEEPS = frozenset(
-    {"Clip", "Flatten", "GlobalMaxPool", "Identity", "MaxPool", "Relu", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
-)
-"""Operators before which a value without a grid of its own has that of what they make."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +107,12 @@ class _Reader:
         return ends[0], ends[1]
 
 
+def _keeps(node: onnx.NodeProto) -> bool:
+    """Whether a value before it without a grid of its own has that of what it makes."""
+    operator = operators.of(node)
+    return operator.clips or (operator.keeps_range and operator.moves in {Moves.ALL, Moves.PICKED})
+
+
 def _spread(found: dict[str, list[Held]], deployed: Network) -> None:
     """Hand grids on to values that only one operator reads, and that have the range of what it makes."""
     graph = deployed.model.graph
@@ -117,7 +120,7 @@ def _spread(found: dict[str, list[Held]], deployed: Network) -> None:
     read.update(output.name for output in graph.output)
     constants = deployed.constants()
     for node in reversed(graph.node):
-        source = node.input[0] if node.op_type in _KEEPS else None
+        source = node.input[0] if _keeps(node) else None
         if not source or source in found or source in constants or read[source] != 1:
             continue
         if node.output[0] in found:

@@ -16,12 +16,12 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from dipo.graph import operators
 from dipo.verify.grids import Network
 from dipo.verify.sessions import options, outputs_of, session_of
 from dipo.verify.verdict import Fate, Probe, State, Verdict, asking
 
 THREADS = 1
-LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
 
 def check(file: Path, probe: Probe) -> Verdict:
@@ -75,13 +75,19 @@ def _bias_steps(network: Network) -> dict[str, NDArray[Any]]:
     producers, constants = network.producers(), network.constants()
     found = {}
     for node in network.model.graph.node:
-        if node.op_type not in LAYERS or len(node.input) <= 2:
+        if not _adds_bias(node) or len(node.input) <= 2:
             continue
         made = [producers.get(name) for name in node.input[:3]]
         scales = [network.array(constants[each.input[1]]) for each in made if each is not None and _dequantizes(each)]
         if len(scales) == len(made):
             found[node.input[2]] = scales[0] * scales[1]
     return found
+
+
+def _adds_bias(node: onnx.NodeProto) -> bool:
+    """Whether it is of the layers that take one, as their third input."""
+    weight = operators.of(node).weight
+    return weight is not None and weight.bias_port is not None
 
 
 def _dequantizes(node: onnx.NodeProto) -> bool:
@@ -92,7 +98,7 @@ def _float_biases(network: Network, kept: set[str]) -> Iterator[Fate]:
     """Biases in float beside weights in integers, which ONNX Runtime rounds to int32."""
     constants, producers = network.constants(), network.producers()
     for node in network.model.graph.node:
-        if node.op_type not in LAYERS or len(node.input) <= 2:
+        if not _adds_bias(node) or len(node.input) <= 2:
             continue
         bias, weight = node.input[2], producers.get(node.input[1])
         is_float = bias in constants and constants[bias].data_type == onnx.TensorProto.FLOAT

@@ -35,7 +35,7 @@ SAMPLES = 8
 SLACK = 1e-6
 """How far the ends of one range may be apart, relative to them: the toolkit computes some with single precision."""
 _CHANGED = re.compile(r"quantize_parameters\['(.*?)'\] were changed")
-_ONE_RANGE = config.SAME | config.PART | config.LIMITS | {"Pad"}
+_ONE_RANGE = config.SAME | config.PART | config.LIMITS | config.PADDED
 """Operators that have one range for what they read and make, where the toolkit has left one of the two out."""
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from dipo.export.target import QUANTIZED, TargetFile
 from dipo.export.targets import TARGETS
 from dipo.verify import aimet, atlas, onnx_runtime, openvino, qnn, ranges, rknn, tidl
-from dipo.verify.folder import Target
+from dipo.verify.folder import TargetFolder
 from dipo.verify.verdict import Probe, Refused, Unavailable, Verdict
 
 CONSUMERS: dict[str, Callable[[Path, Probe], Verdict]] = {
@@ -27,7 +27,7 @@ CONSUMERS: dict[str, Callable[[Path, Probe], Verdict]] = {
 """By name: what has a program read a file. It may raise Refused or Unavailable, the answers without a verdict."""
 
 
-def judge(target: Target, file: Path, probe: Probe) -> Iterator[Verdict]:
+def judge(target: TargetFolder, file: Path, probe: Probe) -> Iterator[Verdict]:
     """Yield what each consumer of a file says; at least one verdict, even if it is that nobody looked."""
     declared = declared_as(target.platform, file.name)
     if declared is None:

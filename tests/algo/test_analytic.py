@@ -6,20 +6,21 @@ import torch
 
 from dipo.algo.analytic import analytic_bias_correction, channel_reaches, data_free_ranges
 from dipo.algo.moments import input_moments, moments_of
-from dipo.algo.normal import Moments
-from dipo.graph.accessors import bias_of, layers_of, name_of, node_name, weight_of
+from dipo.graph.accessors import name_of
+from dipo.graph.layers import layers_of
 from dipo.graph.torch_module import GraphModule
+from dipo.quant.gaussian import Moments
 
 
 def means(case, quantized, *, layer):
     """Channel means of a layer's output with its own weights quantized, in a network that is float up to there."""
-    node = next(node for node in layers_of(case.model) if node_name(node) == layer)
+    view = next(each for each in layers_of(case.model) if each.name == layer)
     part = quantized.layers[layer]
     constants = {
-        name_of(weight_of(node)): torch.from_numpy(part.weight),
-        name_of(bias_of(node)): torch.from_numpy(part.bias),
+        name_of(view.weight): torch.from_numpy(part.weight),
+        name_of(view.bias): torch.from_numpy(part.bias),
     }
-    output = name_of(node.outputs[0])
+    output = name_of(view.output)
     with torch.inference_mode():
         module = GraphModule(case.model, outputs=[output])
         fp, q = (module({"input": case.samples}, constants=each)[output] for each in (None, constants))
@@ -31,8 +32,7 @@ def means(case, quantized, *, layer):
 def test_a_layers_channel_means_come_back(make_case):
     case = make_case(weight_bits=3, num=256)
     for layer in ("left", "right", "head"):
-        node = next(node for node in layers_of(case.model) if node_name(node) == layer)
-        source = name_of(node.inputs[0])
+        source = name_of(next(each for each in layers_of(case.model) if each.name == layer).input)
         with torch.inference_mode():
             value = GraphModule(case.model, outputs=[source])({"input": case.samples})[source]
         axes = tuple(axis for axis in range(value.ndim) if axis != 1)

@@ -8,11 +8,11 @@ import torch
 from networks import network, saved
 
 from dipo.algo.equalize import TOLERANCE, equalize
-from dipo.algo.links import filters_of
 from dipo.export.onnx_file import save_model
 from dipo.export.runtime import run_model
-from dipo.graph.accessors import array_of, bias_of, layers_of, name_of, node_name, weight_of
+from dipo.graph.accessors import array_of, name_of
 from dipo.graph.batch_norm import batch_norm_of
+from dipo.graph.layers import layers_of
 from dipo.graph.load import load
 from dipo.graph.torch_module import GraphModule
 
@@ -128,13 +128,13 @@ def loaded(model, folder, *, uneven=True):
     """The network, each layer's channels of very different magnitude, and biases too."""
     model = load(saved(model, folder))
     rng = np.random.default_rng(3)
-    for node in layers_of(model):
+    for layer in layers_of(model):
         if uneven:
-            filters = filters_of(node, np.array(array_of(weight_of(node))))
+            filters = layer.layout.filters(np.array(layer.array))
             filters *= np.exp(rng.normal(0, 1.5, (filters.shape[0], filters.shape[1], 1, 1))).astype(np.float32)
-            weight = np.zeros_like(array_of(weight_of(node)))
-            filters_of(node, weight)[...] = filters
-            weight_of(node).const_value = ir.tensor(weight, name=weight_of(node).name)
+            weight = np.zeros_like(layer.array)
+            layer.layout.filters(weight)[...] = filters
+            layer.weight.const_value = ir.tensor(weight, name=layer.weight.name)
     return model
 
 
@@ -155,14 +155,14 @@ def difference(first, second):
 
 def ranges(model, first, second):
     """Largest |weight| of the channels between two layers, in both."""
-    nodes = {node_name(node): node for node in layers_of(model)}
-    made = np.abs(filters_of(nodes[first], array_of(weight_of(nodes[first])))).max(axis=(2, 3)).reshape(-1)
-    read = np.abs(filters_of(nodes[second], array_of(weight_of(nodes[second])))).max(axis=(1, 3)).reshape(len(made), -1)
+    filters = {layer.name: np.abs(layer.layout.filters(layer.array)) for layer in layers_of(model)}
+    made = filters[first].max(axis=(2, 3)).reshape(-1)
+    read = filters[second].max(axis=(1, 3)).reshape(len(made), -1)
     return made, read.max(axis=1)
 
 
 def assert_equalized(model, folder, layers):
-    names = {node_name(node): array_of(weight_of(node)).copy() for node in layers_of(model)}
+    names = {layer.name: layer.array.copy() for layer in layers_of(model)}
     ops = [node.op_type for node in model.graph]
     inputs, before = outputs(model, folder)
     done = equalize(model, limit=UNLIMITED)
@@ -177,8 +177,8 @@ def assert_equalized(model, folder, layers):
         made, read = ranges(done.model, first, second)
         np.testing.assert_allclose(made, read, rtol=1e-3)
     assert ops == [node.op_type for node in model.graph], "the input is left as it is"
-    for node in layers_of(model):
-        np.testing.assert_array_equal(array_of(weight_of(node)), names[node_name(node)])
+    for layer in layers_of(model):
+        np.testing.assert_array_equal(layer.array, names[layer.name])
     return done
 
 
@@ -197,10 +197,10 @@ def test_matrices_and_flattened_channels(tmp_path, model, layers):
 
 def test_a_single_pair_follows_the_papers_equation(tmp_path):
     model = loaded(MATRICES, tmp_path)
-    w1, w2 = (array_of(weight_of(node)).copy() for node in layers_of(model))
+    w1, w2 = (layer.array.copy() for layer in layers_of(model))
     r1, r2 = np.abs(w1).max(axis=0), np.abs(w2).max(axis=1)
     scale = np.sqrt(r1 * r2) / r2
-    found1, found2 = (array_of(weight_of(node)) for node in layers_of(equalize(model, limit=UNLIMITED).model))
+    found1, found2 = (layer.array for layer in layers_of(equalize(model, limit=UNLIMITED).model))
     np.testing.assert_allclose(found1, w1 / scale, rtol=1e-5)
     np.testing.assert_allclose(found2, w2 * scale[:, None], rtol=1e-5)
 
@@ -232,7 +232,7 @@ def test_what_reaches_far_is_evened_out_too(tmp_path):
     assert difference(before, after) < 1e-4
     assert done.change <= TOLERANCE
     assert [chain.layers for chain in done.chains] == [("one", "dw"), ("dw", "two"), ("two", "head")]
-    scales = array_of(bias_of(next(layers_of(model)))) / array_of(bias_of(next(layers_of(done.model))))
+    scales = array_of(next(layers_of(model)).bias) / array_of(next(layers_of(done.model)).bias)
     made, read = ranges(done.model, "one", "dw")
     np.testing.assert_allclose(np.sqrt(made * reach / scales), read, rtol=1e-3)
     assert scales[3] == scales.max()
@@ -241,15 +241,15 @@ def test_what_reaches_far_is_evened_out_too(tmp_path):
 def test_a_channel_without_weights_is_left_alone(tmp_path):
     model = loaded(KINDS["relu"][0], tmp_path)
     first = next(layers_of(model))
-    weight = array_of(weight_of(first)).copy()
+    weight = first.array.copy()
     weight[2] = 0
-    weight_of(first).const_value = ir.tensor(weight, name=weight_of(first).name)
-    bias = array_of(bias_of(first))
+    first.weight.const_value = ir.tensor(weight, name=first.weight.name)
+    bias = array_of(first.bias)
     _, before = outputs(model, tmp_path)
     done = equalize(model, limit=UNLIMITED)
     _, after = outputs(done.model, tmp_path)
     assert done.chains[0].num_zero == 1
-    assert array_of(bias_of(next(layers_of(done.model))))[2] == bias[2]
+    assert array_of(next(layers_of(done.model)).bias)[2] == bias[2]
     assert difference(before, after) < 1e-4
 
 
@@ -284,10 +284,10 @@ def absorbing(model, folder):
     model = load(saved(model, folder))
     inputs, before = outputs(model, folder)
     first = next(layers_of(model))
-    module = GraphModule(model, outputs=[name_of(first.outputs[0])])
+    module = GraphModule(model, outputs=[name_of(first.output)])
     with torch.inference_mode():
         (seen,) = module({name: torch.from_numpy(array) for name, array in inputs.items()}).values()
-    return model, {node_name(first): seen.amin((0, 2, 3)).numpy()}, before
+    return model, {first.name: seen.amin((0, 2, 3)).numpy()}, before
 
 
 @pytest.mark.parametrize("clip", [False, True])
@@ -303,11 +303,11 @@ def test_biases_move_and_the_function_on_the_samples_stays(tmp_path, clip):
     assert (absorbed.first, absorbed.second) == ("one", "two")
     assert 0 < absorbed.num_channels < 8
     plain, moved = (next(layers_of(each)) for each in (equalize(model).model, done.model))
-    floor = np.minimum(NORM_VALUES["beta"] - 3 * batch_norm_of(next(layers_of(model))).std, seen["one"])
-    taken = array_of(bias_of(plain)) - array_of(bias_of(moved))
-    scale = NORM_VALUES["gamma"] / batch_norm_of(plain).gamma
+    floor = np.minimum(NORM_VALUES["beta"] - 3 * batch_norm_of(next(layers_of(model)).node).std, seen["one"])
+    taken = array_of(plain.bias) - array_of(moved.bias)
+    scale = NORM_VALUES["gamma"] / batch_norm_of(plain.node).gamma
     np.testing.assert_allclose(taken, np.clip(floor, 0, 3 if clip else None) / scale, atol=1e-5)
-    np.testing.assert_allclose(batch_norm_of(moved).beta, batch_norm_of(plain).beta - taken, atol=1e-5)
+    np.testing.assert_allclose(batch_norm_of(moved.node).beta, batch_norm_of(plain.node).beta - taken, atol=1e-5)
 
 
 def test_absorption_refuses_what_it_would_change(tmp_path):

@@ -17,11 +17,13 @@ from dipo.algo.simulate import Simulated, simulate
 from dipo.export.qdq import write_qdq
 from dipo.export.runtime import run_model
 from dipo.export.targets import TARGETS
-from dipo.graph.accessors import array_of, bias_of, layers_of, node_name, weight_axis, weight_of
+from dipo.graph.accessors import array_of, node_name
+from dipo.graph.layers import layers_of
 from dipo.graph.load import load
 from dipo.graph.plan import Plan, QuantizedLayer, QuantizedModel, make_plan
 from dipo.graph.target_spec import TargetSpec
 from dipo.graph.torch_module import GraphModule
+from dipo.quant.codes import nearest_codes
 from dipo.quant.spec import QParams
 from dipo.recipe import PrecisionConfig
 
@@ -84,16 +86,14 @@ def quantize(model: ir.Model, plan: Plan, samples: torch.Tensor) -> QuantizedMod
         zero_point = np.clip(np.rint(spec.qmin - min(float(value.min()), 0.0) / scale), spec.qmin, spec.qmax)
         activations[name] = QParams(np.asarray(scale), np.asarray(zero_point, np.int32), spec.qmin, spec.qmax)
     layers = {}
-    for node in layers_of(model):
-        spec, axis = plan.layers[node_name(node)].spec, weight_axis(node)
-        weight, bias = weight_of(node), bias_of(node)
-        values = array_of(weight)
+    for layer in layers_of(model):
+        spec, axis = plan.layers[layer.name].spec, layer.channel_axis
+        bias, values = layer.bias, layer.array
         scale = np.full(values.shape[axis], 2.0 ** (1 - spec.bits), np.float32)
         zero_point = np.full(scale.shape, spec.middle, np.int32)
         qparams = QParams(scale, zero_point, spec.qmin, spec.qmax, axis)
-        step, zero = qparams.along(values.ndim)
-        codes = np.clip(np.rint(values / step) + zero, spec.qmin, spec.qmax).astype(np.int32)
-        layers[node_name(node)] = QuantizedLayer(codes, qparams, None if bias is None else array_of(bias))
+        codes = nearest_codes(values, qparams)
+        layers[layer.name] = QuantizedLayer(codes, qparams, None if bias is None else array_of(bias))
     return QuantizedModel(layers, activations).having([], plan)
 
 
@@ -152,10 +152,8 @@ def test_float_sums_of_the_same_numbers_fall_elsewhere(tmp_path, name):
     plan = make_plan(model, TARGETS["ort"].spec, PrecisionConfig(weight_bits=8, act_bits=8, first_last_bits=None))
     quantized = quantize(model, plan, samples)
     exact, plain = (
-        simulated(model, plan, quantized, samples, rules=replace(TARGETS["ort"].spec, int32_bias=int32_bias)).q_outputs[
-            "y"
-        ]
-        for int32_bias in (True, False)
+        simulated(model, plan, quantized, samples, rules=rules).q_outputs["y"]
+        for rules in (replace(TARGETS["ort"].spec, int32_bias=int32_bias) for int32_bias in (True, False))
     )
     assert np.abs(exact - plain).max() > 1e-3
 

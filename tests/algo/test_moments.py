@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -6,11 +7,12 @@ import torch
 from networks import network, saved
 
 from dipo.algo.moments import input_moments, moments_of
-from dipo.algo.normal import Moments, clipped, leaky, mapped, multiplied, summed
 from dipo.errors import UserError
 from dipo.graph.accessors import name_of
 from dipo.graph.load import load
+from dipo.graph.operators import OPERATORS
 from dipo.graph.torch_module import GraphModule
+from dipo.quant.gaussian import Moments, clipped, leaky, mapped, multiplied, summed
 
 ZOO = Path(__file__).parents[2] / "dipo" / "zoo" / "mobilenet.onnx"
 MU = np.array([-2.0, -0.5, 0.0, 0.7, 3.0, 40.0])
@@ -154,10 +156,9 @@ def test_batch_normalization_tells_more_than_the_weights():
 
 
 def test_an_operator_that_cannot_be_told_is_named(tmp_path):
-    text = "(float[N,3,4,4] x) => (float[N,3,4,4] y) { [odd] y = GlobalMaxPool(x) }"
-    text = text.replace("4,4] y) {", "1,1] y) {")
+    text = "(float[N,3,4,4] x) => (float[N,3,4,4] y) { [odd] y = Log(x) }"
     model = load(saved(network(text), tmp_path))
-    with pytest.raises(UserError, match="GlobalMaxPool"):
+    with pytest.raises(UserError, match="Log"):
         moments_of(model)
 
 
@@ -165,3 +166,58 @@ def test_inputs_with_other_channels_are_refused(tmp_path):
     model = load(saved(network(NET, opset=13, **CONSTANTS), tmp_path))
     with pytest.raises(UserError, match=r"has 4 channels, give data\.mean"):
         input_moments(model, mean=np.zeros(3))
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "y = Sum(x, two, small)",
+        "a = Relu(x)\n y = Sum(a, x, two)",
+        "y = Min(x, two, small)",
+        "y = Max(x, small, two)",
+        "a = Relu(x)\n y = Sqrt(a)",
+        "y = Softplus(x)",
+        "y = Mish(x)",
+        "y = DepthToSpace<blocksize=2>(x)",
+        "y = Tile(x, repeats)",
+        "a = GlobalAveragePool(x)\n b = Squeeze(a, axes)\n y = Unsqueeze(b, axes)",
+    ],
+)
+def test_rules_tell_what_the_network_computes(tmp_path, nodes):
+    depth = "DepthToSpace" in nodes
+    channels, sizes = (
+        (1, "8,8") if depth else (8, "4,4") if "Tile" in nodes else (4, "1,1" if "Pool" in nodes else "4,4")
+    )
+    text = f"(float[N,4,4,4] x) => (float[N,{channels},{sizes}] y) {{ {nodes} }}"
+    constants = {"two": np.float32(2), "small": np.full((1, 4, 1, 1), -0.25, np.float32), "repeats": [1, 2, 1, 1]}
+    constants["axes"] = [2, 3]
+    model = load(saved(network(text, opset=18, **constants), tmp_path))
+    mean, std = np.array([-1.0, 0.0, 0.5, 2.0]), np.array([0.5, 1.0, 2.0, 1.0])
+    if "GlobalAveragePool" in nodes:
+        std = np.zeros(4)  # its deviation is taken for that of one number
+    found = moments_of(model, input_moments(model, mean=mean, std=std))["y"]
+    noise = torch.randn(20_000, 4, 4, 4, generator=torch.Generator().manual_seed(0)).double().numpy()
+    x = torch.from_numpy(mean.reshape(-1, 1, 1) + std.reshape(-1, 1, 1) * noise).float()
+    y = GraphModule(model)({"x": x})["y"].double()
+    np.testing.assert_allclose(found.mean, y.mean((0, 2, 3)), atol=0.02)
+    if "Sum(a, x" not in nodes:  # x and its Relu are taken for independent
+        np.testing.assert_allclose(found.std, y.std((0, 2, 3)), atol=0.02)
+    assert found.num_dims_behind == 2
+
+
+def test_a_root_of_what_may_be_negative_is_not_told(tmp_path):
+    text = "(float[N,3,4,4] x) => (float[N,3,4,4] y) { [root] y = Sqrt(x) }"
+    model = load(saved(network(text), tmp_path))
+    with pytest.raises(UserError, match="'root'"):
+        moments_of(model)
+
+
+def test_an_operator_may_bring_a_rule_of_its_own(tmp_path, monkeypatch):
+    def rule(node, read):
+        return summed(read[0], read[0])
+
+    operator = dataclasses.replace(OPERATORS["Log"], moments=rule)
+    monkeypatch.setitem(OPERATORS._own, "Log", operator)
+    text = "(float[N,3,4,4] x) => (float[N,3,4,4] y) { y = Log(x) }"
+    model = load(saved(network(text), tmp_path))
+    np.testing.assert_allclose(moments_of(model, input_moments(model, mean=1.5))["y"].mean, 3.0)

@@ -8,10 +8,11 @@ from lockstep import Net
 from networks import images, network, saved
 
 from dipo.algo.gram import gram
+from dipo.algo.reference_weights import target_of
 from dipo.algo.sparsity import Pattern, prune_by_error, pruned_layers, smallest
 from dipo.algo.steps.sparsify import Sparsify, SparsifyOptions
-from dipo.algo.weight_rows import WeightRows, target_of
 from dipo.graph.accessors import array_of, name_of
+from dipo.graph.weight_layout import WeightLayout
 from dipo.recipe import CalibConfig
 
 CALIB = CalibConfig(method="minmax")
@@ -60,7 +61,7 @@ def pruned(net, cfg, workers=1):
 
 
 def rows_of(net, weight):
-    return WeightRows.of(next(iter(net.model.graph)), weight.shape).split(weight)
+    return WeightLayout.of(next(iter(net.model.graph)), weight.shape).split(weight)
 
 
 def float_weight(net):
@@ -103,7 +104,7 @@ def test_the_gram_matrix_is_that_of_the_outputs(tmp_path, kind):
 def test_a_weight_survives_the_way_to_rows_and_back(tmp_path, kind):
     net = one_layer(tmp_path, kind, num=2)
     weight = float_weight(net)
-    layout = WeightRows.of(next(iter(net.model.graph)), weight.shape)
+    layout = WeightLayout.of(next(iter(net.model.graph)), weight.shape)
     assert np.array_equal(layout.join(layout.split(weight)), weight)
 
 

@@ -15,8 +15,8 @@ from dipo.graph.plan import QuantizedModel
 
 def error_of(case, quantized):
     result = simulate(
-        case.model, plan=case.plan, quantized=quantized, rules=TARGETS["ort"].spec, batches=case.batches,
-        inputs=case.inputs, profile_samples=1000, device=CPU, progress=lambda _: None,
+        case.model, plan=case.plan, quantized=quantized, rules=TARGETS["ort"].spec,
+        batches=case.batches, inputs=case.inputs, profile_samples=1000, device=CPU, progress=lambda _: None,
     )  # fmt: skip
     fp, q = result.fp_outputs["logits"], result.q_outputs["logits"]
     return float(((fp - q) ** 2).mean()), result
@@ -81,8 +81,8 @@ def test_bias_correction_restores_the_channel_means(make_case):
     corrected = QuantizedModel(solved.pair.layers, solved.pair.activations)
     # Without the rounding of biases to int32, so that the means are exact.
     result = simulate(
-        case.model, plan=case.plan, quantized=corrected, rules=TARGETS["trt"].spec, batches=case.batches,
-        inputs=case.inputs, profile_samples=0, device=CPU, progress=lambda _: None,
+        case.model, plan=case.plan, quantized=corrected, rules=TARGETS["trt"].spec,
+        batches=case.batches, inputs=case.inputs, profile_samples=0, device=CPU, progress=lambda _: None,
     )  # fmt: skip
     np.testing.assert_allclose(result.q_outputs["logits"].mean(0), result.fp_outputs["logits"].mean(0), atol=1e-5)
     before, _ = error_of(case, case.quantized)

@@ -6,9 +6,9 @@ from lockstep import Net
 from networks import images, network, saved
 
 from dipo.algo.update_bn import scale_change, updated_layers
-from dipo.algo.weight_rows import nearest_codes
 from dipo.graph.accessors import array_of, name_of
 from dipo.graph.batch_norm import BatchNorm, batch_norm_of
+from dipo.quant.codes import nearest_codes
 from dipo.recipe import CalibConfig
 
 CALIB = CalibConfig()

@@ -216,3 +216,18 @@ def test_workers_that_one_process_cannot_have_are_refused_when_a_run_goes_on_too
 def test_the_yaml_of_a_configuration_makes_it_again():
     config = compose_config([*MOBILENET, "algo=full", "precision.overrides={/a:{weight_bits:4}}"])
     assert yaml.safe_load(to_yaml(config)) == to_plain(config)
+
+
+STEPS = ["equalize", {"qdrop": {"iters": 100}}, "tune"]
+
+
+def test_steps_with_options_of_their_own_from_the_command_line_a_preset_and_a_run(tmp_path):
+    config = compose_config(["algo=full", "algo.steps=[equalize,{qdrop:{iters:100}},tune]"])
+    assert config.algo.steps == STEPS
+    assert compose_config(["algo=full", "algo.steps={qdrop:{iters:100}}"]).algo.steps == STEPS[1:2]
+    (tmp_path / "own" / "algo").mkdir(parents=True)
+    (tmp_path / "own" / "algo" / "mine.yaml").write_text(yaml.safe_dump({"name": "mine", "steps": STEPS}))
+    assert compose_config(["algo=mine"], [tmp_path / "own"]).algo.steps == STEPS
+    begun(tmp_path / "run", "algo.steps=[equalize,{qdrop:{iters:100}},tune]")
+    assert compose_config([f"run.resume={tmp_path / 'run'}"]).algo.steps == STEPS
+    assert yaml.safe_load(to_yaml(config))["algo"]["steps"] == STEPS

@@ -35,6 +35,8 @@ def test_bounds_of_relu_clip_and_others():
     assert Bounds.of_clip(ir.node("Clip", [x, constant(-1), constant(6)])) == Bounds(-1.0, 6.0)
     assert Bounds.of_clip(ir.node("Clip", [x, None, constant(6)])) == Bounds(None, 6.0)
     assert Bounds.of_clip(ir.node("Clip", [x, ir.Value(name="computed")])) is None
+    assert Bounds.of_clip(ir.node("Clip", [x], {"max": 6.0})) == Bounds(None, 6.0), "before opset 11"
+    assert Bounds.of_clip(ir.node("Max", [x, constant(-1)])) is None
     assert Bounds.of_clip(ir.node("Sigmoid", [x])) is None
     assert Bounds.of_clip(ir.node("Relu", [x], domain="custom")) is None
 

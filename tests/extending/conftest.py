@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from dipo.algo.steps import STEPS
 from dipo.export.targets import TARGETS
+from dipo.quant.range_methods import RANGE_METHODS
 
 HERE = Path(__file__).parent
-REGISTRIES = (TARGETS,)
+REGISTRIES = (TARGETS, STEPS, RANGE_METHODS)
 """All that remember which names are announced."""
 
 Announce = Callable[..., None]

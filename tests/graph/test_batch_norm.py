@@ -6,8 +6,8 @@ import pytest
 from networks import network, saved
 from onnx import numpy_helper
 
-from dipo.graph.accessors import array_of, layers_of, weight_of
 from dipo.graph.batch_norm import batch_norm_of
+from dipo.graph.layers import layers_of
 from dipo.graph.load import load
 
 NORM = {
@@ -21,13 +21,13 @@ def check_folding(path):
     """W_folded = W gamma / sqrt(var + epsilon) for every layer that a BatchNormalization followed in the file."""
     makers = {value.name: node for node in ir.load(path).graph for value in node.outputs}
     checked = 0
-    for node in layers_of(load(path)):
-        norm = batch_norm_of(node)
-        maker = makers[node.outputs[0].name]
+    for layer in layers_of(load(path)):
+        norm = batch_norm_of(layer.node)
+        maker = makers[layer.output.name]
         assert (norm is not None) == (maker.op_type == "BatchNormalization")
         if norm is not None:
             weight = makers[maker.inputs[0].name].inputs[1].const_value.numpy()
-            folded = array_of(weight_of(node))
+            folded = layer.array
             expected = weight * norm.factor.reshape(-1, 1, 1, 1)
             np.testing.assert_allclose(folded, expected, rtol=1e-5, atol=1e-6 * np.abs(folded).max())
             checked += 1
@@ -57,7 +57,7 @@ def conv_and_norm(more="", result="b"):
 
 def test_parameters_are_those_of_the_file(tmp_path):
     (layer,) = layers_of(load(saved(conv_and_norm(), tmp_path)))
-    norm = batch_norm_of(layer)
+    norm = batch_norm_of(layer.node)
     np.testing.assert_array_equal(norm.gamma, NORM["s"])
     np.testing.assert_array_equal(norm.beta, NORM["t"])
     assert norm.epsilon == 0.25
@@ -68,7 +68,7 @@ def test_parameters_are_those_of_the_file(tmp_path):
 def test_a_copy_of_the_network_remembers_and_a_change_stays_its_own(tmp_path):
     model = load(saved(conv_and_norm(), tmp_path))
     (layer,) = layers_of(model.clone())
-    norm = batch_norm_of(layer)
+    norm = batch_norm_of(layer.node)
     changed = norm.divided(np.float32([2, 2, 2, 2])).lowered(np.float32([1, 0, 0, 0]))
     np.testing.assert_allclose(changed.beta, NORM["t"] / 2 - [1, 0, 0, 0])
     np.testing.assert_allclose(changed.gamma, NORM["s"] / 2)
@@ -78,7 +78,7 @@ def test_a_copy_of_the_network_remembers_and_a_change_stays_its_own(tmp_path):
 def test_a_value_that_others_read_before_normalization_is_not_folded(tmp_path):
     model = load(saved(conv_and_norm("[sum] c = Add(a, b)", "c"), tmp_path))
     (layer,) = layers_of(model)
-    assert batch_norm_of(layer) is None
+    assert batch_norm_of(layer.node) is None
 
 
 def test_of_two_in_a_row_the_last_one_counts(tmp_path):
@@ -87,4 +87,4 @@ def test_of_two_in_a_row_the_last_one_counts(tmp_path):
     for name, array in other.items():
         model.graph.initializer.append(numpy_helper.from_array(array, name))
     (layer,) = layers_of(load(saved(model, tmp_path)))
-    np.testing.assert_array_equal(batch_norm_of(layer).gamma, other["s2"])
+    np.testing.assert_array_equal(batch_norm_of(layer.node).gamma, other["s2"])

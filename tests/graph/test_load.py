@@ -9,7 +9,8 @@ from networks import network, saved, tiny_cnn
 
 from dipo.errors import UserError
 from dipo.export.runtime import run_model
-from dipo.graph.accessors import array_of, bias_of, layers_of, name_of, node_name, weight_axis, weight_of
+from dipo.graph.accessors import array_of, name_of, node_name
+from dipo.graph.layers import layers_of
 from dipo.graph.load import load
 from dipo.graph.passes.invariants import INVARIANTS
 from dipo.graph.torch_module import GraphModule
@@ -78,7 +79,7 @@ def test_constants_are_folded(tmp_path):
     (fc,) = layers_of(loaded)
     assert ops(loaded) == ["MatMul"]
     weight = onnx.numpy_helper.to_array(model.graph.initializer[0])
-    np.testing.assert_allclose(array_of(weight_of(fc)), weight.T / 2)
+    np.testing.assert_allclose(fc.array, weight.T / 2)
 
 
 def test_every_node_has_a_name_of_its_own_and_layers_those_of_the_file(tmp_path):
@@ -96,7 +97,7 @@ def test_every_node_has_a_name_of_its_own_and_layers_those_of_the_file(tmp_path)
     loaded = load_model(model, tmp_path)
     names = [node_name(node) for node in loaded.graph]
     assert len(set(names)) == len(names)
-    assert [node_name(node) for node in layers_of(loaded)][1:] == ["Conv_0", "same"]
+    assert [layer.name for layer in layers_of(loaded)][1:] == ["Conv_0", "same"]
 
 
 def test_shared_weights_and_biases_are_untied_and_both_layers_keep_their_names(tmp_path):
@@ -110,9 +111,9 @@ def test_shared_weights_and_biases_are_untied_and_both_layers_keep_their_names(t
     )  # fmt: skip
     loaded = assert_same(model, tmp_path)
     first, second = layers_of(loaded)
-    assert (node_name(first), node_name(second)) == ("first", "second")
-    assert weight_of(first) is not weight_of(second)
-    assert bias_of(first) is not bias_of(second)
+    assert (first.name, second.name) == ("first", "second")
+    assert first.weight is not second.weight
+    assert first.bias is not second.bias
 
 
 def test_a_shared_weight_with_two_normalizations_gives_two_layers(tmp_path):
@@ -141,10 +142,9 @@ def test_a_shared_weight_with_two_normalizations_gives_two_layers(tmp_path):
 )
 def test_a_missing_bias_is_added(tmp_path, layer, weight, channels):
     model = network(f"(float[N,4,8,8] x) => (float[N,{channels},8,8] y) {{ [layer] y = {layer} }}", w=weight)
-    (node,) = layers_of(assert_same(model, tmp_path))
-    bias = bias_of(node)
-    assert bias is not None
-    np.testing.assert_array_equal(array_of(bias), np.zeros(channels))
+    (layer,) = layers_of(assert_same(model, tmp_path))
+    assert layer.bias is not None
+    np.testing.assert_array_equal(array_of(layer.bias), np.zeros(channels))
 
 
 @pytest.mark.parametrize("bias", ["", ", b"])
@@ -153,16 +153,16 @@ def test_the_factors_of_a_gemm_go_into_its_weight_and_bias(tmp_path, bias):
         f"(float[N,4] x) => (float[N,5] y) {{ [fc] y = Gemm<alpha=0.5,beta=3.0,transB=1>(x, w{bias}) }}",
         w=(5, 4), b=(5,),
     )  # fmt: skip
-    (node,) = layers_of(assert_same(model, tmp_path))
-    assert set(node.attributes) == {"transB"}
-    assert weight_axis(node) == 0
+    (layer,) = layers_of(assert_same(model, tmp_path))
+    assert set(layer.node.attributes) == {"transB"}
+    assert layer.channel_axis == 0
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (1, 5), (1, 1)])
 def test_a_bias_of_another_shape_becomes_one_number_for_each_channel(tmp_path, shape):
     model = network("(float[N,4] x) => (float[N,5] y) { [fc] y = Gemm(x, w, b) }", w=(4, 5), b=np.ones(shape, "f"))
-    (node,) = layers_of(assert_same(model, tmp_path))
-    assert array_of(bias_of(node)).shape == (5,)
+    (layer,) = layers_of(assert_same(model, tmp_path))
+    assert array_of(layer.bias).shape == (5,)
 
 
 def test_a_bias_for_each_row_is_refused(tmp_path):
@@ -373,7 +373,7 @@ def test_real_networks_lose_their_normalizations(shared_file, name, layers):
     path = shared_file(name)
     loaded = load(path)
     assert "BatchNormalization" not in ops(loaded)
-    found = [node_name(node) for node in layers_of(loaded)]
+    found = [layer.name for layer in layers_of(loaded)]
     assert len(found) >= layers
     assert set(found) <= {node.name for node in onnx.load(path).graph.node}
-    assert all(name_of(weight_of(node)) for node in layers_of(loaded))
+    assert all(name_of(layer.weight) for layer in layers_of(loaded))

@@ -6,11 +6,12 @@ from networks import network, saved, tiny_cnn
 
 from dipo.errors import UserError
 from dipo.export.targets import TARGETS
-from dipo.graph.accessors import array_of, layers_of, name_of, node_name, weight_of
+from dipo.graph.accessors import name_of
+from dipo.graph.layers import layers_of
 from dipo.graph.load import load
-from dipo.graph.plan import Plan, make_plan
+from dipo.graph.plan import Plan, QuantizedLayer, make_plan
 from dipo.quant.ranges import weight_qparams
-from dipo.quant.spec import Range
+from dipo.quant.spec import QParams, Range
 from dipo.recipe import PrecisionConfig
 
 WIDTHS = {"weight_bits": 4, "act_bits": 4}
@@ -141,10 +142,10 @@ def test_layers_know_the_quantized_value_that_they_read(tmp_path):
     text = PASSED_THROUGH.replace("Conv(f, w3)", "Conv(e, w3)").replace(" y)", " y, float[N,4,4,4] f)")
     model = load(saved(network(text, fill=np.float32(0), **SLICED), tmp_path))
     plan = make_plan(model, TARGETS["ort"].spec, PrecisionConfig(weight_bits=8, act_bits=8))
-    inputs = {node_name(node): plan.input_of(node) for node in layers_of(model)}
+    inputs = {layer.name: plan.input_of(layer.node) for layer in layers_of(model)}
     assert inputs == {"first": "x", "middle": "b", "last": "b"}
     skipped = make_plan(model, TARGETS["ort"].spec, PrecisionConfig(weight_bits=8, act_bits=8, skip=["first"]))
-    assert skipped.input_of(next(iter(layers_of(model)))) is None
+    assert skipped.input_of(next(layers_of(model)).node) is None
 
 
 def test_overrides_set_what_they_name_and_later_ones_win(plan_of):
@@ -207,7 +208,7 @@ def test_a_shape_of_the_input_makes_no_layer_the_first(tmp_path):
 def test_the_plan_is_in_topological_order(tmp_path, shared_file):
     model = load(shared_file("resnet20_cifar10.onnx"))
     plan = make_plan(model, TARGETS["ort"].spec, PrecisionConfig(**WIDTHS))
-    assert list(plan.layers) == [node_name(node) for node in layers_of(model)]
+    assert list(plan.layers) == [layer.name for layer in layers_of(model)]
     order = [name_of(v) for v in (*model.graph.inputs, *(v for node in model.graph for v in node.outputs))]
     assert list(plan.activations) == [name for name in order if name in plan.activations]
     assert sorted({layer.spec.bits for layer in plan.layers.values()}) == [4, 8]
@@ -341,7 +342,7 @@ AXES = {
 def test_a_weights_scales_are_those_of_its_output_channels(tmp_path, text, shape, axis, method):
     model = load(saved(network(text, w=shape), tmp_path))
     layer = make_plan(model, TARGETS["ort"].spec, PrecisionConfig(weight_bits=8, act_bits=8)).layers["layer"]
-    weight = array_of(weight_of(next(layers_of(model))))
+    weight = next(layers_of(model)).array
     assert (layer.axis, weight.shape) == (axis, shape)
     found = weight_qparams(weight, layer.spec, axis=layer.axis, method=method)
     assert found.scale.shape == (shape[axis],)
@@ -367,3 +368,12 @@ def test_a_weights_scales_are_those_of_its_output_channels(tmp_path, text, shape
 def test_what_cannot_be_is_refused(plan_of, settings, message):
     with pytest.raises(UserError, match=message):
         plan_of(tiny_cnn(), **settings)
+
+
+def test_a_layer_is_rounded_to_a_larger_scale_and_kept_on_its_own():
+    qparams = QParams(np.float32([0.5, 0.25]), np.int32([0, 1]), -8, 7, 0)
+    layer = QuantizedLayer(np.int32([[3, -8], [5, 1]]), qparams, None)
+    assert layer.with_scale(qparams.scale) is layer
+    larger = layer.with_scale(np.float32([1.0, 0.25]))
+    np.testing.assert_array_equal(larger.weight, [[2.0, -4.0], [1.0, 0.0]])
+    np.testing.assert_array_equal(larger.codes, [[2, -4], [5, 1]])

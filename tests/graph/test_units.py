@@ -3,7 +3,8 @@ import pytest
 from networks import network, saved, tiny_cnn
 
 from dipo.config import ZOO
-from dipo.graph.accessors import layers_of, name_of, node_name
+from dipo.graph.accessors import name_of, node_name
+from dipo.graph.layers import layers_of
 from dipo.graph.load import load
 from dipo.graph.units import LONG_SKIP_LAYERS, Unit, find_units
 
@@ -33,7 +34,7 @@ def check(model, units: list[Unit]) -> None:
         available |= set(unit.outputs)
     assert {name_of(value) for value in model.graph.outputs} <= available
     layers = [name for unit in units for name in unit.layers]
-    assert sorted(layers) == sorted(node_name(node) for node in layers_of(model))
+    assert sorted(layers) == sorted(layer.name for layer in layers_of(model))
 
 
 def test_resnet20_has_a_unit_for_each_residual_block(shared_file):

@@ -12,18 +12,10 @@ from dipo.algo.findings import NetworkAnalysis
 from dipo.config import compose_config
 from dipo.export.targets import TARGETS
 from dipo.graph.plan import LayerPlan, Plan
+from dipo.quant.error_sums import ErrorSums
 from dipo.quant.spec import QuantSpec
 from dipo.report.analysis import AnalysisReport, report_analysis
 from dipo.report.terminal import SENSITIVE_LAYERS, WIDE, Terminal
-
-
-@dataclass(frozen=True)
-class Sums:
-    fp_fp: float
-    q_q: float
-    fp_q: float
-    noise: float
-    count: int = 4
 
 
 @dataclass(frozen=True)
@@ -33,9 +25,9 @@ class WeightSums:
     per_channel: float = 1e-3
 
 
-def at(db: float, signal: float = 100.0) -> Sums:
+def at(db: float, signal: float = 100.0) -> ErrorSums:
     noise = signal * 10 ** (-db / 10)
-    return Sums(signal, signal, signal - noise / 2, noise)
+    return ErrorSums(signal, signal, signal - noise / 2, noise, 4)
 
 
 def model_of(names: list[str]) -> ir.Model:
@@ -53,7 +45,7 @@ def model_of(names: list[str]) -> ir.Model:
 class Layer:
     """One layer's figures, in dB."""
 
-    network: float | list[Sums] = 30.0
+    network: float | list[ErrorSums] = 30.0
     weight: float = 40.0
     activation: float | None = 40.0
     bits: int = 8
@@ -168,11 +160,11 @@ def test_odd_names_become_patterns_that_match_them_on_the_command_line(name):
 @pytest.mark.parametrize(
     "sums",
     [
-        Sums(0, 0, 0, 0),
-        Sums(0, 1, 0, 1),
-        Sums(1, math.inf, math.inf, math.inf),
-        Sums(math.nan, math.nan, math.nan, math.nan),
-        Sums(0, 0, 0, 0, count=0),
+        ErrorSums(0, 0, 0, 0, 4),
+        ErrorSums(0, 1, 0, 1, 4),
+        ErrorSums(1, math.inf, math.inf, math.inf, 4),
+        ErrorSums(math.nan, math.nan, math.nan, math.nan, 4),
+        ErrorSums(),
     ],
 )
 def test_json_has_finite_numbers_alone(sums):

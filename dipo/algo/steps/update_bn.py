@@ -41,10 +41,10 @@ class UpdateBatchNorm(UnitStep):
 
     def bound(self, state: NetworkState) -> Self:
         """Return the step with the network's BatchNormalizations."""
-        from dipo.graph.accessors import layers_of, node_name
         from dipo.graph.batch_norm import batch_norm_of
+        from dipo.graph.layers import layers_of
 
-        norms = {node_name(node): batch_norm_of(node) for node in layers_of(state.model)}
+        norms = {layer.name: batch_norm_of(layer.node) for layer in layers_of(state.model)}
         return dataclasses.replace(self, norms=norms, calib=state.calib)
 
     def solve(self, work: UnitWork) -> UnitResult:

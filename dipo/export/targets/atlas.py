@@ -129,7 +129,8 @@ def _with_scalars(model: ir.Model, quantized: QuantizedModel) -> QuantizedModel:
 
 def _recorded(node: ir.Node, quantized: QuantizedModel, known: Mapping[str, QParams]) -> bool:
     """Whether this is a layer that was quantized, or a pooling of a window whose input is."""
-    from dipo.graph.accessors import is_layer, node_name
+    from dipo.graph.accessors import node_name
+    from dipo.graph.layers import is_layer
 
     if is_layer(node):
         return node_name(node) in quantized.layers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dipo.graph import operators
 from dipo.graph.target_spec import TargetSpec
 
 if TYPE_CHECKING:
@@ -12,25 +13,12 @@ if TYPE_CHECKING:
     from dipo.graph.plan import QuantizedModel
     from dipo.quant.spec import QParams
 
-OPERATORS = frozenset(
-    {
-        "Abs", "Add", "AveragePool", "BatchNormalization", "Concat", "Conv", "ConvTranspose", "Div", "Elu", "Erf",
-        "Exp", "Floor", "Gather", "Gelu", "Gemm", "GlobalAveragePool", "HardSigmoid", "HardSwish",
-        "InstanceNormalization", "LayerNormalization", "LeakyRelu", "Log", "LogSoftmax", "MatMul", "Max", "Min",
-        "Mul", "Neg", "PRelu", "Pow", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceSum", "Resize", "Sigmoid",
-        "Softmax", "Softplus", "Sqrt", "Sub", "Sum", "Tanh", "Upsample",
-    }
-)  # fmt: skip
+OPERATORS = operators.names(lambda operator: operator.full_integer)
 """All that compute with floats. Relu and Clip are not among them: they are part of the kernel before them. Nor is what
 only moves values, which has the range of its input."""
 
-FIXED_RANGES = frozenset({"Sigmoid", "Softmax", "Tanh"})
+FIXED_RANGES = operators.names(lambda operator: operator.own_grid)
 """Operators whose kernels write a grid of their own: [0, 1) or [-1, 1) with a power of two as its step."""
-
-
-_WITH_OPTIONS = frozenset({"Conv", "ConvTranspose", "Gemm", "Pow", "ReduceMax", "ReduceMean", "ReduceSum", "Resize"})
-_WITH_CONSTANTS = (OPERATORS - _WITH_OPTIONS) | {"Clip", "Where"}
-"""Operators whose constant inputs are data that the device keeps as integers, not options, weights or biases."""
 
 
 def constants_of_all(model: ir.Model, quantized: QuantizedModel, *, symmetric: bool) -> dict[str, QParams]:
@@ -46,16 +34,17 @@ def constants_of_all(model: ir.Model, quantized: QuantizedModel, *, symmetric: b
     import numpy as np
 
     from dipo.export.ranges import Encoding
-    from dipo.graph.accessors import array_of, layers_of, name_of, weight_of
+    from dipo.graph.accessors import array_of, name_of
+    from dipo.graph.layers import layers_of
     from dipo.graph.placement import is_float
     from dipo.quant.spec import QuantSpec, Range, qparams_of
 
     bits = max((Encoding(each).bits for each in quantized.activations.values()), default=8)
     spec = QuantSpec(bits, signed=symmetric, symmetric=symmetric)
-    weights = {name_of(weight) for node in layers_of(model) if (weight := weight_of(node))}
+    weights = {name_of(layer.weight) for layer in layers_of(model)}
     found = {}
     for node in model.graph:
-        for value in node.inputs if node.op_type in _WITH_CONSTANTS and node.domain == "" else ():
+        for value in node.inputs if operators.of(node).data_constants else ():
             if value is None or value.const_value is None or not is_float(value) or name_of(value) in weights:
                 continue
             numbers = array_of(value)
@@ -76,11 +65,12 @@ def ranges_of_all(spec: TargetSpec, model: ir.Model, quantized: QuantizedModel) 
         UserError: A value or a weight has no range, or a width that the target does not take.
     """
     from dipo.export.ranges import check_coverage, check_widths, float_values, spread
-    from dipo.graph.accessors import layers_of, name_of, node_name, weight_of
+    from dipo.graph.accessors import name_of
+    from dipo.graph.layers import layers_of
 
     check_widths(spec, quantized)
     known, values = spread(model, quantized.activations), float_values(model)
-    weights_of_all = [(node_name(node), name_of(weight)) for node in layers_of(model) if (weight := weight_of(node))]
+    weights_of_all = [(layer.name, name_of(layer.weight)) for layer in layers_of(model)]
     quantized_weights = {weight for node, weight in weights_of_all if node in quantized.layers}
     check_coverage(spec.name, [*values, *(weight for _, weight in weights_of_all)], {*known, *quantized_weights})
     return {name: known[name] for name in values}

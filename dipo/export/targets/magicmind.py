@@ -54,13 +54,14 @@ class MagicMind(Target[TargetOptions]):
             UserError: What a quantized layer reads has no range, or not 8 bits; nothing is written.
         """
         from dipo.export.ranges import Encoding, all_ranges, check_coverage, check_widths
-        from dipo.graph.accessors import is_layer, name_of, node_name
+        from dipo.graph.accessors import name_of
+        from dipo.graph.layers import layers_of
 
         del options
         check_widths(self.spec, export.quantized)
         known = all_ranges(export.model, export.quantized.activations, export.beside)
-        layers = [node for node in export.model.graph if is_layer(node) and node_name(node) in export.quantized.layers]
-        check_coverage(self.name, [name_of(node.inputs[0]) for node in layers if node.inputs[0] is not None], known)
+        layers = [layer for layer in layers_of(export.model) if layer.name in export.quantized.layers]
+        check_coverage(self.name, [name_of(layer.input) for layer in layers if layer.input is not None], known)
         grids = {name: Encoding(qparams) for name, qparams in known.items()}
         ranges = {name: {"min": float(grid.min), "max": float(grid.max)} for name, grid in grids.items()}
         return [

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 from dipo.export.range_file import Claim, Names
-from dipo.export.target import Export, Target, TargetFile, TargetOptions
+from dipo.export.target import Export, PlatformOptions, Target, TargetFile
 from dipo.export.targets import full_integer
 from dipo.graph.target_spec import TargetSpec
 from dipo.section import OneOf
@@ -34,7 +34,7 @@ SPEC = TargetSpec(
 
 
 @dataclass(frozen=True)
-class EncodingsOptions(TargetOptions):
+class EncodingsOptions(PlatformOptions):
     """Options of the encodings file."""
 
     schema: Annotated[str | None, OneOf(SCHEMAS)] = None

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dipo.export.range_file import Claim, Names, numbers
-from dipo.export.target import DEPLOYED, QUANTIZED, Export, Target, TargetFile, TargetOptions
+from dipo.export.target import DEPLOYED, QUANTIZED, Export, PlatformOptions, Target, TargetFile
 from dipo.export.targets import full_integer
 from dipo.graph.target_spec import TargetSpec
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dipo.export.ranges import LayerRanges
+    from dipo.graph.layers import Layer
 
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm"})
 _SUM_BITS, _RESIZE_BITS = 12, 22
@@ -39,7 +40,7 @@ _WINOGRAD = ((2, 0, 0), (1, 1, 1), (1, -1, 1), (0, 0, 2))
 
 
 @dataclass(frozen=True)
-class StpuOptions(TargetOptions):
+class StpuOptions(PlatformOptions):
     """Options of the STPU."""
 
     winograd: bool = False
@@ -140,26 +141,25 @@ def _take_winograd(content: dict[str, Any], layer: LayerRanges, weight: NDArray[
 
 
 def _add_emin(content: dict[str, Any], node: ir.Node) -> None:
-    from dipo.graph.accessors import array_of, name_of, node_name
+    from dipo.graph.accessors import name_of
+    from dipo.graph.layers import layer_of
 
     made = content.get(name_of(node.outputs[0]), {})
     if node.op_type in {"Resize", "Upsample"} and made:
         made["emin"] = exponent(made["max"]) - (_RESIZE_BITS - _HEADROOM)
-    if node.op_type in _LAYERS and f"{node_name(node)}_weights" in content:
-        data, weight = node.inputs[0], node.inputs[1]
-        assert data is not None and weight is not None
-        terms = _terms(node, array_of(weight).shape)
-        largest = math.sqrt(terms) * content[name_of(data)]["max"] * content[f"{node_name(node)}_weights"]["max"]
+    layer = layer_of(node)
+    if layer is not None and node.op_type in _LAYERS and f"{layer.name}_weights" in content:
+        assert layer.input is not None
+        terms = math.sqrt(_terms(layer))
+        largest = terms * content[name_of(layer.input)]["max"] * content[f"{layer.name}_weights"]["max"]
         made["emin"] = exponent(max(largest, made["max"])) - (_SUM_BITS - _HEADROOM)
 
 
-def _terms(node: ir.Node, shape: tuple[int, ...]) -> int:
+def _terms(layer: Layer) -> int:
     """Return the number of products in a sum, as the device counts them."""
-    from dipo.graph.accessors import weight_axis
-
-    if node.op_type == "Gemm":
-        return shape[1 - weight_axis(node)]
-    return math.prod(shape[1:])
+    if layer.op_type == "Gemm":
+        return layer.shape[1 - layer.channel_axis]
+    return math.prod(layer.shape[1:])
 
 
 def _add_bias(content: dict[str, Any], layer: LayerRanges) -> None:

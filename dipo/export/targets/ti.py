@@ -24,6 +24,7 @@ from dipo.export.range_file import Claim, Names
 from dipo.export.target import DEPLOYED, QUANTIZED, Export, Target, TargetFile, TargetOptions
 from dipo.export.targets import full_integer
 from dipo.export.text_files import Enum, Fields, proto_text
+from dipo.graph import operators
 from dipo.graph.target_spec import TargetSpec
 
 if TYPE_CHECKING:
@@ -80,7 +81,6 @@ PARAMETERS = Schema(
     },
 )
 """TIDL's definition of its parameters."""
-_CLIPS = frozenset({"Relu", "Clip"})
 _UNSIGNED, _SIGNED = 0, 1
 """TIDL's element types of 8 bits."""
 
@@ -99,7 +99,7 @@ def read_parameters(text: str, names: Names) -> Iterator[Claim]:
 def layer_of(name: str, producers: Mapping[str, onnx.NodeProto]) -> onnx.NodeProto | None:
     """Return the node that makes a value, before the activation functions that it is fused with."""
     node = producers.get(name)
-    while node is not None and node.op_type in _CLIPS and node.input[0] in producers:
+    while node is not None and operators.of(node).clips and node.input[0] in producers:
         node = producers[node.input[0]]
     return node
 
@@ -203,17 +203,21 @@ def _layers(model: ir.Model, quantized: QuantizedModel, known: Mapping[str, QPar
 
 def _made(value: ir.Value) -> ir.Value:
     """What a layer makes in the place of a value, behind the activation functions that it is fused with."""
-    while len(readers := value.consumers()) == 1 and not value.is_graph_output() and readers[0].op_type in _CLIPS:
-        value = readers[0].outputs[0]
+    from dipo.graph.accessors import sole_consumer
+
+    while (reader := sole_consumer(value)) is not None and operators.of(reader).clips:
+        value = reader.outputs[0]
     return value
 
 
 def _is_fused(node: ir.Node) -> bool:
     """Whether an activation function belongs to the layer before it."""
+    from dipo.graph.accessors import sole_consumer
+
     data = node.inputs[0] if node.inputs else None
-    if node.op_type not in _CLIPS or data is None or data.producer() is None:
+    if not operators.of(node).clips or data is None or data.producer() is None:
         return False
-    return len(data.uses()) == 1 and not data.is_graph_output()
+    return sole_consumer(data) is not None
 
 
 def _layer(name: str, kind: str, output: Encoding, layer: LayerRanges | None) -> Fields:

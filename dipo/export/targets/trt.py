@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from dipo.errors import UserError
 from dipo.export.range_file import Claim, Names
-from dipo.export.target import DEPLOYED, QUANTIZED, Export, Target, TargetFile, TargetOptions
+from dipo.export.target import DEPLOYED, QUANTIZED, Export, PlatformOptions, Target, TargetFile
 from dipo.graph.target_spec import TargetSpec
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ _HEADER = re.compile(r"TRT-\d+-\w+Calibration\w*")
 
 
 @dataclass(frozen=True)
-class TensorRtOptions(TargetOptions):
+class TensorRtOptions(PlatformOptions):
     """Options of TensorRT."""
 
     version: str | None = None

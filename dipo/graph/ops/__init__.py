@@ -1,1 +1,1 @@
-"""ONNX operators as torch functions, one family per module; `dipo.graph.torch_ops` holds the table."""
+"""ONNX operators as torch functions, one family per module; `dipo.graph.operators` refers to them."""

@@ -13,11 +13,6 @@ from torch import Tensor
 from dipo.graph.ops.reader import Builder, NodeReader, TorchOp
 
 
-def plain(function: Callable[..., Tensor]) -> Builder:
-    """An operator without attributes, which torch has under the same meaning."""
-    return lambda _node: function
-
-
 def variadic(function: Callable[[Tensor, Tensor], Tensor]) -> Builder:
     """An operator on one or more tensors, folded from a function of two."""
 
@@ -27,6 +22,21 @@ def variadic(function: Callable[[Tensor, Tensor], Tensor]) -> Builder:
         return lambda *xs: reduce(function, xs)
 
     return build
+
+
+minimum = variadic(torch.minimum)
+maximum = variadic(torch.maximum)
+total = variadic(torch.add)
+
+
+def average(_node: NodeReader) -> TorchOp:
+    """Mean: of all tensors, element by element."""
+    return lambda *xs: reduce(torch.add, xs) / len(xs)
+
+
+def identity(x: Tensor) -> Tensor:
+    """Identity: what it reads."""
+    return x
 
 
 def divide(a: Tensor, b: Tensor) -> Tensor:
@@ -72,6 +82,38 @@ def elu(node: NodeReader) -> TorchOp:
     return lambda x: F.elu(x, alpha)
 
 
+def selu(node: NodeReader) -> TorchOp:
+    """Selu: gamma * (alpha * exp(x) - alpha) below zero, gamma * x from there on."""
+    alpha, gamma = (
+        node.get_float("alpha", 1.67326319217681884765625),
+        node.get_float("gamma", 1.05070102214813232421875),
+    )
+    return lambda x: gamma * F.elu(x, alpha)
+
+
+def celu(node: NodeReader) -> TorchOp:
+    """Celu: alpha * (exp(x / alpha) - 1) below zero."""
+    alpha = node.get_float("alpha", 1.0)
+    return lambda x: F.celu(x, alpha)
+
+
+def thresholded_relu(node: NodeReader) -> TorchOp:
+    """ThresholdedRelu: x above alpha, otherwise 0."""
+    alpha = node.get_float("alpha", 1.0)
+    return lambda x: torch.where(x > alpha, x, torch.zeros_like(x))
+
+
+def softplus(x: Tensor) -> Tensor:
+    """Softplus: ln(exp(x) + 1), without a threshold from which on it would be x itself."""
+    return torch.logaddexp(x, torch.zeros((), dtype=x.dtype, device=x.device))
+
+
+def swish(node: NodeReader) -> TorchOp:
+    """Swish: x * sigmoid(alpha * x)."""
+    alpha = node.get_float("alpha", 1.0)
+    return F.silu if alpha == 1 else lambda x: x * torch.sigmoid(alpha * x)
+
+
 def hard_sigmoid(node: NodeReader) -> TorchOp:
     """HardSigmoid: clip(alpha * x + beta, 0, 1)."""
     alpha, beta = node.get_float("alpha", 0.2), node.get_float("beta", 0.5)
@@ -84,8 +126,8 @@ def gelu(node: NodeReader) -> TorchOp:
     return lambda x: F.gelu(x, approximate=approximate)
 
 
-def softmax(function: Callable[..., Tensor]) -> Builder:
-    """Softmax or LogSoftmax: over one axis since opset 13, over all axes from `axis` on before."""
+def _over_axis(function: Callable[..., Tensor]) -> Builder:
+    """A Softmax or LogSoftmax: over one axis since opset 13, over all axes from `axis` on before."""
 
     def build(node: NodeReader) -> TorchOp:
         if node.opset >= 13:
@@ -95,6 +137,10 @@ def softmax(function: Callable[..., Tensor]) -> Builder:
         return lambda x: function(x.flatten(start), dim=-1).reshape(x.shape)
 
     return build
+
+
+softmax = _over_axis(F.softmax)
+log_softmax = _over_axis(F.log_softmax)
 
 
 def cast(node: NodeReader) -> TorchOp:

@@ -69,7 +69,7 @@ def global_max_pool(node: NodeReader) -> TorchOp:
     return lambda x: x.amax(dim=dims, keepdim=True)
 
 
-def reduction(function: Callable[..., Tensor]) -> Builder:
+def _reduction(function: Callable[..., Tensor]) -> Builder:
     """A Reduce operator from `function(x, dim=..., keepdim=...)`; its axes are an attribute or an input."""
 
     def build(node: NodeReader) -> TorchOp:
@@ -83,6 +83,28 @@ def reduction(function: Callable[..., Tensor]) -> Builder:
         return lambda x, _axes=None: function(x, dim=axes, keepdim=keepdims)
 
     return build
+
+
+def _norm_1(x: Tensor, *, dim: tuple[int, ...], keepdim: bool) -> Tensor:
+    return x.abs().sum(dim=dim, keepdim=keepdim)
+
+
+def _norm_2(x: Tensor, *, dim: tuple[int, ...], keepdim: bool) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(x, dim=dim, keepdim=keepdim)
+    return norm
+
+
+def _sum_of_squares(x: Tensor, *, dim: tuple[int, ...], keepdim: bool) -> Tensor:
+    return x.square().sum(dim=dim, keepdim=keepdim)
+
+
+reduce_mean = _reduction(torch.mean)
+reduce_sum = _reduction(torch.sum)
+reduce_max = _reduction(torch.amax)
+reduce_min = _reduction(torch.amin)
+reduce_l1 = _reduction(_norm_1)
+reduce_l2 = _reduction(_norm_2)
+reduce_sum_square = _reduction(_sum_of_squares)
 
 
 def _pool_window(node: NodeReader) -> Window:

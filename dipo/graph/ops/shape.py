@@ -122,6 +122,36 @@ def pad(node: NodeReader) -> TorchOp:
     return lambda x, *_: F.pad(x, flat, mode=torch_mode)
 
 
+def depth_to_space(node: NodeReader) -> TorchOp:
+    """DepthToSpace: [N, C * b * b, H, W] to [N, C, H * b, W * b]; the blocks are in front in DCR mode."""
+    block = node.get_int("blocksize", 0)
+    mode = node.choice("mode", "DCR", ("DCR", "CRD"))
+
+    def run(x: Tensor) -> Tensor:
+        num, channels, height, width = x.shape
+        depth = channels // block**2
+        if mode == "CRD":
+            x = x.reshape(num, depth, block, block, height, width).permute(0, 1, 4, 2, 5, 3)
+        else:
+            x = x.reshape(num, block, block, depth, height, width).permute(0, 3, 4, 1, 5, 2)
+        return x.reshape(num, depth, height * block, width * block)
+
+    return run
+
+
+def space_to_depth(node: NodeReader) -> TorchOp:
+    """SpaceToDepth: [N, C, H, W] to [N, b * b * C, H / b, W / b]; the blocks are in front in DCR mode."""
+    block = node.get_int("blocksize", 0)
+    order = {"DCR": (0, 3, 5, 1, 2, 4), "CRD": (0, 1, 3, 5, 2, 4)}[node.choice("mode", "DCR", ("DCR", "CRD"))]
+
+    def run(x: Tensor) -> Tensor:
+        num, channels, height, width = x.shape
+        x = x.reshape(num, channels, height // block, block, width // block, block).permute(*order)
+        return x.reshape(num, block**2 * channels, height // block, width // block)
+
+    return run
+
+
 def expand(node: NodeReader) -> TorchOp:
     """Expand to the shape that the input and the constant shape broadcast to."""
     shape = node.constant_ints(1)

@@ -9,6 +9,7 @@ from onnx_ir.passes import PassBase
 from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 
 from dipo.graph.passes.free_batch import FreeBatch
+from dipo.graph.passes.infer_shapes import InferShapes
 from dipo.graph.passes.name_nodes import NameNodes, RecordLayerNames
 from dipo.graph.passes.own_parameters import OwnParameters, UntieParameters
 from dipo.graph.passes.refuse_constant_outputs import RefuseConstantOutputs
@@ -19,6 +20,7 @@ NORMALISATION: tuple[PassBase, ...] = (
     UntieParameters(),
     RecordLayerNames(),
     Simplify(),
+    InferShapes(),
     FreeBatch(),
     RefuseConstantOutputs(),
     NameNodes(),

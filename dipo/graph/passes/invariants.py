@@ -16,8 +16,9 @@ from collections import Counter
 import onnx_ir as ir
 from onnx_ir.passes import InvariantError
 
-from dipo.graph.accessors import array_of, bias_of, is_layer, layers_of, weight_axis, weight_of
+from dipo.graph.accessors import array_of, sole_consumer
 from dipo.graph.batch_norm import batch_norm_in
+from dipo.graph.layers import is_layer, layers_of
 
 
 def check_inlined(model: ir.Model) -> None:
@@ -43,7 +44,7 @@ def check_folded(model: ir.Model) -> None:
         if batch_norm_in(node) is None or node.inputs[0] is None:
             continue
         source = node.inputs[0].producer()
-        if source is not None and is_layer(source) and len(node.inputs[0].uses()) == 1:
+        if source is not None and is_layer(source) and sole_consumer(node.inputs[0]) is node:
             raise InvariantError(f"{node.name!r} normalises the output of {source.name!r} alone")
 
 
@@ -68,12 +69,10 @@ def check_ownership(model: ir.Model) -> None:
     Raises:
         InvariantError: One is no initializer, or is read by another node, or is an output of the network.
     """
-    for node in layers_of(model):
-        for value in (weight_of(node), bias_of(node)):
-            if value is not None and not (
-                value.is_initializer() and len(value.uses()) == 1 and not value.is_graph_output()
-            ):
-                raise InvariantError(f"layer {node.name!r} does not own {value.name!r}")
+    for layer in layers_of(model):
+        for value in (layer.weight, layer.bias):
+            if value is not None and not (value.is_initializer() and sole_consumer(value) is layer.node):
+                raise InvariantError(f"layer {layer.name!r} does not own {value.name!r}")
 
 
 def check_biases(model: ir.Model) -> None:
@@ -82,17 +81,13 @@ def check_biases(model: ir.Model) -> None:
     Raises:
         InvariantError: A bias is missing or of another shape, or a Gemm has a factor.
     """
-    for node in layers_of(model):
-        weight, bias = weight_of(node), bias_of(node)
-        if node.attributes.keys() & {"alpha", "beta"}:
-            raise InvariantError(f"layer {node.name!r} has a factor")
-        if node.op_type != "MatMul" and (len(node.inputs) < 3 or node.inputs[2] is None):
-            raise InvariantError(f"layer {node.name!r} has no bias")
-        if weight is not None and bias is not None:
-            groups = node.attributes.get_int("group", 1) if node.op_type == "ConvTranspose" else 1
-            channels = array_of(weight).shape[weight_axis(node)] * groups
-            if array_of(bias).shape != (channels,):
-                raise InvariantError(f"layer {node.name!r} has a bias of shape {array_of(bias).shape}")
+    for layer in layers_of(model):
+        if layer.node.attributes.keys() & {"alpha", "beta"}:
+            raise InvariantError(f"layer {layer.name!r} has a factor")
+        if layer.op_type != "MatMul" and (len(layer.node.inputs) < 3 or layer.node.inputs[2] is None):
+            raise InvariantError(f"layer {layer.name!r} has no bias")
+        if layer.bias is not None and array_of(layer.bias).shape != (layer.num_channels,):
+            raise InvariantError(f"layer {layer.name!r} has a bias of shape {array_of(layer.bias).shape}")
 
 
 def check_batch(model: ir.Model) -> None:

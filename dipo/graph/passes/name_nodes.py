@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from dipo.graph.accessors import LAYER_OPERATORS
+from dipo.graph import operators
 from dipo.graph.constants import fresh_name
 from dipo.graph.passes.invariants import check_names
 
@@ -23,7 +23,7 @@ class RecordLayerNames(InPlacePass):
         model.meta[_KEY] = {
             weight: node.name
             for node in model.graph
-            if node.op_type in LAYER_OPERATORS and node.name and (weight := _second_input(node))
+            if _is_weighted(node) and node.name and (weight := _second_input(node))
         }
         return PassResult(model, modified=False)
 
@@ -40,9 +40,9 @@ class NameNodes(InPlacePass):
         layer_names: dict[str, str] = model.meta.pop(_KEY)
         kept = set(layer_names.values())
         taken: set[str] = set()
-        for node in sorted(model.graph, key=lambda node: node.op_type not in LAYER_OPERATORS):
+        for node in sorted(model.graph, key=lambda node: not _is_weighted(node)):
             wish = node.name or node.op_type
-            if node.op_type in LAYER_OPERATORS and wish not in kept:
+            if _is_weighted(node) and wish not in kept:
                 wish = layer_names.get(_second_input(node) or "", wish)
             node.name = fresh_name(wish, taken)
             taken.add(node.name)
@@ -56,6 +56,11 @@ class NameNodes(InPlacePass):
     def ensures(self, model: ir.Model) -> None:
         """Check that names are unique."""
         check_names(model)
+
+
+def _is_weighted(node: ir.Node) -> bool:
+    """Return whether layers are of the node's operator, be its weight constant yet or not."""
+    return operators.of(node).weight is not None
 
 
 def _second_input(node: ir.Node) -> str | None:

@@ -7,8 +7,10 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
 from dipo.errors import UserError
-from dipo.graph.accessors import LAYER_OPERATORS, array_of, bias_of, layers_of, weight_axis, weight_of
+from dipo.graph import operators
+from dipo.graph.accessors import array_of
 from dipo.graph.constants import replace_input
+from dipo.graph.layers import Layer, layers_of
 from dipo.graph.passes.invariants import check_biases, check_ownership
 
 
@@ -19,7 +21,7 @@ class UntieParameters(InPlacePass):
         """Copy what several nodes read."""
         modified = False
         for node in model.graph:
-            for index, value in enumerate(node.inputs if node.op_type in LAYER_OPERATORS else ()):
+            for index, value in enumerate(node.inputs if operators.of(node).weight is not None else ()):
                 if value is not None and value.is_initializer() and len(value.uses()) > 1:
                     replace_input(model, node, index, f"{node.name or node.op_type}_{value.name}", array_of(value))
                     modified = True
@@ -40,10 +42,10 @@ class OwnParameters(InPlacePass):
         Raises:
             UserError: Weights are not float32, or a bias is not one number for each channel.
         """
-        for node in layers_of(model):
-            _own_weight(model, node)
-            if node.op_type != "MatMul":
-                _own_bias(model, node)
+        for layer in layers_of(model):
+            _own_weight(model, layer)
+            if layer.op_type != "MatMul":
+                _own_bias(model, layer)
         return PassResult(model, modified=True)
 
     def ensures(self, model: ir.Model) -> None:
@@ -52,10 +54,8 @@ class OwnParameters(InPlacePass):
         check_biases(model)
 
 
-def _own_weight(model: ir.Model, node: ir.Node) -> None:
-    weight = weight_of(node)
-    assert weight is not None
-    array = array_of(weight)
+def _own_weight(model: ir.Model, layer: Layer) -> None:
+    node, weight, array = layer.node, layer.weight, layer.array
     if array.dtype != np.float32:
         raise UserError(f"layer {node.name!r} has {array.dtype} weights, export the model in float32")
     alpha = _take_factor(node, "alpha")
@@ -63,21 +63,18 @@ def _own_weight(model: ir.Model, node: ir.Node) -> None:
         replace_input(model, node, 1, f"{node.name}_weight", array * np.float32(alpha))
 
 
-def _own_bias(model: ir.Model, node: ir.Node) -> None:
-    weight = weight_of(node)
-    assert weight is not None
-    groups = node.attributes.get_int("group", 1) if node.op_type == "ConvTranspose" else 1
-    channels = array_of(weight).shape[weight_axis(node)] * groups
+def _own_bias(model: ir.Model, layer: Layer) -> None:
+    node = layer.node
     if len(node.inputs) < 3 or node.inputs[2] is None:
         _take_factor(node, "beta")
         node.resize_inputs(max(3, len(node.inputs)))
-        replace_input(model, node, 2, f"{node.name}_bias", np.zeros(channels, np.float32))
-    elif (bias := bias_of(node)) is not None:
-        _reshape_bias(model, node, bias, channels)
+        replace_input(model, node, 2, f"{node.name}_bias", np.zeros(layer.num_channels, np.float32))
+    elif layer.bias is not None:
+        _reshape_bias(model, layer, layer.bias)
 
 
-def _reshape_bias(model: ir.Model, node: ir.Node, bias: ir.Value, channels: int) -> None:
-    array = array_of(bias)
+def _reshape_bias(model: ir.Model, layer: Layer, bias: ir.Value) -> None:
+    node, channels, array = layer.node, layer.num_channels, array_of(bias)
     if array.size not in (1, channels) or (array.ndim > 1 and array.shape[-1] != array.size):
         raise UserError(
             f"{node.op_type} {node.name!r} adds a constant of shape {array.shape} to {channels} channels, export it "

@@ -94,7 +94,7 @@ def quantize_weight(weight: np.ndarray, spec: QuantSpec, axis: int) -> tuple[np.
 def platform_case(rules: TargetSpec, **precision: object) -> tuple[ir.Model, QuantizedModel]:
     """The small network on a platform's grids."""
     model = small_network()
-    plan = make_plan(model, rules, PrecisionConfig(**{"weight_bits": 8, "act_bits": 8, **precision}))
+    plan = make_plan(model, rules, PrecisionConfig(**precision))
     return model, quantize_all(model, plan, RANGES)
 
 

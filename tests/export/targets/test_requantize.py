@@ -17,7 +17,7 @@ PAIRS = [(own, other) for own in ("ort", "trt", "snpe", "imx") for other in TARG
 
 
 def plan_of(model, platform, **precision):
-    return make_plan(model, TARGETS[platform].spec, PrecisionConfig(**{"weight_bits": 8, "act_bits": 8, **precision}))
+    return make_plan(model, TARGETS[platform].spec, PrecisionConfig(**precision))
 
 
 def moved(own, other, *, other_precision=None, **precision):

@@ -170,7 +170,7 @@ def test_constants_have_encodings_too(tmp_path, platform, symmetric, schema):
     )  # fmt: skip
     loaded = load(saved(model, tmp_path))
     plan = make_plan(loaded, platform.TARGET.spec, PrecisionConfig(weight_bits=8, act_bits=8))
-    platform.write(loaded, quantize_all(loaded, plan, {}), tmp_path, metadata={}, schema=schema)
+    write_files(platform.TARGET, loaded, quantize_all(loaded, plan, {}), tmp_path, schema=schema)
     content = json.loads((tmp_path / f"{platform.TARGET.spec.name}_encodings.json").read_text())
     if schema == "2.0.0":
         found = {each["name"]: np.asarray(each["y_scale"]) for each in content["encodings"]}

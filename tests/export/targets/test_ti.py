@@ -117,7 +117,7 @@ def test_relu_that_shares_its_input_is_a_layer_of_its_own(tmp_path):
         "[relu] r = Relu(c) \n [add] y = Add(c, r) }"
     )
     plan = make_plan(model, ti.TARGET.spec, PrecisionConfig(weight_bits=8, act_bits=8))
-    file = ti.write(model, quantize_all(model, plan, {}), tmp_path, metadata={})[2]
+    file = write_files(ti.TARGET, model, quantize_all(model, plan, {}), tmp_path)[2]
     network = text_format.Parse(file.read_text(), message_of(TIDL, "TIDLNetQuantParams"))
     assert [(layer.layer_name, layer.layer_type) for layer in network.layers] == [
         ("x", "TIDL_DataLayer"), ("c", "TIDL_ConvolutionLayer"), ("r", "TIDL_ReLULayer"), ("y", "TIDL_EltWiseLayer"),
@@ -143,6 +143,6 @@ def test_each_output_of_a_layer_has_its_range(tmp_path):
     }"""
     loaded = load(saved(made_of(text, w=(4, 4, 1, 1), sizes=np.int64([2, 2])), tmp_path))
     plan = make_plan(loaded, ti.TARGET.spec, PrecisionConfig(weight_bits=8, act_bits=8))
-    content = ti.write(loaded, quantize_all(loaded, plan, {}), tmp_path, metadata={})[2].read_text()
+    content = write_files(ti.TARGET, loaded, quantize_all(loaded, plan, {}), tmp_path)[2].read_text()
     layers = text_format.Parse(content, message_of(TIDL, "TIDLNetQuantParams")).layers
     assert [layer.layer_name for layer in layers] == ["x", "a", "b", "d", "y"]

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 from networks import network, saved, tiny_cnn
 
-from dipo.graph.accessors import layers_of
+from dipo.graph.layers import layers_of
 from dipo.graph.load import load
 from dipo.graph.passes import invariants
 
@@ -95,14 +95,14 @@ def test_two_nodes_of_one_name_are_seen(tmp_path):
 def test_a_weight_that_two_layers_read_is_seen(tmp_path):
     model = loaded_cnn(tmp_path)
     first, second = list(layers_of(model))[1:3]
-    second.replace_input_with(1, first.inputs[1])
+    second.node.replace_input_with(1, first.weight)
     with pytest.raises(ir.passes.InvariantError, match="does not own 'w2'"):
         invariants.check_ownership(model)
 
 
 def test_a_layer_without_bias_and_one_with_a_factor_are_seen(tmp_path):
     model = loaded_cnn(tmp_path)
-    head = list(layers_of(model))[-1]
+    head = list(layers_of(model))[-1].node
     head.attributes["alpha"] = ir.AttrFloat32("alpha", 2.0)
     with pytest.raises(ir.passes.InvariantError, match="'head' has a factor"):
         invariants.check_biases(model)

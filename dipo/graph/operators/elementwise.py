@@ -1,0 +1,84 @@
+"""Functions element by element that are no activation functions: of one tensor, and of several."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from dipo.graph.operators.record import (
+    Channels,
+    IntegerKernel,
+    Kind,
+    Limits,
+    LimitsFrom,
+    MomentRule,
+    Operand,
+    Operator,
+    Sign,
+    built_by,
+    same_as,
+)
+
+_OPS = "dipo.graph.ops.elementwise"
+
+_of_one = partial(
+    Operator,
+    kind=Kind.ELEMENTWISE,
+    homogeneous=False,
+    keeps_shifts=False,
+    channels=Channels.KEPT,
+    moments=MomentRule.CURVE,
+    full_integer=True,
+)
+_of_two = partial(
+    Operator,
+    kind=Kind.ELEMENTWISE,
+    homogeneous=False,  # between two layers, only with a constant that is scaled along: `algo.links` looks at that
+    keeps_shifts=False,
+    channels=None,
+    full_integer=True,
+    data_inputs=2,
+    data_constants=True,
+)
+_of_many = partial(_of_two, data_inputs=None)
+
+OPERATORS = (
+    _of_one(name="Abs", torch=same_as("torch:abs"), sign=Sign.NEVER_NEGATIVE, homogeneous=True, keeps_shifts=True),
+    _of_one(name="Neg", torch=same_as("torch:neg"), sign=Sign.ANY, homogeneous=True),
+    _of_one(name="Sign", torch=same_as("torch:sign"), sign=Sign.KEPT, output_range=(-1, 1)),
+    _of_one(name="Floor", torch=same_as("torch:floor"), sign=Sign.KEPT),
+    _of_one(name="Ceil", torch=same_as("torch:ceil"), sign=Sign.KEPT),
+    _of_one(name="Round", torch=same_as("torch:round"), sign=Sign.KEPT),
+    _of_one(name="Exp", torch=same_as("torch:exp"), sign=Sign.NEVER_NEGATIVE),
+    _of_one(name="Log", torch=same_as("torch:log"), sign=Sign.ANY, moments=None),
+    _of_one(name="Sqrt", torch=same_as("torch:sqrt"), sign=Sign.NEVER_NEGATIVE),
+    _of_one(name="Reciprocal", torch=same_as("torch:reciprocal"), sign=Sign.KEPT, moments=None),
+    _of_one(name="Erf", torch=same_as("torch:erf"), sign=Sign.KEPT, output_range=(-1, 1)),
+    _of_one(name="Sin", torch=same_as("torch:sin"), sign=Sign.ANY, output_range=(-1, 1)),
+    _of_one(name="Cos", torch=same_as("torch:cos"), sign=Sign.ANY, output_range=(-1, 1)),
+    # It gives integers, too, which have no range.
+    _of_one(name="Cast", torch=built_by(f"{_OPS}:cast"), sign=Sign.KEPT, moments=None, full_integer=False),
+    _of_two(
+        name="Add", torch=same_as("torch:add"), sign=Sign.KEPT, moments=MomentRule.SUM, operand=Operand.SUMMAND,
+        integer_kernel=IntegerKernel.CODES, qoperator="QLinearAdd",
+    ),
+    _of_two(name="Sub", torch=same_as("torch:sub"), sign=Sign.ANY, moments=MomentRule.DIFFERENCE),
+    _of_two(
+        name="Mul", torch=same_as("torch:mul"), sign=Sign.KEPT, moments=MomentRule.PRODUCT, operand=Operand.FACTOR,
+        integer_kernel=IntegerKernel.CODES, qoperator="QLinearMul",
+    ),
+    _of_two(name="Div", torch=same_as(f"{_OPS}:divide"), sign=Sign.KEPT, moments=MomentRule.QUOTIENT),
+    # The exponent is an option.
+    _of_two(name="Pow", torch=built_by(f"{_OPS}:power"), sign=Sign.KEPT, moments=None, data_constants=False),
+    _of_many(
+        name="Min", torch=built_by(f"{_OPS}:minimum"), sign=Sign.KEPT, moments=MomentRule.MINIMUM,
+        limits=Limits(LimitsFrom.OPERANDS),
+    ),
+    _of_many(
+        name="Max", torch=built_by(f"{_OPS}:maximum"), sign=Sign.KEPT, moments=MomentRule.MAXIMUM,
+        limits=Limits(LimitsFrom.OPERANDS),
+    ),
+    _of_many(name="Sum", torch=built_by(f"{_OPS}:total"), sign=Sign.KEPT, moments=MomentRule.SUM),
+    _of_many(name="Mean", torch=built_by(f"{_OPS}:average"), sign=Sign.KEPT, moments=None),
+    # What it does not choose is often -inf.
+    _of_many(name="Where", torch=same_as("torch:where"), sign=Sign.KEPT, moments=None, full_integer=False),
+)  # fmt: skip

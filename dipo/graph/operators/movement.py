@@ -1,0 +1,57 @@
+"""Operators that move values."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from dipo.graph.operators.record import Channels, Kind, MomentRule, Moves, Operator, Sign, built_by, same_as
+
+_OPS = "dipo.graph.ops.shape"
+
+_movement = partial(
+    Operator,
+    kind=Kind.MOVEMENT,
+    sign=Sign.KEPT,
+    homogeneous=True,
+    keeps_shifts=True,
+    channels=None,
+    moments=MomentRule.MOVED,
+    full_integer=False,
+)
+_same = partial(_movement, moves=Moves.ALL, channels=Channels.KEPT, moments=MomentRule.SAME)
+_rearrangement = partial(
+    _movement,
+    moves=Moves.ALL,
+    channels=Channels.REARRANGED,
+    moments=MomentRule.REARRANGED,
+    on_codes=True,
+)
+
+OPERATORS = (
+    _same(name="Identity", torch=same_as("dipo.graph.ops.elementwise:identity"), on_codes=True),
+    _same(name="Dropout", torch=built_by("dipo.graph.ops.elementwise:dropout")),
+    _rearrangement(name="Reshape", torch=built_by(f"{_OPS}:reshape")),
+    _rearrangement(name="Flatten", torch=built_by(f"{_OPS}:flatten"), resizes=True),
+    _rearrangement(name="Transpose", torch=built_by(f"{_OPS}:transpose")),
+    _rearrangement(name="Squeeze", torch=built_by(f"{_OPS}:squeeze")),
+    _rearrangement(name="Unsqueeze", torch=built_by(f"{_OPS}:unsqueeze")),
+    _movement(name="DepthToSpace", torch=built_by(f"{_OPS}:depth_to_space"), moves=Moves.ALL, resizes=True),
+    _movement(name="SpaceToDepth", torch=built_by(f"{_OPS}:space_to_depth"), moves=Moves.ALL, resizes=True),
+    _movement(name="Split", torch=built_by(f"{_OPS}:split"), moves=Moves.SOME),
+    _movement(name="Slice", torch=built_by(f"{_OPS}:slice_"), moves=Moves.SOME, on_codes=True),
+    _movement(name="Expand", torch=built_by(f"{_OPS}:expand"), moves=Moves.SOME),
+    _movement(name="Tile", torch=built_by(f"{_OPS}:tile"), moves=Moves.SOME),
+    # Of a table as often as of what a network computes: it has a range of its own.
+    _movement(
+        name="Gather", torch=built_by(f"{_OPS}:gather"), moves=Moves.SOME, full_integer=True, data_constants=True
+    ),
+    _movement(
+        name="Pad", torch=built_by(f"{_OPS}:pad"), moves=Moves.PADDED, on_codes=True, data_inputs=None,
+        homogeneous=False, keeps_shifts=False,
+    ),
+    # The ranges of its inputs may differ.
+    _movement(
+        name="Concat", torch=built_by(f"{_OPS}:concat"), moves=Moves.JOINED, full_integer=True, data_inputs=None,
+        data_constants=True, qoperator="QLinearConcat",
+    ),
+)  # fmt: skip

@@ -1,0 +1,36 @@
+"""Normalizations: by given statistics, by those of the numbers themselves, and to a sum of one."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from dipo.graph.operators.record import Channels, Kind, MomentRule, Operator, Sign, built_by
+
+_OPS = "dipo.graph.ops.normalization"
+
+_normalization = partial(
+    Operator,
+    kind=Kind.NORMALIZATION,
+    sign=Sign.ANY,
+    homogeneous=False,
+    keeps_shifts=False,
+    channels=None,
+    moments=MomentRule.NORMALIZED,
+    full_integer=True,
+    data_constants=True,
+)
+_softmax = partial(_normalization, data_constants=False)
+
+OPERATORS = (
+    # Its moments are known from its statistics (`graph.batch_norm`) before any rule is asked.
+    _normalization(
+        name="BatchNormalization", torch=built_by(f"{_OPS}:batch_normalization"), channels=Channels.KEPT, moments=None
+    ),
+    _normalization(name="LayerNormalization", torch=built_by(f"{_OPS}:layer_normalization")),
+    _normalization(name="InstanceNormalization", torch=built_by(f"{_OPS}:instance_normalization")),
+    _softmax(
+        name="Softmax", torch=built_by("dipo.graph.ops.elementwise:softmax"), sign=Sign.NEVER_NEGATIVE,
+        moments=MomentRule.SOFTMAX, output_range=(0, 1), own_grid=True,
+    ),
+    _softmax(name="LogSoftmax", torch=built_by("dipo.graph.ops.elementwise:log_softmax"), moments=None),
+)  # fmt: skip

@@ -1,0 +1,88 @@
+"""Poolings over windows and over all positions, interpolations, and reductions over axes."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from dipo.graph.operators.record import (
+    Channels,
+    IntegerKernel,
+    Kind,
+    MomentRule,
+    Moves,
+    Operator,
+    Sign,
+    built_by,
+)
+
+_OPS = "dipo.graph.ops.pooling"
+
+_pooling = partial(
+    Operator,
+    kind=Kind.POOLING,
+    sign=Sign.KEPT,
+    homogeneous=True,
+    keeps_shifts=True,
+    channels=Channels.KEPT,
+    moments=MomentRule.POOLED,
+)
+_interpolation = partial(
+    _pooling,
+    homogeneous=False,  # where it extrapolates by a constant; `algo.links` stops at it
+    keeps_shifts=False,
+    full_integer=True,
+    resizes=True,
+)
+_reduction = partial(
+    Operator,
+    kind=Kind.REDUCTION,
+    sign=Sign.KEPT,
+    channels=Channels.REDUCED,
+    moments=None,
+    full_integer=True,
+    resizes=True,
+)
+
+OPERATORS = (
+    _pooling(
+        name="MaxPool", torch=built_by(f"{_OPS}:max_pool"), full_integer=False, moves=Moves.PICKED, on_codes=True
+    ),
+    # It keeps shifts but for zeros that it pads with.
+    _pooling(
+        name="AveragePool", torch=built_by(f"{_OPS}:average_pool"), full_integer=True,
+        integer_kernel=IntegerKernel.CODES, qoperator="QLinearAveragePool",
+    ),
+    _pooling(
+        name="GlobalMaxPool", torch=built_by(f"{_OPS}:global_max_pool"), full_integer=False, moves=Moves.PICKED,
+        resizes=True,
+    ),
+    _pooling(
+        name="GlobalAveragePool", torch=built_by(f"{_OPS}:global_average_pool"), full_integer=True, resizes=True,
+        integer_kernel=IntegerKernel.CODES, qoperator="QLinearGlobalAveragePool",
+    ),
+    _interpolation(name="Resize", torch=built_by("dipo.graph.ops.resize:resize")),
+    _interpolation(name="Upsample", torch=None),
+    _reduction(
+        name="ReduceMean", torch=built_by(f"{_OPS}:reduce_mean"), homogeneous=True, keeps_shifts=True,
+        moments=MomentRule.AVERAGED,
+    ),
+    _reduction(
+        name="ReduceMax", torch=built_by(f"{_OPS}:reduce_max"), homogeneous=True, keeps_shifts=True, moves=Moves.PICKED
+    ),
+    _reduction(
+        name="ReduceMin", torch=built_by(f"{_OPS}:reduce_min"), homogeneous=True, keeps_shifts=True, moves=Moves.PICKED
+    ),
+    _reduction(name="ReduceSum", torch=built_by(f"{_OPS}:reduce_sum"), homogeneous=True, keeps_shifts=False),
+    _reduction(
+        name="ReduceL1", torch=built_by(f"{_OPS}:reduce_l1"), sign=Sign.NEVER_NEGATIVE, homogeneous=True,
+        keeps_shifts=False,
+    ),
+    _reduction(
+        name="ReduceL2", torch=built_by(f"{_OPS}:reduce_l2"), sign=Sign.NEVER_NEGATIVE, homogeneous=True,
+        keeps_shifts=False,
+    ),
+    _reduction(
+        name="ReduceSumSquare", torch=built_by(f"{_OPS}:reduce_sum_square"), sign=Sign.NEVER_NEGATIVE,
+        homogeneous=False, keeps_shifts=False,
+    ),
+)  # fmt: skip

@@ -1,0 +1,90 @@
+"""How a layer's weight lies: filters by group and output channel, whatever the operator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from dipo.graph import operators
+
+_Float = TypeVar("_Float", np.float32, np.float64)
+
+
+@dataclass(frozen=True)
+class WeightLayout:
+    """How the weight of a layer lies as [groups, rows, positions, inputs].
+
+    A row makes one output channel from the inputs of its group at each position of the kernel; Gemm and MatMul have one
+    position. The groups' rows, one after the other, are the output channels. The batch dimensions of a MatMul's weight
+    count as groups.
+    """
+
+    operator: str
+    shape: tuple[int, ...]
+    """Of the weight."""
+    groups: int
+    channel_axis: int
+    """Axis of the weight that counts output channels; those of one group in a transposed convolution."""
+    spatial: bool
+    """A kernel of axes behind the channels moves over positions; otherwise the weight is a matrix, or a stack of
+    them."""
+
+    @staticmethod
+    def of(node: ir.Node, shape: Sequence[int]) -> WeightLayout:
+        """Return the layout of a layer with a weight of that shape."""
+        facts = operators.of(node).weight
+        assert facts is not None, node.op_type
+        axis = facts.channel_axis % len(shape)
+        if facts.turned_by is not None and node.attributes.get_int(facts.turned_by, 0) != 0:
+            axis = 1 - axis
+        groups = node.attributes.get_int("group", 1) if facts.spatial else math.prod(shape[:-2])
+        return WeightLayout(node.op_type, tuple(shape), groups, axis, facts.spatial)
+
+    @property
+    def inputs_first(self) -> bool:
+        """Whether the axis of the inputs is in front of that of the output channels."""
+        return self.channel_axis == (1 if self.spatial else len(self.shape) - 1)
+
+    @property
+    def num_rows(self) -> int:
+        """Output channels."""
+        return self.shape[self.channel_axis] * (1 if self.spatial and not self.inputs_first else self.groups)
+
+    @property
+    def num_inputs(self) -> int:
+        """Input channels, of all groups."""
+        if self.spatial:
+            return self.shape[0] if self.inputs_first else self.groups * self.shape[1]
+        return self.groups * self.shape[-2 if self.inputs_first else -1]
+
+    def split(self, weight: NDArray[_Float]) -> NDArray[_Float]:
+        """Return the weight as [groups, rows, positions, inputs]; a view of one that lies in order."""
+        if not self.spatial:
+            parts = weight.reshape(self.groups, *self.shape[-2:])
+            return (parts.transpose(0, 2, 1) if self.inputs_first else parts)[:, :, None, :]
+        first, second, *kernel = self.shape
+        parts = weight.reshape(self.groups, first // self.groups, second, math.prod(kernel))
+        return parts.transpose(0, 2, 3, 1) if self.inputs_first else parts.transpose(0, 1, 3, 2)
+
+    def filters(self, weight: NDArray[_Float]) -> NDArray[_Float]:
+        """Return the weight as [groups, rows, inputs, positions]; a view of one that lies in order."""
+        return self.split(weight).transpose(0, 1, 3, 2)
+
+    def join(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the weight of which `split` made these rows."""
+        if self.spatial:
+            weight = rows.transpose(0, 3, 1, 2) if self.inputs_first else rows.transpose(0, 1, 3, 2)
+        else:
+            weight = rows[:, :, 0, :].transpose(0, 2, 1) if self.inputs_first else rows[:, :, 0, :]
+        return np.ascontiguousarray(weight.reshape(self.shape))
+
+    def scaled(self, weight: NDArray[np.float32], factors: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Return the weight with each output channel multiplied by its factor."""
+        rows = self.split(weight)
+        return self.join((rows * factors.reshape(*rows.shape[:2], 1, 1)).astype(np.float32))

@@ -1,0 +1,43 @@
+"""Sums over the elements of a value in two networks, from which cosine, SQNR and mean squared error follow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class ErrorSums:
+    """Sums over the elements of a float value and of a quantized one; they add up over batches."""
+
+    fp_fp: float = 0.0
+    """Of the float value's squares."""
+    q_q: float = 0.0
+    """Of the quantized one's."""
+    fp_q: float = 0.0
+    """Of the products."""
+    noise: float = 0.0
+    """Of the squared differences."""
+    count: int = 0
+    """Elements."""
+
+    def __add__(self, other: ErrorSums) -> ErrorSums:
+        return ErrorSums(
+            self.fp_fp + other.fp_fp,
+            self.q_q + other.q_q,
+            self.fp_q + other.fp_q,
+            self.noise + other.noise,
+            self.count + other.count,
+        )
+
+    @staticmethod
+    def between(fp: torch.Tensor, q: torch.Tensor) -> ErrorSums:
+        """Return the sums for one batch, which are taken in float32."""
+        from dipo.quant.rounding import flat
+
+        a, b = flat(fp.float()), flat(q.float())
+        noise = a - b
+        return ErrorSums(float(a @ a), float(b @ b), float(a @ b), float(noise @ noise), a.numel())
