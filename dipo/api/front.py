@@ -64,15 +64,14 @@ def quantize(
         algo=algo, calib=calib, precision=precision, target=target, cluster=cluster, seed=seed, options=options
     )
     path = Path(tempfile.mkdtemp(prefix="dipo-")) if folder is None else Path(folder).expanduser()
-    made = folder is None or not path.exists()
+    before = None if folder is None or not path.exists() else set((path / INPUTS).glob("*"))
     try:
         with threads_kept():
             return _quantized(config, model, data, eval_data, path, temporary=folder is None)
     except JobError:
         raise  # it says how to go on in the folder
     except BaseException:
-        if made and (folder is None or not (path / CONFIG).exists()):
-            shutil.rmtree(path, ignore_errors=True)
+        _forget(path, before, kept=folder is not None)
         raise
 
 
@@ -91,3 +90,21 @@ def _quantized(
     finally:
         folder.close()
     return Result(finished, config, prepared.loaded.data, path, temporary=temporary)
+
+
+def _forget(path: Path, before: set[Path] | None, *, kept: bool) -> None:
+    """Remove what a call has left that came to nothing; of a run that was begun, only what is not the run's.
+
+    Args:
+        path: The run's folder.
+        before: The inputs that it held before the call; None: there was no folder.
+        kept: The folder is the user's.
+    """
+    begun = (path / CONFIG).exists()
+    if not kept or (before is None and not begun):
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    text = (path / CONFIG).read_text(encoding="utf-8") if begun else ""
+    for entry in set((path / INPUTS).glob("*")) - (before or set()):
+        if entry.name not in text:
+            shutil.rmtree(entry, ignore_errors=True)

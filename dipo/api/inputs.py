@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ Data = str | os.PathLike[str] | Mapping[str, Any] | Iterable[Any] | Callable[[],
 """A file or folder of samples; arrays by name; an iterable of arrays, dicts or tuples, such as a torch DataLoader; a
 function that returns one of these; or `package.module:function`, which is called where the workers are."""
 MODEL_FILE = "model.onnx"
+"""In a folder of its own."""
 _EXTERNAL_BYTES = 1 << 30
 """Size of weights from which on they lie beside the model's file: protobuf takes no more than twice that."""
 
@@ -81,13 +84,13 @@ def model_file(model: Model, folder: Path) -> str:
     tensors = [value.const_value for value in graph.graph.initializers.values() if value.const_value is not None]
     outside = any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
     large = outside or sum(tensor.nbytes for tensor in tensors) > _EXTERNAL_BYTES
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        ir.save(graph, folder / MODEL_FILE, external_data=f"{MODEL_FILE}.data" if large else None)
-    except (OSError, ValueError, TypeError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"model: it cannot be written as a file ({reason}), give a complete model or a path") from error
-    return str((folder / MODEL_FILE).absolute())
+    with _new_folder(folder) as new:
+        try:
+            ir.save(graph, new / MODEL_FILE, external_data=f"{MODEL_FILE}.data" if large else None)
+        except (OSError, ValueError, TypeError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UserError(f"model: it cannot be written ({reason}), give a complete model or a path") from error
+        return str(_named_by_content(new, folder, "model") / MODEL_FILE)
 
 
 def place(
@@ -97,7 +100,7 @@ def place(
 
     Args:
         data: The samples.
-        folder: Where stores lie, named by their content: the same samples get the same name.
+        folder: Where stores lie, each under a name that its content decides.
         prefix: Before the option's name: `eval_`, or nothing.
         inputs: The model's inputs.
         how: Layout and normalisation.
@@ -114,17 +117,31 @@ def place(
     title = f"{prefix}data"
     if callable(data) and not hasattr(data, "__iter__"):
         data = _called(data, title)
-    folder.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=".samples-", suffix=".part", dir=folder))
-    try:
+    with _new_folder(folder) as new:
         write_store(new / "store", data, inputs=inputs, how=how, num=num, title=title)
-        files = sorted((new / "store").iterdir())
-        final = folder / f"samples-{digest_files(files)[:12]}"
-        if not final.exists():
-            (new / "store").rename(final)
+        return {f"{prefix}path": str(_named_by_content(new / "store", folder, "samples"))}
+
+
+@contextlib.contextmanager
+def _new_folder(parent: Path) -> Iterator[Path]:
+    """Yield a folder for files that get their place when they are complete; what is left in it goes away."""
+    parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=".", suffix=".part", dir=parent))
+    try:
+        yield new
     finally:
-        shutil.rmtree(new)
-    return {f"{prefix}path": str(final.absolute())}
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _named_by_content(new: Path, parent: Path, name: str) -> Path:
+    """Move a folder to where one with these files lies, or will lie: the same content never has two places."""
+    files = sorted(new.iterdir())
+    text = "\n".join([*(file.name for file in files), digest_files(files)])
+    final = (parent / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}").absolute()
+    if not final.exists():
+        new.rename(final)
+        final.chmod(0o755)
+    return final
 
 
 def preprocessing_of(config: Config) -> Preprocessing:

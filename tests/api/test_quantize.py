@@ -193,8 +193,13 @@ def test_a_named_folder_is_kept_and_gone_on_with(model: Path, tmp_path: Path) ->
     units = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run" / "units").iterdir()}
     assert digest(again(tuples(3)).folder / "quantized.onnx") == first
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run" / "units").iterdir()} == units
+    inputs = sorted((tmp_path / "run" / "inputs").iterdir())
+    assert len(inputs) == 2
     with pytest.raises(dipo.UserError, match="another data"):
         again(IMAGES[:7])
+    with pytest.raises(dipo.UserError, match="another model"):
+        dipo.quantize(tiny_cnn(classes=11), tuples(), folder=tmp_path / "run", algo="qdrop", options=options)
+    assert sorted((tmp_path / "run" / "inputs").iterdir()) == inputs, "what the run has stays, and nothing comes to it"
     with pytest.raises(dipo.UserError, match=r"precision\.weight_bits=8, not 4"):
         again(precision="w4a8")
     assert main([f"run.resume={tmp_path / 'run'}"]) == 0

@@ -91,7 +91,7 @@ def test_analysis(model: Path) -> None:
 
 def test_files_go_with_the_network(model: Path) -> None:
     with dipo.load(onnx.load(model), IMAGES, options=OPTIONS) as network:
-        folder = network.loaded.path.parents[1]
+        folder = network.loaded.path.parents[2]
         dipo.calibrate(network)
         assert folder.is_dir()
     assert not folder.exists()
