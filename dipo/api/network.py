@@ -172,7 +172,8 @@ def load(
         precision: Bits and kinds of scales: a preset's name or its options.
         target: The deploy target.
         eval_data: Evaluation samples; None: those that `data` holds beside the others, else the calibration samples.
-        options: By the names of the command line, such as `{"data.batch_size": 8}`.
+        options: By the names of the command line, such as `{"data.batch_size": 8}`; `data` names how uint8 images are
+            preprocessed: `{"data": "imagenet"}`.
         cluster: `inline`, this process; `ray`; or options of `cluster`.
         seed: Of everything random.
 
