@@ -302,3 +302,35 @@ def test_what_is_wrong_with_a_result_is_said_in_a_sentence(model: Path, samples:
         with pytest.raises(dipo.UserError, match=said) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+def test_weights_in_another_file(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "net").mkdir()
+    onnx.save_model(onnx.load(model), tmp_path / "net" / "net.onnx", save_as_external_data=True, size_threshold=0)
+    monkeypatch.chdir(tmp_path / "net")
+    held = ir.load(tmp_path / "net" / "net.onnx")
+    results = [dipo.quantize(net, IMAGES, options=QUICK) for net in ("net.onnx", held, Path("net.onnx"))]
+    assert {path.name for path in results[1].folder.iterdir()} >= {"quantized.onnx", "quantized.onnx.data"}
+    for name in ("quantized.onnx", "quantized.onnx.data"):
+        assert len({digest(result.folder / name) for result in results}) == 1
+    assert all(isinstance(value.const_value, ir.ExternalTensor) for value in held.graph.initializers.values())
+    assert results[0].model.graph.initializer[0].raw_data, "weights are in result.model"
+
+
+def test_a_model_of_one_sample_takes_batches_and_single_samples(model: Path) -> None:
+    fixed = tiny_cnn(batch=1)
+    one, two = (dipo.quantize(fixed, data, options=QUICK) for data in (IMAGES, list(IMAGES)))
+    assert digest(one.folder / "quantized.onnx") == digest(two.folder / "quantized.onnx")
+
+
+def test_a_function_by_its_name(model: Path, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "import numpy as np\n\ndef read():\n    with np.load('x.npz') as file:\n        yield file['x'], file['y']\n"
+    (tmp_path / "named_samples.py").write_text(text)
+    np.savez(tmp_path / "x.npz", x=IMAGES, y=LABELS)
+    monkeypatch.chdir(tmp_path)
+    result = dipo.quantize(model, "named_samples:read", options=QUICK)
+    monkeypatch.chdir("/")
+    assert digest(result.folder / "quantized.onnx") == digest(
+        dipo.quantize(model, samples, options=QUICK).folder / "quantized.onnx"
+    )
+    assert result.compare()
