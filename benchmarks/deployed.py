@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import re
 import tempfile
 from collections.abc import Mapping
@@ -30,11 +29,11 @@ from dipo.config import Config, compose_config
 from dipo.export.runtime import run_model
 from dipo.export.targets import TARGETS
 from dipo.graph.torch_module import channels_last
-from dipo.job import run_job
 from dipo.report.measures import output_error
 from dipo.run import RunFolder
 from dipo.stages.load import load_job
 from dipo.stages.network import load_network
+from dipo.stages.pipeline import run_silently
 from dipo.verify import openvino
 from dipo.verify.sessions import options, outputs_of, session_of
 from dipo.verify.verdict import Probe
@@ -79,11 +78,8 @@ def row(network: str, extra: str) -> str:
     """Runs one job; its line of the table."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "run"
-        config = compose_config(
-            [*NETWORKS[network], "cluster=inline", "cluster.threads=1", *extra.split(), f"run.dir={folder}"]
-        )
-        with contextlib.redirect_stdout(io.StringIO()):
-            run_job(config)
+        config = compose_config([*NETWORKS[network], "cluster=inline", "cluster.threads=1", *extra.split()])
+        run_silently(config, folder)
         inputs, simulated = simulation(config, folder)
         file = folder / "quantized.onnx"
         optimized = run_model(file, [inputs], threads=1, float_biases=not TARGETS[config.platform.name].spec.int32_bias)

@@ -12,8 +12,6 @@ kept, cell by cell, in `methods-NETWORK.json` beside this script, and only what 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
 import re
 import tempfile
@@ -24,7 +22,7 @@ from pathlib import Path
 import dipo
 from dipo.config import compose_config
 from dipo.errors import JobError, UserError
-from dipo.job import run_job
+from dipo.stages.pipeline import run_silently
 
 SHARED = Path(__file__).parents[1] / ".." / "shared" / "data"
 NETWORKS = {
@@ -135,17 +133,14 @@ def _read(network: str) -> Columns:
 def _run(network: str, precision: str, row: str) -> Cell:
     """One job's figures, or the sentence with which it was refused."""
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "run"
         common = ["cluster=inline", "cluster.threads=1", f"precision={precision}"]
         options = [*NETWORKS[network], *common, *ROWS[row].split()]
         begin = time.perf_counter()
         try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                run_job(compose_config([*options, f"run.dir={folder}"]))
+            report = run_silently(compose_config(options), Path(scratch) / "run").report.to_plain()
         except (UserError, JobError) as error:
             return {"refused": str(error)}
         seconds = time.perf_counter() - begin
-        report = json.loads((folder / "report.json").read_text())
     error = report["error"]["deployed_vs_fp32"]
     spent = {name: round(value, 2) for name, value in report["seconds"].items()}
     own = sum(spent.get(name, 0.0) for name in (*compose_config(options).algo.steps, "calibrate", "ranges"))

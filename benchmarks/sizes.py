@@ -8,8 +8,6 @@ Each row is one job without reconstruction. Writes `sizes.txt` beside this scrip
 
 from __future__ import annotations
 
-import contextlib
-import io
 import tempfile
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from onnx.numpy_helper import from_array
 
 import dipo
 from dipo.config import compose_config
-from dipo.job import run_job
+from dipo.stages.pipeline import run_silently
 
 NETWORK = """<ir_version: 8, opset_import: ["": 13]> large (float[N,8,8,8] x) => (float[N,256,4,4] y) {
     [conv1] a = Conv<pads=[1,1,1,1], strides=[2,2]>(x, w1, b1)
@@ -70,11 +68,8 @@ def main() -> None:
         ]
         for number, extra in enumerate(ROWS):
             folder = Path(scratch) / str(number)
-            config = compose_config(
-                [f"model.path={model}", f"data.path={samples}", "cluster=inline", *extra.split(), f"run.dir={folder}"]
-            )
-            with contextlib.redirect_stdout(io.StringIO()):
-                run_job(config)
+            words = [f"model.path={model}", f"data.path={samples}", "cluster=inline", *extra.split()]
+            run_silently(compose_config(words), folder)
             size = (folder / "quantized.onnx").stat().st_size
             lines.append(f"{extra:72}{size / 1e6:6.2f} MB  {size / whole:.3f}")
             print(lines[-1], flush=True)

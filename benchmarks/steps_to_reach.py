@@ -10,9 +10,6 @@ the units took: captures, steps, corrected biases. Writes `steps_to_reach.txt` b
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
 import tempfile
 from pathlib import Path
 
@@ -26,8 +23,8 @@ from dipo.config import compose_config
 from dipo.graph.plan import QuantizedModel
 from dipo.graph.torch_module import GraphModule, channels_last
 from dipo.graph.units import find_units
-from dipo.job import run_job
 from dipo.stages.load import load_job
+from dipo.stages.pipeline import run_silently
 
 SHARED = Path(__file__).parents[1] / ".." / "shared" / "data"
 COMMON = [
@@ -83,10 +80,7 @@ def floor_seconds(granularity: str) -> float:
 def run(options: list[str]) -> tuple[float, float, float]:
     """Agreement, SQNR, and seconds of the units."""
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "run"
-        with contextlib.redirect_stdout(io.StringIO()):
-            run_job(compose_config([*COMMON, *options, f"run.dir={folder}"]))
-        report = json.loads((folder / "report.json").read_text())
+        report = run_silently(compose_config([*COMMON, *options]), Path(scratch) / "run").report.to_plain()
     error = report["error"]["deployed_vs_fp32"]
     return error["agreement"], error["sqnr_db"], sum(unit["seconds"] for unit in report["units"])
 

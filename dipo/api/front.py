@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 import tempfile
@@ -13,12 +12,9 @@ from typing import Any
 from dipo.api.inputs import Data, Model, with_inputs
 from dipo.api.result import INPUTS, Result
 from dipo.api.settings import Preset, compose, threads_kept
-from dipo.config import Config, RunConfig
 from dipo.errors import JobError
-from dipo.report.terminal import Terminal
-from dipo.run import CONFIG, RunFolder
-from dipo.stages.clock import Clock
-from dipo.stages.pipeline import identify, prepare, run
+from dipo.run import CONFIG
+from dipo.stages.pipeline import run_silently
 
 
 def quantize(
@@ -67,29 +63,13 @@ def quantize(
     before = None if folder is None or not path.exists() else set((path / INPUTS).glob("*"))
     try:
         with threads_kept():
-            return _quantized(config, model, data, eval_data, path, temporary=folder is None)
+            config, graph = with_inputs(config, model, data, eval_data, path / INPUTS)
+            return Result(run_silently(config, path, model=graph), path, temporary=folder is None)
     except JobError:
         raise  # it says how to go on in the folder
     except BaseException:
         _forget(path, before, kept=folder is not None)
         raise
-
-
-def _quantized(
-    config: Config, model: Model, data: Data | None, eval_data: Data | None, path: Path, *, temporary: bool
-) -> Result:
-    config, graph = with_inputs(config, model, data, eval_data, path / INPUTS)
-    resumes = (path / CONFIG).exists()
-    own = {"dir": None, "resume": str(path)} if resumes else {"dir": str(path), "resume": None}
-    config = dataclasses.replace(config, run=RunConfig(**own, track=config.run.track))
-    folder = RunFolder(path, resume=resumes)
-    try:
-        prepared = prepare(config, clock=Clock(), model=graph)
-        identity = identify(prepared, folder if resumes else None)
-        finished = run(prepared, folder, identity, terminal=Terminal.silent())
-    finally:
-        folder.close()
-    return Result(finished, config, prepared.loaded.data, path, temporary=temporary)
 
 
 def _forget(path: Path, before: set[Path] | None, *, kept: bool) -> None:

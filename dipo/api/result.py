@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from dipo.algo.activation_cache import cut
 from dipo.api.files import wanted, write_files
 from dipo.api.inputs import Data, Model, model_file, place, preprocessing_of
-from dipo.config import Config, resolve_path, to_plain
-from dipo.data.dataset import Datasets, open_datasets
+from dipo.config import resolve_path, to_plain
+from dipo.data.dataset import open_datasets
 from dipo.data.samples import Dataset
 from dipo.errors import UserError
 from dipo.export.runtime import run_model
@@ -53,20 +53,18 @@ class Result:
     The files lie in `folder`, which goes away with the result where the call named none.
     """
 
-    def __init__(self, finished: Finished, config: Config, data: Datasets, folder: Path, *, temporary: bool) -> None:
+    def __init__(self, finished: Finished, folder: Path, *, temporary: bool) -> None:
         """Take a finished run.
 
         Args:
             finished: What it found.
-            config: The run's.
-            data: Its samples.
             folder: Its folder.
             temporary: The folder goes away with the result.
         """
         self.report: Report = finished.report
         """Accuracy, errors, layers, units, seconds; `report.to_plain()` is what `report.json` holds."""
         self.folder = folder
-        self._source, self._config, self._data = finished.source, config, data
+        self._source, self._config, self._data = finished.source, finished.source.config, finished.data
         if temporary:
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
 

@@ -23,7 +23,8 @@ from dipo.cluster.address import is_private
 from dipo.cluster.logs import append_worker_log
 from dipo.cluster.messages import Job
 from dipo.cluster.pool import Pool, start_pool
-from dipo.config import Config, to_plain
+from dipo.config import Config, RunConfig, to_plain
+from dipo.data.samples import Datasets
 from dipo.errors import JobError, UserError
 from dipo.export.targets import TARGETS
 from dipo.report.events import FILE as EVENTS
@@ -74,6 +75,7 @@ class Finished:
 
     report: Report
     source: QuantizedRun
+    data: Datasets
 
 
 def prepare(config: Config, *, clock: Clock, model: ir.Model | None = None) -> PreparedJob:
@@ -124,6 +126,30 @@ def run(prepared: PreparedJob, folder: RunFolder, identity: Identity, *, termina
     """
     with _explained(folder):
         return _run(prepared, folder, identity, terminal)
+
+
+def run_silently(config: Config, path: Path, *, model: ir.Model | None = None) -> Finished:
+    """Do a job in a folder, or go on with the one that was begun there, without a word.
+
+    Args:
+        config: The job; its own folder is not looked at.
+        path: The folder.
+        model: As for `prepare`.
+
+    Raises:
+        UserError: The configuration, the model or the data is wrong, or the folder's run is another's.
+        JobError: The job cannot go on.
+    """
+    resumes = (path / CONFIG).exists()
+    place = {"dir": None, "resume": str(path)} if resumes else {"dir": str(path), "resume": None}
+    config = dataclasses.replace(config, run=RunConfig(**place, track=config.run.track))
+    folder = RunFolder(path, resume=resumes)
+    try:
+        prepared = prepare(config, clock=Clock(), model=model)
+        identity = identify(prepared, folder if resumes else None)
+        return run(prepared, folder, identity, terminal=Terminal.silent())
+    finally:
+        folder.close()
 
 
 @contextlib.contextmanager
@@ -196,7 +222,7 @@ def finish(context: Context, done: Transformed, calibration: Calibration, *, par
         save_network(context.folder, SavedNetwork(done.quantized, context.loaded.change.record))
         files, *its = _export(context, source).items()
     report = verify(context, done=done, calibration=calibration, files=files[1], parity=parity, others=dict(its))
-    return Finished(report, source)
+    return Finished(report, source, context.loaded.data)
 
 
 def context_of(prepared: PreparedJob, folder: RunFolder, pool: Pool, events: Events, terminal: Terminal) -> Context:
