@@ -12,6 +12,7 @@ from typing import Any
 from dipo.api.inputs import Data, Model, with_inputs
 from dipo.api.result import INPUTS, Result
 from dipo.api.settings import Preset, compose, threads_kept
+from dipo.api.workers import free_ray
 from dipo.errors import JobError
 from dipo.run import CONFIG
 from dipo.stages.pipeline import run_silently
@@ -63,6 +64,8 @@ def quantize(
     before = None if folder is None or not path.exists() else set((path / INPUTS).glob("*"))
     try:
         with threads_kept():
+            if config.cluster.kind == "ray":
+                free_ray()
             config, graph = with_inputs(config, model, data, eval_data, path / INPUTS)
             return Result(run_silently(config, path, model=graph), path, temporary=folder is None)
     except JobError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import shutil
 import tempfile
@@ -17,7 +16,7 @@ from typing import Any, Self
 
 from dipo.api.inputs import Data, Model, with_inputs
 from dipo.api.settings import Preset, compose, threads_kept, with_options
-from dipo.cluster.pool import Pool
+from dipo.api.workers import Workers
 from dipo.config import Config
 from dipo.data.samples import Dataset
 from dipo.errors import UserError
@@ -30,7 +29,7 @@ from dipo.run import RunFolder
 from dipo.stages.clock import Clock
 from dipo.stages.context import Context
 from dipo.stages.load import JobInputs, form_of, planned
-from dipo.stages.pipeline import PreparedJob, context_of, prepare, start_workers
+from dipo.stages.pipeline import PreparedJob, context_of, prepare
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,8 @@ class Network:
     def __init__(self, session: Session, prepared: PreparedJob) -> None:
         """Take a job that is prepared; its workers start when they are needed."""
         self._session, self.prepared = session, prepared
+        self._workers = Workers(prepared, session.new_folder)
+        session.stack.callback(self._workers.close)
 
     @property
     def config(self) -> Config:
@@ -119,7 +120,7 @@ class Network:
         if self._session.closed:
             raise UserError("the network is closed: load it again, or do the work within its with block")
         with threads_kept(), contextlib.ExitStack() as stack:
-            pool = self._pool
+            pool = self._workers.pool()
             folder = self._session.new_folder(name)
             stack.callback(folder.close)
             events = stack.enter_context(Events(folder.path / FILE))
@@ -139,16 +140,6 @@ class Network:
     ) -> None:
         """Close."""
         self.close()
-
-    @functools.cached_property
-    def _pool(self) -> Pool:
-        """The workers."""
-        folder = self._session.new_folder("workers")
-        self._session.stack.callback(folder.close)
-        events = self._session.stack.enter_context(Events(folder.path / FILE))
-        pool = start_workers(self.prepared, folder, events)
-        self._session.stack.callback(pool.close)
-        return pool
 
 
 def load(

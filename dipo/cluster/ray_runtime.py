@@ -77,6 +77,11 @@ class RayRuntime:
 
 
 def _start(cfg: ClusterConfig) -> None:
+    if ray.is_initialized():
+        raise UserError(
+            "cluster=ray: this process uses a Ray already, end it with ray.shutdown(), or take cluster=inline or a "
+            "process of its own"
+        )
     spill = None if cfg.spill_dir is None else str(Path(cfg.spill_dir).expanduser().resolve())
     ray.init(
         address="local",

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from networks import images, saved, tiny_cnn
 
@@ -62,3 +63,29 @@ def test_a_function_is_called_once_for_all_workers_of_a_node(
     sys.modules.pop("ray_samples", None)
     assert digest(tmp_path / "run") == reference
     assert len(list(tmp_path.glob("calls-*"))) == 1
+
+
+@pytest.mark.slow
+def test_networks_take_turns_with_the_one_ray_of_a_process() -> None:
+    cluster = {"kind": "ray", "workers": 2, "compile": False}
+    with dipo.load(tiny_cnn(), batches(), precision="w4a4", cluster=cluster) as network:
+        first = dipo.calibrate(network)
+        other = dipo.calibrate(dipo.plan(network, precision="w8a8"))
+        dipo.quantize(tiny_cnn(), IMAGES, cluster=cluster)
+        corrected = [dipo.apply(each, "bias_correction") for each in (first, other)]
+        errors = [dipo.evaluate(each).error["simulated_vs_fp32"].sqnr_db for each in corrected]
+    assert errors[1] > errors[0]
+    assert not [child for child in psutil.Process().children(recursive=True) if "ray::" in child.name()]
+
+
+@pytest.mark.slow
+def test_a_ray_of_the_program_around_it_is_left_alone() -> None:
+    import ray
+
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        with pytest.raises(dipo.UserError, match="this process uses a Ray already"):
+            dipo.quantize(tiny_cnn(), IMAGES, cluster="ray")
+        assert ray.is_initialized()
+    finally:
+        ray.shutdown()
