@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
+from dipo.algo.activation_cache import cut
 from dipo.algo.calibrate import activation_ranges, observe, quantize_model
-from dipo.algo.captures import cut
 from dipo.config import compose_config
 from dipo.graph.torch_module import GraphModule, channels_last
 from dipo.stages.load import load_job

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 import dipo
-from dipo.algo.captures import cut
+from dipo.algo.activation_cache import cut
 from dipo.algo.simulate import simulate
 from dipo.config import Config, compose_config
 from dipo.export.runtime import run_model

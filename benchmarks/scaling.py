@@ -49,9 +49,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from dipo.algo.activation_cache import StoredRows, cut
 from dipo.algo.bench import InPlace
 from dipo.algo.calibrate import Calibration, ObserveBatches, activation_ranges, quantize_model
-from dipo.algo.captures import StoredRows, cut
 from dipo.algo.independent import CaptureValues, MeasureUnits, SolveAlone
 from dipo.algo.phase import Phase
 from dipo.algo.step import UnitStep
@@ -59,18 +59,18 @@ from dipo.algo.steps.bias_correction import BiasCorrection, BiasCorrectionOption
 from dipo.algo.steps.brecq import Brecq
 from dipo.algo.steps.reconstruction import Reconstruction
 from dipo.algo.unit_solver import UnitResult
-from dipo.cluster.group import Group, TorchExchange
 from dipo.cluster.messages import Begin, Job, Replay, Shard, Solve
+from dipo.cluster.process_group import Group, TorchCollectives
 from dipo.cluster.sharding import even_shares, shards_of
 from dipo.cluster.worker import Worker
 from dipo.config import Config, compose_config, resolve_path
 from dipo.config.job import ClusterConfig
 from dipo.export.targets import TARGETS
 from dipo.graph.units import Unit, find_units
+from dipo.stages.evaluate import versions
 from dipo.stages.load import load_job
 from dipo.stages.parallel import polish_iters, rounds
 from dipo.stages.sequential import solved_units
-from dipo.stages.verify import versions
 
 ResultT = TypeVar("ResultT")
 GRAD_SHARDS = ClusterConfig().grad_shards
@@ -449,13 +449,13 @@ def measure_link() -> Link:
 def _exchange(rank: int, port: int, listener: socket.socket | None) -> list[float]:
     """Seconds of an exchange for each of the sizes."""
     torch.set_num_threads(1)
-    exchange = TorchExchange(Group(rank, 2, "127.0.0.1", port), torch.device("cpu"), listener)
+    exchange = TorchCollectives(Group(rank, 2, "127.0.0.1", port), torch.device("cpu"), listener)
     medians = []
     for size in EXCHANGE_SIZES:
         part, seconds = torch.ones(size), []
         for _ in range(EXCHANGES):
             start = time.perf_counter()
-            exchange.ordered_sum({rank: part}, owners=[0, 1])
+            exchange.all_reduce_ordered({rank: part}, owners=[0, 1])
             seconds.append(time.perf_counter() - start)
         medians.append(statistics.median(seconds))
     exchange.close()

@@ -19,17 +19,17 @@ from pathlib import Path
 
 import torch
 
+from dipo.algo.activation_cache import CachedActivation, cut
 from dipo.algo.bench import Bench
 from dipo.algo.calibrate import activation_ranges, observe, quantize_model
-from dipo.algo.captures import Capture, cut
-from dipo.algo.exchange import NoExchange
-from dipo.algo.pair import Pair
+from dipo.algo.collectives import SingleWorker
+from dipo.algo.network_pair import NetworkPair
 from dipo.algo.phase import Phase
 from dipo.algo.reconstruct import reconstruct
 from dipo.algo.steps.brecq import Brecq
 from dipo.algo.steps.reconstruction import Reconstruction
-from dipo.algo.train_unit import unit_problem
 from dipo.algo.unit_solver import UnitSolver, UnitWork
+from dipo.algo.unit_training import unit_problem
 from dipo.cluster.sharding import shards_of
 from dipo.config import compose_config
 from dipo.export.targets import TARGETS
@@ -44,8 +44,8 @@ def floor_step(
     module: GraphModule,
     weights: Sequence[str],
     *,
-    inputs: Mapping[str, Capture],
-    targets: Mapping[str, Capture],
+    inputs: Mapping[str, CachedActivation],
+    targets: Mapping[str, CachedActivation],
     batch_size: int,
 ) -> float:
     """Seconds of one plain float forward and backward.
@@ -92,22 +92,22 @@ def main() -> None:
     ranges = activation_ranges(loaded.plan, observed.statistics, cfg=config.calib)
     quantized = quantize_model(loaded.model, plan=loaded.plan, ranges=ranges, cfg=config.calib)
     units = find_units(loaded.model, granularity=step.granularity)
-    pair = Pair(
+    pair = NetworkPair(
         loaded.model, plan=loaded.plan, units=units, quantized=quantized, batches=batches, owners=[0] * len(batches),
-        exchange=NoExchange(), device=CPU,
+        collectives=SingleWorker(), device=CPU,
     )  # fmt: skip
     pair.read_samples(inputs, with_float=True)
     algo = step.training
     (shard,) = shards_of(batches, workers=1, pieces=config.cluster.grad_shards, batch_size=algo.batch_size)
-    solver = UnitSolver(step, pair, bench, pieces=shard.pieces, piece_owners=shard.piece_owners)
-    how = {"pieces": shard.pieces, "owners": shard.piece_owners, "exchange": NoExchange(), "seed": 0}
+    solver = UnitSolver(step, pair, bench, pieces=shard.pieces, shard_ranks=shard.shard_ranks)
+    how = {"pieces": shard.pieces, "owners": shard.shard_ranks, "exchange": SingleWorker(), "seed": 0}
     how["kernels"] = bench.kernels
     brief = replace(algo, iters=STEPS)
     lines = [f"{'unit':32} {'floor ms':>9} {'step ms':>9} {'ratio':>6}"]
     floors, steps = 0.0, 0.0
     for unit in (unit for unit in units):
         if unit.layers:
-            work = UnitWork(unit, pair, pair.targets(unit), None, shard.pieces, shard.piece_owners, None, bench)
+            work = UnitWork(unit, pair, pair.targets(unit), None, shard.pieces, shard.shard_ranks, None, bench)
             problem = unit_problem(work, cfg=brief)
             module = GraphModule(loaded.model, nodes=[pair.nodes[name] for name in unit.nodes], outputs=unit.outputs)
             reconstruct(problem, cfg=brief, phase=Phase(0, 3), **how)

@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 from step_cost import floor_step
 
-from dipo.algo.captures import cut
-from dipo.algo.exchange import NoExchange
-from dipo.algo.pair import Pair
+from dipo.algo.activation_cache import cut
+from dipo.algo.collectives import SingleWorker
+from dipo.algo.network_pair import NetworkPair
 from dipo.config import compose_config
 from dipo.graph.plan import QuantizedModel
 from dipo.graph.torch_module import GraphModule, channels_last
@@ -55,9 +55,9 @@ def floor_seconds(granularity: str) -> float:
     """Of one step: plain float forward and backward of all units."""
     loaded = load_job(compose_config(COMMON))
     batches = cut(64, 16)
-    pair = Pair(
+    pair = NetworkPair(
         loaded.model, plan=loaded.plan, units=find_units(loaded.model, granularity=granularity),
-        quantized=QuantizedModel({}, {}), batches=batches, owners=[0] * len(batches), exchange=NoExchange(),
+        quantized=QuantizedModel({}, {}), batches=batches, owners=[0] * len(batches), collectives=SingleWorker(),
         device=torch.device("cpu"),
     )  # fmt: skip
     pair.read_samples(

@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from dipo.export.forms import QDQ, Form
+from dipo.export.formats import QDQ, OnnxFormat
 from dipo.export.target import Export, Target
 from dipo.graph.plan import QuantizedModel
 from dipo.quant.spec import QParams
@@ -21,7 +21,7 @@ def write_files(
     folder: Path,
     *,
     metadata: Mapping[str, str] | None = None,
-    form: Form = QDQ,
+    form: OnnxFormat = QDQ,
     beside: Mapping[str, QParams] | None = None,
     **options: object,
 ) -> list[Path]:

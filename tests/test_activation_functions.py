@@ -9,9 +9,9 @@ import onnx_ir as ir
 import pytest
 from networks import images, network, saved
 
-from dipo.algo.analytic import data_free_ranges
 from dipo.algo.calibrate import quantize_model
-from dipo.algo.links import find_links
+from dipo.algo.data_free import data_free_ranges
+from dipo.algo.layer_pairs import find_layer_pairs
 from dipo.algo.moments import moments_of
 from dipo.errors import UserError
 from dipo.export.target import Export, write_target
@@ -104,7 +104,7 @@ def test_targets_of_integers_take_it_with_ranges_without_samples(tmp_path, opera
 
 @pytest.mark.parametrize("operator", LIKE_HARD_SWISH)
 def test_no_factor_passes_it_in_equalization(tmp_path, operator) -> None:
-    links, refusals = find_links(model_with(operator, tmp_path))
+    links, refusals = find_layer_pairs(model_with(operator, tmp_path))
     assert not links
     reasons = [each.reason for each in refusals]
     assert f"act2 is {operator}: it does not commute with factors" in reasons

@@ -32,7 +32,7 @@ LISTING = re.compile(
 )
 """A block of code behind a line that names its file, and the class or function where it is not the whole file."""
 STOP = re.compile(r"(dipo/[\w/]+\.py):([\w.]+)")
-"""In a figure: `dipo/algo/pair.py:Pair.advance`."""
+"""In a figure: `dipo/algo/network_pair.py:Pair.advance`."""
 SUFFIXES = ("py", "md", "yaml", "toml", "txt")
 
 

@@ -196,7 +196,7 @@ def test_a_file_that_computes_something_else_is_told_of_aloud(tiny_job, tmp_path
         }
 
     assert run(tiny_job, tmp_path / "well")["notes"] == []
-    monkeypatch.setattr("dipo.stages.verify.run_model", disturbed)
+    monkeypatch.setattr("dipo.stages.evaluate.run_model", disturbed)
     report = run(tiny_job, tmp_path / "run")
     decibels = report["error"]["deployed_vs_simulated"]["sqnr_db"]
     assert 5 < decibels < 20

@@ -87,6 +87,18 @@ def test_wheel_holds_the_package_its_presets_and_its_zoo_and_nothing_else(wheel)
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
+def test_checkers_of_types_see_the_interface(wheel, installed):
+    assert "dipo/py.typed" in zipfile.ZipFile(wheel).namelist()
+    (installed.folder / "user.py").write_text(
+        "import dipo\n\n\ndef sqnr() -> float:\n"
+        "    result = dipo.quantize('net.onnx', [1.0], algo='qdrop')\n"
+        "    reveal_type(result.report)\n"
+        "    return result.report.error['deployed_vs_fp32'].sqnr_db\n"
+    )
+    command = [sys.executable, "-m", "mypy", "--strict", "--python-executable", str(installed.python), "user.py"]
+    assert "dipo.report.report.Report" in installed(*command)
+
+
 def test_every_zoo_file_that_a_preset_names_is_in_the_wheel(wheel):
     with zipfile.ZipFile(wheel) as archive:
         presets = [name for name in archive.namelist() if re.fullmatch(r"dipo/conf/.*\.yaml", name)]

@@ -6,17 +6,17 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from dipo.algo.bench import InPlace
-from dipo.algo.exchange import add_in_order
+from dipo.algo.collectives import add_in_order
 from dipo.cluster.worker import Worker
 
 
-class ThreadExchange:
+class ThreadCollectives:
     """Sums over workers that are threads."""
 
     def __init__(self, size):
         self.barrier, self.parts = threading.Barrier(size, timeout=120), {}
 
-    def ordered_sum(self, parts, *, owners):
+    def all_reduce_ordered(self, parts, *, owners):
         self.parts.update({number: part.clone() for number, part in parts.items()})
         self.barrier.wait()
         total = add_in_order([self.parts[number] for number in range(len(owners))]).clone()
@@ -53,9 +53,9 @@ class ThreadPool:
         if verb is Worker.listen:
             return [("", 0)] * len(messages)
         if verb is Worker.join:
-            exchange = ThreadExchange(len(messages))
+            collectives = ThreadCollectives(len(messages))
             for worker in self.workers[: len(messages)]:
-                worker.exchange = exchange
+                worker.collectives = collectives
             return [None] * len(messages)
         pairs = zip(self.workers, messages, strict=False)
         return [future.result() for future in [self.threads.submit(verb, *pair) for pair in pairs]]

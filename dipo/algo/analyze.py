@@ -19,9 +19,9 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
+from dipo.algo.activation_cache import Batch, StoredRows, channel_sum, read_ahead
+from dipo.algo.analysis_sums import Analysis
 from dipo.algo.bench import Bench, Shared
-from dipo.algo.captures import Batch, StoredRows, channel_sum, read_ahead
-from dipo.algo.findings import Analysis
 from dipo.algo.simulate import simulated_constants
 from dipo.graph.accessors import name_of
 from dipo.graph.layers import layers_of

@@ -9,7 +9,7 @@ from typing import Generic, Protocol, TypeVar
 import onnx_ir as ir
 import torch
 
-from dipo.algo.captures import Batch, StoredRows
+from dipo.algo.activation_cache import Batch, StoredRows
 from dipo.data.samples import Dataset
 from dipo.graph.plan import Plan
 from dipo.graph.target_spec import TargetSpec

@@ -11,8 +11,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from dipo.algo.captures import Batch, Capture
-from dipo.algo.pair import LayerOutputs, Pair
+from dipo.algo.activation_cache import Batch, CachedActivation
+from dipo.algo.network_pair import LayerOutputs, NetworkPair
 from dipo.graph.accessors import name_of
 from dipo.graph.plan import QuantizedLayer
 from dipo.graph.units import Unit
@@ -21,7 +21,7 @@ CORRECTION_BATCHES = 16
 """Batches that a correction between units looks at, or up to twice as many: channel means need no more."""
 
 
-def corrected_layer(pair: Pair, outputs: LayerOutputs, fp_mean: NDArray[np.float64]) -> QuantizedLayer:
+def corrected_layer(pair: NetworkPair, outputs: LayerOutputs, fp_mean: NDArray[np.float64]) -> QuantizedLayer:
     """Return a layer with its bias moved by what its output's channel means lack.
 
     Args:
@@ -33,7 +33,7 @@ def corrected_layer(pair: Pair, outputs: LayerOutputs, fp_mean: NDArray[np.float
     return replace(pair.layers[outputs.layer], bias=(outputs.bias + (fp_mean - mean)).astype(np.float32))
 
 
-def correct_if_better(pair: Pair, unit: Unit, targets: Mapping[str, Capture]) -> bool:
+def correct_if_better(pair: NetworkPair, unit: Unit, targets: Mapping[str, CachedActivation]) -> bool:
     """Corrects the biases of a unit's layers, first to last; takes that back where the outputs' error does not fall.
 
     Args:
@@ -64,7 +64,7 @@ def correct_if_better(pair: Pair, unit: Unit, targets: Mapping[str, Capture]) ->
     return False
 
 
-def _chosen_batches(pair: Pair) -> list[tuple[Batch, slice]]:
+def _chosen_batches(pair: NetworkPair) -> list[tuple[Batch, slice]]:
     """Every k-th of the run's batches, so that the choice does not depend on who holds them."""
     stride = max(1, len(pair.owners) // CORRECTION_BATCHES)
     return [(batch, rows) for batch, rows in zip(pair.batches, pair.rows, strict=True) if batch.index % stride == 0]

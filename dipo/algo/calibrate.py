@@ -13,8 +13,8 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
+from dipo.algo.activation_cache import Batch, StoredRows, channel_sum, read_ahead
 from dipo.algo.bench import Bench
-from dipo.algo.captures import Batch, StoredRows, channel_sum, read_ahead
 from dipo.algo.reference_weights import rounded
 from dipo.graph.accessors import array_of, name_of
 from dipo.graph.layers import layers_of
@@ -164,7 +164,7 @@ def activation_ranges(plan: Plan, statistics: Mapping[str, Statistics], *, cfg: 
 def quantize_model(model: ir.Model, *, plan: Plan, ranges: Mapping[str, Range], cfg: CalibConfig) -> QuantizedModel:
     """Scales from ranges, and every weight rounded to the nearest code."""
     activations = {name: qparams_of(ranges[name], spec) for name, spec in plan.activations.items()}
-    activations |= {value: activations[source] for value, source in plan.shared.items()}
+    activations |= {value: activations[source] for value, source in plan.aliases.items()}
     layers = {}
     for name, layer in plan.layers.items():
         weight = array_of(model.graph.initializers[layer.weight]).astype(np.float32)

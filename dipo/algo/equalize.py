@@ -14,8 +14,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from dipo.algo.absorb import Absorbed, absorb, amounts_of, set_constant
-from dipo.algo.links import Link, Passed, Refusal, find_chains, find_links
+from dipo.algo.bias_absorption import Absorbed, absorb_bias_of, amounts_of, set_constant
+from dipo.algo.layer_pairs import Intermediate, LayerPair, Skipped, find_chains, find_layer_pairs
 from dipo.graph import operators
 from dipo.graph.accessors import array_of, node_name, opset_of
 from dipo.graph.batch_norm import batch_norm_of, set_batch_norm
@@ -55,7 +55,7 @@ class Equalized:
     """Layers, weights, biases and values have the names that they had; a Clip may be a Relu and a Min."""
     chains: list[Chain]
     absorbed: list[Absorbed]
-    refusals: list[Refusal]
+    refusals: list[Skipped]
     """Layers without a partner behind them, and pairs whose biases were left."""
     sweeps: int
     """Over all chains, until nothing changed."""
@@ -91,7 +91,7 @@ def equalize(
         exact: Only powers of two for scales: the network's outputs stay the same bits.
         max_sweeps: Sweeps over all chains at most.
     """
-    links, refusals = find_links(model)
+    links, refusals = find_layer_pairs(model)
     refusals += [_old_clip(link) for link in links if opset_of(model) < _BROADCASTING_MIN and _clips(link)]
     links = [link for link in links if opset_of(model) >= _BROADCASTING_MIN or not _clips(link)]
     chains = find_chains(links) if reaches is None else [[link] for link in links]
@@ -109,22 +109,22 @@ def equalize(
     for link in links:
         factors = found[link.first.name]
         amounts = amounts_of(link, _floor(link.first, seen_min or {}), factors) if absorb_bias else None
-        if isinstance(amounts, Refusal):
+        if isinstance(amounts, Skipped):
             refusals.append(amounts)
             amounts = None
         if amounts is not None:
-            absorbed.append(absorb(link, layers, amounts))
+            absorbed.append(absorb_bias_of(link, layers, amounts))
         _limit(changed, nodes, link, factors, np.zeros_like(factors) if amounts is None else amounts)
     RemoveUnusedNodesPass()(changed)
     done = [_told(chain, found, scales.num_zero(chain)) for chain in chains]
     return Equalized(changed, done, absorbed, refusals, sweeps, change if chains else 0.0)
 
 
-def _old_clip(link: Link) -> Refusal:
-    return Refusal(link.first.name, "Min of opset 7 cannot limit each channel of the Clip behind it")
+def _old_clip(link: LayerPair) -> Skipped:
+    return Skipped(link.first.name, "Min of opset 7 cannot limit each channel of the Clip behind it")
 
 
-def _clips(link: Link) -> bool:
+def _clips(link: LayerPair) -> bool:
     return any(_has_limits(passed.node) for passed in link.between)
 
 
@@ -134,7 +134,7 @@ def _has_limits(node: ir.Node) -> bool:
     return operator.clips and not operator.homogeneous
 
 
-def _told(chain: Sequence[Link], scales: Mapping[str, NDArray[np.float64]], num_zero: int) -> Chain:
+def _told(chain: Sequence[LayerPair], scales: Mapping[str, NDArray[np.float64]], num_zero: int) -> Chain:
     layers = [link.first.name for link in chain]
     both = np.concatenate([scales[name] for name in layers])
     return Chain((*layers, chain[-1].second.name), float(both.min()), float(both.max()), num_zero)
@@ -144,7 +144,7 @@ class _Scales:
     """The magnitudes of all weights, and what they have been scaled by so far."""
 
     def __init__(
-        self, model: ir.Model, links: Sequence[Link], *, limit: float, reaches: Mapping[str, NDArray[np.floating]]
+        self, model: ir.Model, links: Sequence[LayerPair], *, limit: float, reaches: Mapping[str, NDArray[np.floating]]
     ) -> None:
         self._limit, self._reaches = limit, reaches
         self._magnitudes: dict[Layer, NDArray[np.float32]] = {}
@@ -153,7 +153,7 @@ class _Scales:
                 self._magnitudes[layer] = np.abs(layer.layout.filters(layer.array)).max(axis=3)
         self._logs = {link: np.zeros(self._outputs(link.first).size) for link in links}
 
-    def improve(self, chain: Sequence[Link]) -> float:
+    def improve(self, chain: Sequence[LayerPair]) -> float:
         """Equalizes the ranges of a chain's layers; gives the largest change of a scale's logarithm.
 
         s_j = r_0 ... r_(j-1) / g^j for the j-th values between layers, g = (r_0 ... r_k)^(1 / (k + 1)).
@@ -175,7 +175,7 @@ class _Scales:
             largest = max(largest, float(np.abs(step).max(initial=0.0)))
         return largest
 
-    def num_zero(self, chain: Sequence[Link]) -> int:
+    def num_zero(self, chain: Sequence[LayerPair]) -> int:
         """Channels of the chain that cannot be scaled."""
         return int((np.stack(self._ranges(chain)) == 0).any(axis=0).sum())
 
@@ -186,12 +186,12 @@ class _Scales:
             for link, logs in self._logs.items()
         }
 
-    def _ranges(self, chain: Sequence[Link]) -> list[NDArray[np.floating]]:
+    def _ranges(self, chain: Sequence[LayerPair]) -> list[NDArray[np.floating]]:
         last = chain[-1]
         inputs = self._magnitudes[last.second].max(axis=1).reshape(-1, last.repeat).max(axis=1)
         return [*(self._made(link) for link in chain), inputs]
 
-    def _made(self, link: Link) -> NDArray[np.floating]:
+    def _made(self, link: LayerPair) -> NDArray[np.floating]:
         """Range of the channels of a link's first layer, and of what it makes where that is known."""
         outputs, reach = self._outputs(link.first), self._reaches.get(link.first.name)
         if reach is None:
@@ -207,7 +207,7 @@ class _Scales:
 
 
 def _shaped(
-    link: Link, factors: NDArray[np.floating], filters: Mapping[Layer, NDArray[np.floating]]
+    link: LayerPair, factors: NDArray[np.floating], filters: Mapping[Layer, NDArray[np.floating]]
 ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     """Factors of the channels between two layers, to broadcast against the first's filters and the second's."""
     outputs = factors.reshape(filters[link.first].shape[0], -1, 1)
@@ -229,7 +229,7 @@ def _apply(
     model: ir.Model,
     layers: Mapping[str, Layer],
     nodes: Mapping[str, ir.Node],
-    links: Sequence[Link],
+    links: Sequence[LayerPair],
     scales: Mapping[str, NDArray[np.float64]],
 ) -> None:
     """Rescale weights, biases and constants between layers, all of which belong to the model alone."""
@@ -239,7 +239,7 @@ def _apply(
         first, second = layers[link.first.name], layers[link.second.name]
         factors = scales[link.first.name]
         views = {layer: layer.layout.filters(weights[layer]) for layer in (first, second)}
-        for_outputs, for_inputs = _shaped(Link(first, second, (), link.repeat), factors, views)
+        for_outputs, for_inputs = _shaped(LayerPair(first, second, (), link.repeat), factors, views)
         views[first] /= for_outputs[..., None]
         views[second] *= for_inputs[..., None]
         norm = batch_norm_of(first.node)
@@ -253,7 +253,7 @@ def _apply(
         set_constant(layer.weight, weight)
 
 
-def _rescale_constant(model: ir.Model, node: ir.Node, passed: Passed, factors: NDArray[np.float64]) -> None:
+def _rescale_constant(model: ir.Model, node: ir.Node, passed: Intermediate, factors: NDArray[np.float64]) -> None:
     """What is added between two layers is scaled like what it is added to."""
     if operators.of(node).operand is not Operand.SUMMAND:
         return
@@ -265,7 +265,11 @@ def _rescale_constant(model: ir.Model, node: ir.Node, passed: Passed, factors: N
 
 
 def _limit(
-    model: ir.Model, nodes: Mapping[str, ir.Node], link: Link, scales: NDArray[np.float64], taken: NDArray[np.float64]
+    model: ir.Model,
+    nodes: Mapping[str, ir.Node],
+    link: LayerPair,
+    scales: NDArray[np.float64],
+    taken: NDArray[np.float64],
 ) -> None:
     """Gives the Clips of a link limits for each channel, less what was absorbed, where a channel was changed."""
     if (scales == 1).all() and not taken.any():

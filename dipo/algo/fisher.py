@@ -14,8 +14,8 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from dipo.algo.captures import Batch, Capture
-from dipo.algo.exchange import Exchange
+from dipo.algo.activation_cache import Batch, CachedActivation
+from dipo.algo.collectives import Collectives
 from dipo.graph.accessors import name_of
 from dipo.graph.torch_module import GraphModule
 
@@ -28,7 +28,7 @@ def fisher_diagonals(
     *,
     seed: int,
     device: torch.device,
-) -> dict[str, Capture]:
+) -> dict[str, CachedActivation]:
     """One pass forward and backward over a worker's samples.
 
     Args:
@@ -53,19 +53,23 @@ def fisher_diagonals(
         found = torch.autograd.grad(list(outputs.values()), taps, slopes, allow_unused=True)
         for name, tap, grad in zip(values, taps, found, strict=True):
             parts[name].append(torch.zeros_like(tap) if grad is None else grad.square())
-    return {name: Capture.gather(pieces, None) for name, pieces in parts.items()}
+    return {name: CachedActivation.gather(pieces, None) for name, pieces in parts.items()}
 
 
 def normalised(
-    diagonals: Mapping[str, Capture], batches: Sequence[Batch], *, owners: Sequence[int], exchange: Exchange
-) -> dict[str, Capture]:
+    diagonals: Mapping[str, CachedActivation],
+    batches: Sequence[Batch],
+    *,
+    owners: Sequence[int],
+    collectives: Collectives,
+) -> dict[str, CachedActivation]:
     """The diagonals of a unit's outputs over their mean in all workers' samples; ones where nothing depends on them.
 
     Args:
         diagonals: Of this worker's batches.
         batches: This worker's, in the order of the diagonals' rows.
         owners: The worker that holds each of the run's batches.
-        exchange: Adds up over the workers.
+        collectives: Adds up over the workers.
     """
     sums, start = {}, 0
     for batch in batches:
@@ -73,11 +77,11 @@ def normalised(
         total = torch.stack([rows.sum(dtype=torch.float64) for rows in own]).sum()
         sums[batch.index] = torch.stack([total, torch.full_like(total, sum(rows.numel() for rows in own))])
         start += len(batch)
-    total, count = exchange.ordered_sum(sums, owners=owners)
+    total, count = collectives.all_reduce_ordered(sums, owners=owners)
     if float(total) == 0:
-        return {name: Capture(torch.ones_like(c.data), c.shape, None) for name, c in diagonals.items()}
+        return {name: CachedActivation(torch.ones_like(c.data), c.shape, None) for name, c in diagonals.items()}
     mean = (total / count).to(torch.float32)
-    return {name: Capture(c.data / mean, c.shape, None) for name, c in diagonals.items()}
+    return {name: CachedActivation(c.data / mean, c.shape, None) for name, c in diagonals.items()}
 
 
 def _judged(output: ir.Value) -> str:

@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 
 import torch
 
+from dipo.algo.activation_cache import Batch, StoredRows
 from dipo.algo.bench import Bench, Shared
-from dipo.algo.captures import Batch, StoredRows
-from dipo.algo.exchange import NoExchange
-from dipo.algo.pair import Pair
+from dipo.algo.collectives import SingleWorker
+from dipo.algo.network_pair import NetworkPair
 from dipo.algo.steps.reconstruction import Reconstruction
-from dipo.algo.trainer import Piece
+from dipo.algo.trainer import GradShard
 from dipo.algo.unit_solver import UnitResult, UnitWork
 from dipo.graph.accessors import node_name
 from dipo.graph.plan import Plan, QuantizedModel
@@ -114,21 +114,21 @@ class SolveAlone:
         )
         if self.warm_start is not None:
             pair.adopt(self.warm_start.layers, self.warm_start.activations)
-        piece = Piece(0, 0, sum(len(batch) for batch in self.batches), self.step.options.batch_size)
+        piece = GradShard(0, 0, sum(len(batch) for batch in self.batches), self.step.options.batch_size)
         work = UnitWork(unit, pair, pair.targets(unit), None, [piece], [0], self.warm_start, bench)
         return dataclasses.replace(self.step.solve(work), seconds=time.perf_counter() - start)
 
 
-def _pair(bench: Bench, units: Sequence[Unit], quantized: QuantizedModel, batches: Sequence[Batch]) -> Pair:
-    return Pair(
+def _pair(bench: Bench, units: Sequence[Unit], quantized: QuantizedModel, batches: Sequence[Batch]) -> NetworkPair:
+    return NetworkPair(
         bench.model, plan=bench.plan, units=units, quantized=quantized, batches=batches, owners=[0] * len(batches),
-        exchange=NoExchange(), device=bench.device,
+        collectives=SingleWorker(), device=bench.device,
     )  # fmt: skip
 
 
 def _capture_bytes(plan: Plan, name: str, value: torch.Tensor) -> int:
     """Of a sample, in both networks."""
-    spec = plan.activations.get(plan.shared.get(name, name))
+    spec = plan.activations.get(plan.aliases.get(name, name))
     own = value.element_size()
     return value[0].numel() * (own + (own if spec is None else 1 if spec.bits <= 8 else 2))
 

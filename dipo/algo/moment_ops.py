@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from dipo.algo.links import Passed, rearranged, reduced
+from dipo.algo.layer_pairs import Intermediate, rearranged, reduced
 from dipo.errors import UserError
 from dipo.graph.accessors import array_of, node_name
 from dipo.graph.limits import clip_limits
@@ -59,11 +59,11 @@ def _rearranged(node: ir.Node, x: Moments, found: tuple[int, int] | None) -> Mom
 
 
 def _same_order(node: ir.Node, x: Moments) -> Moments:
-    return _rearranged(node, x, rearranged(Passed(node, x.num_dims_behind, 1)))
+    return _rearranged(node, x, rearranged(Intermediate(node, x.num_dims_behind, 1)))
 
 
 def _averaged(node: ir.Node, x: Moments) -> Moments:
-    return _rearranged(node, _pooled(node, x), reduced(Passed(node, x.num_dims_behind, 1)))
+    return _rearranged(node, _pooled(node, x), reduced(Intermediate(node, x.num_dims_behind, 1)))
 
 
 def _operands(node: ir.Node, x: Moments) -> Iterable[NDArray[np.float64]]:

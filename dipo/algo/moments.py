@@ -16,7 +16,7 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from dipo.algo.links import mean_response
+from dipo.algo.layer_pairs import mean_response
 from dipo.algo.moment_ops import RULES, refusal
 from dipo.errors import UserError
 from dipo.graph import operators, torch_ops

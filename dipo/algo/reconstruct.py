@@ -18,10 +18,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from dipo.algo.exchange import Exchange
+from dipo.algo.collectives import Collectives
 from dipo.algo.phase import Phase
 from dipo.algo.steps.reconstruction import ReconstructionOptions
-from dipo.algo.trainer import Piece, Trainer, UnitProblem
+from dipo.algo.trainer import GradShard, Trainer, UnitProblem
 from dipo.algo.unit_solver import UnitResult
 from dipo.quant.kernels import Kernels
 from dipo.quant.rounding import ADAM_BETA1, ADAM_BETA2
@@ -37,9 +37,9 @@ def reconstruct(
     *,
     cfg: ReconstructionOptions,
     phase: Phase,
-    pieces: Sequence[Piece],
+    pieces: Sequence[GradShard],
     owners: Sequence[int],
-    exchange: Exchange,
+    collectives: Collectives,
     seed: int,
     kernels: Kernels,
     progress: Callable[[int], None] = lambda _: None,
@@ -52,7 +52,7 @@ def reconstruct(
         phase: The steps to run.
         pieces: This worker's pieces.
         owners: The worker that holds each of all pieces.
-        exchange: Adds gradients over the workers.
+        collectives: Adds gradients over the workers.
         seed: Of this unit.
         kernels: Elementwise arithmetic.
         progress: Called with the number of steps done.
@@ -63,7 +63,7 @@ def reconstruct(
     for step in range(len(phase)):
         wants_loss = step < LOSS_SAMPLES or step >= len(phase) - LOSS_SAMPLES
         gradients = {piece.index: trainer.gradient(piece, step, wants_loss=wants_loss) for piece in pieces}
-        total = exchange.ordered_sum(gradients, owners=owners)
+        total = collectives.all_reduce_ordered(gradients, owners=owners)
         if wants_loss:
             losses.append(total[-1].clone())
         trainer.update(total, schedule[step])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dipo.algo.pair import Pair
+from dipo.algo.network_pair import NetworkPair
 from dipo.graph.accessors import array_of
 from dipo.graph.plan import LayerPlan, QuantizedLayer
 from dipo.quant.codes import nearest_codes
@@ -13,7 +13,7 @@ from dipo.quant.ranges import weight_qparams
 from dipo.recipe import CalibConfig
 
 
-def target_of(pair: Pair, name: str) -> NDArray[np.float32]:
+def target_of(pair: NetworkPair, name: str) -> NDArray[np.float32]:
     """The float weight that the layer's codes stand for."""
     target = pair.layers[name].target
     if target is not None:

@@ -12,9 +12,9 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
+from dipo.algo.activation_cache import Batch, StoredRows, read_ahead
 from dipo.algo.bench import Bench, Shared
-from dipo.algo.captures import Batch, StoredRows, read_ahead
-from dipo.algo.integer import IntegerKernels, integer_kernels
+from dipo.algo.integer_kernels import IntegerKernels, integer_kernels
 from dipo.data.samples import Dataset
 from dipo.graph.accessors import name_of, node_name, opset_of
 from dipo.graph.layers import layers_of
@@ -54,7 +54,7 @@ def simulate(
     """Runs the float and the quantized network over a worker's batches.
 
     Where the target keeps biases in int32, nodes between codes compute what integer kernels compute, to the last code
-    (`dipo.algo.integer`). All other nodes compute in float with the numbers that the codes stand for; on a CPU,
+    (`dipo.algo.integer_kernels`). All other nodes compute in float with the numbers that the codes stand for; on a CPU,
     convolutions then add in the order of ONNX Runtime (`dipo.graph.ops.ordered`).
 
     Args:

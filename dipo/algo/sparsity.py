@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dipo.algo.gram import gram
-from dipo.algo.pair import Pair
+from dipo.algo.hessian import hessian
+from dipo.algo.network_pair import NetworkPair
 from dipo.algo.reference_weights import rounded, target_of
 from dipo.algo.steps.sparsify import UNSTRUCTURED, SparsifyOptions
 from dipo.graph.accessors import node_name
@@ -64,7 +64,9 @@ class Pattern:
                 yield first, first + length, -(-length * self.kept // self.run)
 
 
-def pruned_layers(pair: Pair, unit: Unit, *, cfg: SparsifyOptions, calib: CalibConfig) -> dict[str, QuantizedLayer]:
+def pruned_layers(
+    pair: NetworkPair, unit: Unit, *, cfg: SparsifyOptions, calib: CalibConfig
+) -> dict[str, QuantizedLayer]:
     """Prune the unit's layer behind the quantized ones before it, and round it.
 
     Args:
@@ -88,7 +90,7 @@ def pruned_layers(pair: Pair, unit: Unit, *, cfg: SparsifyOptions, calib: CalibC
     pattern = Pattern.of(cfg)
     rows = np.array(layout.split(weight))
     if cfg.sparsity_mask == "error":
-        pruned = prune_by_error(rows, gram(pair, node), pattern)
+        pruned = prune_by_error(rows, hessian(pair, node), pattern)
     else:
         pruned = np.where(smallest(rows, pattern), np.float32(0), rows)
     return {name: rounded(layout.join(pruned), pair.layers[name].bias, layer=pair.plan.layers[name], calib=calib)}
@@ -117,7 +119,7 @@ def smallest(rows: NDArray[np.float32], pattern: Pattern) -> NDArray[np.bool_]:
     return gone.reshape(rows.shape)
 
 
-def prune_by_error(rows: NDArray[np.float32], gram_matrix: torch.Tensor, pattern: Pattern) -> NDArray[np.float32]:
+def prune_by_error(rows: NDArray[np.float32], hessian_matrix: torch.Tensor, pattern: Pattern) -> NDArray[np.float32]:
     """Takes the weights away that cost least when the others make up for them, and lets these do so.
 
     Minimises the sum over rows of (w - w') H' (w - w')^T, H' = H + damping. The mask is chosen from the first to the
@@ -126,15 +128,15 @@ def prune_by_error(rows: NDArray[np.float32], gram_matrix: torch.Tensor, pattern
 
     Args:
         rows: [groups, rows, positions, inputs].
-        gram_matrix: H, float64 [groups, D, D].
+        hessian_matrix: H, float64 [groups, D, D].
         pattern: Which weights may go together.
 
     Returns:
         The new weights, exactly zero where pruned; shaped like `rows`.
     """
     groups, num_rows, positions, inputs = rows.shape
-    weight = torch.from_numpy(rows.reshape(groups, num_rows, -1)).to(gram_matrix.device, torch.float64)
-    damped = _damped(gram_matrix)
+    weight = torch.from_numpy(rows.reshape(groups, num_rows, -1)).to(hessian_matrix.device, torch.float64)
+    damped = _damped(hessian_matrix)
     factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
     if pattern.run is None:
         gone, begun = _sweep_blocks(weight.clone(), factor, pattern.rate)
@@ -144,13 +146,13 @@ def prune_by_error(rows: NDArray[np.float32], gram_matrix: torch.Tensor, pattern
     return np.asarray(fitted.to(torch.float32).cpu().numpy()).reshape(rows.shape)
 
 
-def _damped(gram_matrix: torch.Tensor) -> torch.Tensor:
+def _damped(hessian_matrix: torch.Tensor) -> torch.Tensor:
     """H with more on its diagonal; an input that is always zero then costs next to nothing."""
-    means = gram_matrix.diagonal(dim1=1, dim2=2).mean(1)
+    means = hessian_matrix.diagonal(dim1=1, dim2=2).mean(1)
     # A group that reads nothing but zeros is the first to be pruned.
     floor = float(means.max()) * 1e-6 or 1.0
     extra = (DAMPING * means).clamp_min(floor)
-    return gram_matrix + torch.diag_embed(extra[:, None].expand(-1, gram_matrix.shape[1]))
+    return hessian_matrix + torch.diag_embed(extra[:, None].expand(-1, hessian_matrix.shape[1]))
 
 
 def _sweep_runs(

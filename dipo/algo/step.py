@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
+    from dipo.algo.activation_cache import Batch
+    from dipo.algo.analysis_sums import NetworkAnalysis
     from dipo.algo.bench import Shared, Task
     from dipo.algo.calibrate import Calibration
-    from dipo.algo.captures import Batch
     from dipo.algo.equalize import Chain
-    from dipo.algo.findings import NetworkAnalysis
-    from dipo.algo.links import Refusal
+    from dipo.algo.layer_pairs import Skipped
     from dipo.algo.unit_solver import UnitResult, UnitWork
     from dipo.data.samples import Dataset
     from dipo.graph.plan import Plan, QuantizedModel
@@ -81,8 +81,8 @@ class Step(abc.ABC):
         from dipo.section import from_plain
 
         names = [option.name for option in options(cls.Options)]
-        shared = {name: getattr(cfg, name) for name in names if hasattr(cfg, name)}
-        return cls(from_plain(cls.Options, {**shared, **own}))
+        aliases = {name: getattr(cfg, name) for name in names if hasattr(cfg, name)}
+        return cls(from_plain(cls.Options, {**aliases, **own}))
 
     @property
     def needs_samples(self) -> bool:
@@ -132,7 +132,7 @@ class FloatChange:
     """What the step needs to make the same change again without samples; None where it needs nothing."""
     chains: Sequence[Chain] = ()
     """Groups of layers whose channels were balanced."""
-    refusals: Sequence[Refusal] = ()
+    refusals: Sequence[Skipped] = ()
     """What was left as it is."""
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dipo.algo.captures import Capture
+from dipo.algo.activation_cache import CachedActivation
+from dipo.algo.fused_unit import FusedFakeQuant, FusedUnit, Operation, Quantizer
 from dipo.algo.losses import ErrorLoss
-from dipo.algo.program import Operation, Program, Quantizer, QuantizeSite
 from dipo.algo.steps.reconstruction import ReconstructionOptions
-from dipo.algo.weights import FIXED, LayerWeight, Weights
+from dipo.algo.weight_quantizer import FIXED, LayerInit, WeightQuantizer
 from dipo.graph.plan import QuantizedLayer
 from dipo.quant.kernels import Kernels
 from dipo.quant.rounding import flat, random_words, unflat
@@ -23,7 +23,7 @@ from dipo.quant.spec import QParams
 
 
 @dataclass(frozen=True)
-class Piece:
+class GradShard:
     """A fixed part of the samples, and of every step's batch."""
 
     index: int
@@ -38,22 +38,22 @@ class Piece:
 class UnitProblem:
     """What a unit is to be fitted to."""
 
-    steps: Sequence[Operation | QuantizeSite]
+    steps: Sequence[Operation | FusedFakeQuant]
     constants: Mapping[str, torch.Tensor]
     """Float constants by name, the layers' weights and biases among them."""
     layers: Mapping[str, tuple[str, str | None, QuantizedLayer]]
     """By node: names of weight and bias, and the layer as calibration left it."""
     activations: Mapping[str, QParams]
     """Values that are made and quantized in the unit."""
-    fp_inputs: Mapping[str, Capture]
-    q_inputs: Mapping[str, Capture]
+    fp_inputs: Mapping[str, CachedActivation]
+    q_inputs: Mapping[str, CachedActivation]
     """What the unit reads; the same captures as `fp_inputs` where it shall read the float network's."""
-    targets: Mapping[str, Capture]
-    weights: Mapping[str, Capture] | None = None
+    targets: Mapping[str, CachedActivation]
+    weights: Mapping[str, CachedActivation] | None = None
     """By output: what the error of each element counts; None: all alike."""
     rounding: Mapping[str, NDArray[np.float32]] | None = None
-    """By node: what an earlier phase left, see `Weights.begun`; None: training begins at the float weights."""
-    tunes: bool = False
+    """By node: what an earlier phase left, see `WeightQuantizer.begun`; None: training begins at the float weights."""
+    freeze_rounding: bool = False
     """The codes stay as they are: biases and scales alone are trained."""
 
 
@@ -66,16 +66,16 @@ class Trainer:
         *,
         cfg: ReconstructionOptions,
         num_steps: int,
-        pieces: Sequence[Piece],
+        pieces: Sequence[GradShard],
         seed: int,
         kernels: Kernels,
     ) -> None:
         self.problem, self.cfg, self.kernels = problem, cfg, kernels
         self.device = next(iter(problem.constants.values())).device
         self.fp_input_prob = cfg.fp_input_prob or 0.0
-        self.weights = Weights(
-            {node: LayerWeight(problem.constants[name], layer) for node, (name, _, layer) in problem.layers.items()},
-            rounding=FIXED if problem.tunes else cfg.rounding,
+        self.weights = WeightQuantizer(
+            {node: LayerInit(problem.constants[name], layer) for node, (name, _, layer) in problem.layers.items()},
+            rounding=FIXED if problem.freeze_rounding else cfg.rounding,
             train_scale=cfg.train_scale,
             begun=problem.rounding,
             kernels=kernels,
@@ -85,9 +85,9 @@ class Trainer:
         self.batches = {piece.index: _sample(piece, num_steps, seed).to(self.device) for piece in pieces}
         self.targets = problem.targets
         self.losses = {name: self._loss(target) for name, target in problem.targets.items()}
-        self.program = Program(list(problem.steps), self._constants(), self.quantizers, kernels)
+        self.program = FusedUnit(list(problem.steps), self._constants(), self.quantizers, kernels)
 
-    def _loss(self, target: Capture) -> ErrorLoss:
+    def _loss(self, target: CachedActivation) -> ErrorLoss:
         # Squared error, summed over the channels, meaned over samples and positions: its gradient is the difference
         # times this.
         factor = torch.tensor(2 / (self.cfg.batch_size * math.prod(target.shape[1:])), device=self.device)
@@ -137,7 +137,7 @@ class Trainer:
         weights = {layers[node][0]: leaf for node, leaf in self.weights.leaves.items()}
         return {**self.problem.constants, **current, **weights, **self.biases}
 
-    def gradient(self, piece: Piece, step: int, *, wants_loss: bool) -> torch.Tensor:
+    def gradient(self, piece: GradShard, step: int, *, wants_loss: bool) -> torch.Tensor:
         """The piece's gradients of all that is trained, and its loss, in one vector.
 
         In this order: of the weights, where their rounding is trained; of the biases; of the logarithms of activation
@@ -167,7 +167,7 @@ class Trainer:
         first, last = self.weights.gradients([grad.reshape(-1) for grad in dense[: len(weights)]])
         return [*first, *(grad.reshape(-1) for grad in dense[len(weights) : cut]), scales, *last]
 
-    def _rows(self, captures: Mapping[str, Capture], name: str, index: torch.Tensor) -> torch.Tensor:
+    def _rows(self, captures: Mapping[str, CachedActivation], name: str, index: torch.Tensor) -> torch.Tensor:
         return captures[name].data.index_select(0, index).view(-1)
 
     def _input(self, name: str, index: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -220,7 +220,7 @@ def _generator(device: torch.device, seed: int, piece: int) -> torch.Generator:
     return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))
 
 
-def _sample(piece: Piece, num_steps: int, seed: int) -> torch.Tensor:
+def _sample(piece: GradShard, num_steps: int, seed: int) -> torch.Tensor:
     """[steps, batch]: rows of the captures; each sample is drawn once before any is drawn again."""
     rng = np.random.default_rng([seed, piece.index, 0])
     needed, rows = num_steps * piece.batch_size, np.arange(piece.start, piece.stop)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dipo.algo.activation_cache import CachedActivation
 from dipo.algo.bench import Bench
-from dipo.algo.captures import Capture
-from dipo.algo.pair import LayerOutputs, Pair
+from dipo.algo.network_pair import LayerOutputs, NetworkPair
 from dipo.algo.step import UnitStep
-from dipo.algo.trainer import Piece
+from dipo.algo.trainer import GradShard
 from dipo.graph.plan import QuantizedLayer
 from dipo.graph.units import Unit
 from dipo.quant.spec import QParams
@@ -25,7 +25,7 @@ class UnitResult:
     layers: dict[str, QuantizedLayer]
     activations: dict[str, QParams]
     rounding: dict[str, NDArray[np.float32]] | None = None
-    """By layer: what a later phase goes on with, see `Weights.begun`; None where there is none."""
+    """By layer: what a later phase goes on with, see `WeightQuantizer.begun`; None where there is none."""
     loss_first: float | None = None
     """Mean loss of the first steps."""
     loss_last: float | None = None
@@ -40,15 +40,15 @@ class UnitWork:
     """A unit in front of its solution, as one of the workers has it that solve it together."""
 
     unit: Unit
-    pair: Pair
+    pair: NetworkPair
     """Both networks, in front of the unit."""
-    targets: Mapping[str, Capture]
+    targets: Mapping[str, CachedActivation]
     """The unit's outputs in the float network; empty where that is not carried along."""
     outputs: LayerOutputs | None
     """What the unit's layer gives as it is, where the step asked for that and the layer has a bias."""
-    pieces: Sequence[Piece]
+    pieces: Sequence[GradShard]
     """This worker's."""
-    piece_owners: Sequence[int]
+    shard_ranks: Sequence[int]
     """The worker that holds each of the run's pieces."""
     warm_start: UnitResult | None
     """What an earlier phase made of the unit."""
@@ -64,7 +64,13 @@ class UnitSolver:
     """Goes through the units in order with one step. Every worker makes the same calls at the same time."""
 
     def __init__(
-        self, step: UnitStep, pair: Pair, bench: Bench, *, pieces: Sequence[Piece], piece_owners: Sequence[int]
+        self,
+        step: UnitStep,
+        pair: NetworkPair,
+        bench: Bench,
+        *,
+        pieces: Sequence[GradShard],
+        shard_ranks: Sequence[int],
     ) -> None:
         """Begin in front of the first unit of `pair`.
 
@@ -73,10 +79,10 @@ class UnitSolver:
             pair: Both networks.
             bench: The worker's.
             pieces: Parts of an optimizer step's batch that this worker holds.
-            piece_owners: The worker that holds each of the run's pieces.
+            shard_ranks: The worker that holds each of the run's pieces.
         """
         self.step, self.pair, self.bench = step, pair, bench
-        self.pieces, self.piece_owners = pieces, piece_owners
+        self.pieces, self.shard_ranks = pieces, shard_ranks
 
     def solve(self, unit: Unit, *, warm_start: UnitResult | None = None) -> UnitResult:
         """Solve the next unit (one without layers is only passed through) and move on behind it.
@@ -99,7 +105,7 @@ class UnitSolver:
             if warm_start is not None:
                 self.pair.adopt(warm_start.layers, warm_start.activations)
             work = UnitWork(
-                unit, self.pair, targets, outputs, self.pieces, self.piece_owners, warm_start, self.bench
+                unit, self.pair, targets, outputs, self.pieces, self.shard_ranks, warm_start, self.bench
             )  # fmt: skip
             result = self.step.solve(work)
         result = result or UnitResult({}, {})

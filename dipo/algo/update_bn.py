@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from dipo.algo.pair import ChannelMoments, Pair
+from dipo.algo.network_pair import ChannelMoments, NetworkPair
 from dipo.algo.reference_weights import rounded, target_of
 from dipo.graph.accessors import name_of, node_name
 from dipo.graph.batch_norm import BatchNorm
@@ -27,7 +27,9 @@ from dipo.recipe import CalibConfig
 SMALLEST_SCALE = np.finfo(np.float32).tiny
 
 
-def updated_layers(pair: Pair, unit: Unit, norm: BatchNorm | None, *, calib: CalibConfig) -> dict[str, QuantizedLayer]:
+def updated_layers(
+    pair: NetworkPair, unit: Unit, norm: BatchNorm | None, *, calib: CalibConfig
+) -> dict[str, QuantizedLayer]:
     """Estimate the BatchNorm of the unit's layer again.
 
     With scales for each channel the codes stay, and scales and biases change. Else, or where scales have to be powers
@@ -74,7 +76,7 @@ def scale_change(norm: BatchNorm, var: NDArray[np.float64]) -> NDArray[np.float6
 
 
 def _refolded(
-    pair: Pair, name: str, old: QuantizedLayer, norm: BatchNorm, seen: ChannelMoments, calib: CalibConfig
+    pair: NetworkPair, name: str, old: QuantizedLayer, norm: BatchNorm, seen: ChannelMoments, calib: CalibConfig
 ) -> QuantizedLayer:
     assert old.bias is not None
     target, plan = target_of(pair, name), pair.plan.layers[name]

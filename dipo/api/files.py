@@ -12,12 +12,12 @@ from typing import Any
 from dipo.api.settings import with_options
 from dipo.config import PlatformConfig
 from dipo.errors import UserError
-from dipo.export.forms import QDQ, Form
+from dipo.export.formats import QDQ, OnnxFormat
 from dipo.export.targets import TARGETS, check_options
 from dipo.section import choose
 from dipo.stages.export_run import platform_config
 from dipo.stages.load import form_of
-from dipo.stages.targets import Source, target_of, write
+from dipo.stages.retarget import QuantizedRun, target_of, write
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Wanted:
 
     target: str
     cfg: PlatformConfig
-    form: Form
+    form: OnnxFormat
 
 
-def wanted(source: Source, target: str | None, options: Mapping[str, Any] | None) -> Wanted:
+def wanted(source: QuantizedRun, target: str | None, options: Mapping[str, Any] | None) -> Wanted:
     """Check what is asked for.
 
     Args:
@@ -55,7 +55,7 @@ def wanted(source: Source, target: str | None, options: Mapping[str, Any] | None
 
 
 def write_files(
-    source: Source, folder: Path, *, target: str | None = None, options: Mapping[str, Any] | None = None
+    source: QuantizedRun, folder: Path, *, target: str | None = None, options: Mapping[str, Any] | None = None
 ) -> list[Path]:
     """Write a target's files: all of them or none.
 

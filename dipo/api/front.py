@@ -49,7 +49,8 @@ def quantize(
         target: The deploy target: `ort`, `trt`, `snpe`, ...
         eval_data: Evaluation samples, as `data`; None: those that `data` holds beside the others, else the calibration
             samples.
-        options: Any others, by the names of the command line: `{"algo.iters": 100, "precision.skip": ["/fc"]}`.
+        options: Any others, by the names of the command line: `{"algo.iters": 100, "precision.skip": ["/fc"]}`; `data`
+            names how uint8 images are preprocessed: `{"data": "imagenet"}`.
         cluster: `inline`, this process; `ray`; or options of `cluster`, such as `{"workers": 4}`.
         seed: Of everything random.
         folder: The run's folder, which is kept; the same call goes on with a run that was interrupted there. None: one

@@ -56,6 +56,7 @@ def with_inputs(
     for prefix, samples, num in (("", data, config.data.num), ("eval_", eval_data, config.data.eval_num)):
         if samples is not None:
             how = preprocessing_of(config)
+            given |= {f"{prefix}path": None, f"{prefix}source": None}  # those of a preset
             given |= place(samples, folder, prefix=prefix, inputs=inputs, how=how, num=num)
     config = dataclasses.replace(
         config,

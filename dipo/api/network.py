@@ -29,8 +29,8 @@ from dipo.report.terminal import Terminal
 from dipo.run import RunFolder
 from dipo.stages.clock import Clock
 from dipo.stages.context import Context
-from dipo.stages.load import Loaded, form_of, planned
-from dipo.stages.pipeline import Prepared, context_of, prepare, start_workers
+from dipo.stages.load import JobInputs, form_of, planned
+from dipo.stages.pipeline import PreparedJob, context_of, prepare, start_workers
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Session:
 class Network:
     """A float network, its samples and its plan; a context manager, which ends the workers that it has started."""
 
-    def __init__(self, session: Session, prepared: Prepared) -> None:
+    def __init__(self, session: Session, prepared: PreparedJob) -> None:
         """Take a job that is prepared; its workers start when they are needed."""
         self._session, self.prepared = session, prepared
 
@@ -83,7 +83,7 @@ class Network:
         return self.prepared.config
 
     @property
-    def loaded(self) -> Loaded:
+    def loaded(self) -> JobInputs:
         """The network, its samples and its plan as the job's stages have them."""
         return self.prepared.loaded
 
@@ -109,7 +109,7 @@ class Network:
             found.append(PlannedLayer(name, nodes[name].op_type, layer.spec.bits, layer.spec.per_channel, size))
         return found
 
-    def replaced(self, config: Config, loaded: Loaded) -> Network:
+    def replaced(self, config: Config, loaded: JobInputs) -> Network:
         """Return a network with another configuration, which has workers of its own."""
         return Network(self._session, dataclasses.replace(self.prepared, config=config, loaded=loaded))
 
@@ -172,7 +172,8 @@ def load(
         precision: Bits and kinds of scales: a preset's name or its options.
         target: The deploy target.
         eval_data: Evaluation samples; None: those that `data` holds beside the others, else the calibration samples.
-        options: By the names of the command line, such as `{"data.batch_size": 8}`.
+        options: By the names of the command line, such as `{"data.batch_size": 8}`; `data` names how uint8 images are
+            preprocessed: `{"data": "imagenet"}`.
         cluster: `inline`, this process; `ray`; or options of `cluster`.
         seed: Of everything random.
 

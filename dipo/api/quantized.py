@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
-from dipo.algo.findings import NetworkAnalysis
+from dipo.algo.analysis_sums import NetworkAnalysis
 from dipo.algo.step import FloatStep, NetworkState
 from dipo.api.files import write_files
 from dipo.api.network import Network
@@ -20,7 +20,7 @@ from dipo.report.report import Report, UnitRow
 from dipo.stages import calibrate as calibration
 from dipo.stages.load import with_float_steps
 from dipo.stages.pipeline import finish
-from dipo.stages.targets import Source
+from dipo.stages.retarget import QuantizedRun
 from dipo.stages.transform import Transformed, transform
 
 
@@ -129,11 +129,11 @@ def export_to(
     return write_files(source_of(quantized), Path(folder), target=target, options=options)
 
 
-def source_of(quantized: Quantized) -> Source:
+def source_of(quantized: Quantized) -> QuantizedRun:
     """Return the network on its target's grids, as writers of files take it."""
     loaded, state = quantized.network.loaded, quantized.state
     on_grids = TARGETS[quantized.config.platform.name].on_grids(loaded.model, state.quantized)
-    return Source(quantized.config, loaded.model, loaded.plan, on_grids, state.calibration.statistics)
+    return QuantizedRun(quantized.config, loaded.model, loaded.plan, on_grids, state.calibration.statistics)
 
 
 def _with_step(config: Config, step: str, options: Mapping[str, Any]) -> Config:

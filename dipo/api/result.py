@@ -17,7 +17,7 @@ import onnx
 import yaml
 from numpy.typing import NDArray
 
-from dipo.algo.captures import cut
+from dipo.algo.activation_cache import cut
 from dipo.api.files import wanted, write_files
 from dipo.api.inputs import Data, Model, model_file, place, preprocessing_of
 from dipo.config import Config, resolve_path, to_plain
@@ -29,9 +29,9 @@ from dipo.export.targets import TARGETS
 from dipo.report.measures import OutputError, output_error
 from dipo.report.report import Report
 from dipo.run import CONFIG, RunFolder
-from dipo.stages.deliver import deliver
 from dipo.stages.load import input_specs
 from dipo.stages.pipeline import Finished
+from dipo.stages.publish import publish
 
 INPUTS = "inputs"
 """The folder within a run's that holds a model and samples which were in memory."""
@@ -128,7 +128,7 @@ class Result:
         asked = wanted(self._source, target, options)
         run = RunFolder(self.folder, resume=True, option="run")
         try:
-            (files,) = deliver(run, self._source, {target: target}, cfg=asked.cfg, form=asked.form).values()
+            (files,) = publish(run, self._source, {target: target}, cfg=asked.cfg, form=asked.form).values()
         finally:
             run.close()
         return files

@@ -26,6 +26,8 @@ _ARGUMENTS = {
 }
 """Options that are arguments of their own."""
 _COMMAND_LINE = ("dry_run",)
+_PRESETS_OF_OPTIONS = ("data",)
+"""Groups of presets that are named among the options: `data`, how images are preprocessed."""
 
 
 def compose(
@@ -47,12 +49,13 @@ def compose(
         target: Name of the deploy target.
         cluster: Preset of `cluster`, or its options.
         seed: Of everything random.
-        options: By the names of the command line, such as `algo.iters`.
+        options: By the names of the command line, such as `algo.iters`; `data` may name a preset.
 
     Raises:
         UserError: A preset or an option is unknown, or has a value that it cannot have.
     """
     groups = {"algo": algo, "calib": calib, "precision": precision, "platform": target, "cluster": cluster}
+    groups |= {group: choice for group, choice in (options or {}).items() if group in _PRESETS_OF_OPTIONS}
     given: dict[str, Any] = {} if seed is None else {"seed": seed}
     words = []
     for group, choice in groups.items():
@@ -60,7 +63,8 @@ def compose(
             given |= {f"{group}.{name}": value for name, value in choice.items()}
         elif choice is not None:
             words.append(f"{group}={choice}")
-    return with_options(compose_config(words), {**given, **(options or {})})
+    own = {key: value for key, value in (options or {}).items() if key not in _PRESETS_OF_OPTIONS}
+    return with_options(compose_config(words), {**given, **own})
 
 
 def with_options(config: Config, options: Mapping[str, Any]) -> Config:

@@ -74,7 +74,7 @@ def run(line: Line) -> int:
 def _verify(asked: VerifyWords) -> int:
     from rich.console import Console
 
-    from dipo.verify.folder import config_of, data_beside, reported_sqnr, target_of, targets_of
+    from dipo.verify.discovery import config_of, data_beside, reported_sqnr, target_of, targets_of
     from dipo.verify.terminal import show
 
     console = Console(highlight=False)
@@ -99,8 +99,8 @@ def _verify(asked: VerifyWords) -> int:
 
 def _judge(target: Any, data: Mapping[str, Any] | None, samples: int, console: Any) -> list[Any]:
     """What all consumers say of a target's files."""
+    from dipo.verify.consumers import judge
     from dipo.verify.probe import feed_of, make_probe
-    from dipo.verify.table import judge
     from dipo.verify.verdict import Probe, Refused, Verdict
 
     model = target.quantized or next((file for file in target.files if file.suffix == ".onnx"), None)

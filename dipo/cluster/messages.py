@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dipo.algo.activation_cache import Batch
 from dipo.algo.bench import Shared
-from dipo.algo.captures import Batch
 from dipo.algo.step import UnitStep
-from dipo.algo.trainer import Piece
+from dipo.algo.trainer import GradShard
 from dipo.algo.unit_solver import UnitResult
 from dipo.data.samples import Dataset
 from dipo.graph.plan import Plan, QuantizedModel
@@ -40,8 +40,8 @@ class Shard:
     batches: Sequence[Batch]
     owners: Sequence[int]
     """The worker that holds each of the run's batches."""
-    pieces: Sequence[Piece]
-    piece_owners: Sequence[int]
+    pieces: Sequence[GradShard]
+    shard_ranks: Sequence[int]
     """The worker that holds each of the run's pieces."""
 
 

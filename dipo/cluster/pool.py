@@ -7,8 +7,8 @@ from typing import Any, Protocol, TypeVar
 
 import onnx_ir as ir
 
+from dipo.algo.activation_cache import StoredRows
 from dipo.algo.bench import InPlace, Shared, Task
-from dipo.algo.captures import StoredRows
 from dipo.cluster.address import set_environment
 from dipo.cluster.messages import Job
 from dipo.cluster.worker import Worker

@@ -15,16 +15,16 @@ from ray import exceptions as failures
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from dipo.algo.activation_cache import StoredRows
 from dipo.algo.bench import Shared, Task
-from dipo.algo.captures import StoredRows
-from dipo.cluster.engine import Engine, captures_bytes, place
-from dipo.cluster.group import ExchangeError
 from dipo.cluster.logs import LogFetcher
 from dipo.cluster.messages import Job
 from dipo.cluster.network import PackedNetwork
 from dipo.cluster.pool import Notify, Progress, StoredLostError, WorkersLostError
+from dipo.cluster.process_group import CollectiveError
 from dipo.cluster.ray_failures import DEATHS, answered, cause, failure, reason, reraise
-from dipo.cluster.ray_worker import ACTOR, Seat
+from dipo.cluster.ray_runtime import RayRuntime, captures_bytes, place
+from dipo.cluster.ray_worker import ACTOR, WorkerSlot
 from dipo.cluster.worker import Worker
 from dipo.config import ClusterConfig
 from dipo.errors import JobError
@@ -53,10 +53,10 @@ class RayPool:
         """
         self.cfg, self.notify = cfg, notify
         self.logs = LogFetcher(keep_log)
-        self.engine = Engine(cfg)
+        self.engine = RayRuntime(cfg)
         self.failed_starts = Counter[int]()
-        self.seats: list[Seat] = []
-        self.ready: list[Seat] = []
+        self.seats: list[WorkerSlot] = []
+        self.ready: list[WorkerSlot] = []
         self.group: PlacementGroup | None = None
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
@@ -154,7 +154,7 @@ class RayPool:
             ray.util.remove_placement_group(self.group)
         self.engine.close()
 
-    def lose(self, seat: Seat, error: BaseException) -> None:
+    def lose(self, seat: WorkerSlot, error: BaseException) -> None:
         """Puts another worker into the seat."""
         if seat not in self.seats:
             return
@@ -166,7 +166,7 @@ class RayPool:
     def _actors(self) -> dict[int, Any]:
         return {seat.index: seat.actor for seat in self.ready}
 
-    def _take(self, index: int) -> Seat:
+    def _take(self, index: int) -> WorkerSlot:
         """Starts a worker; it may have to wait until a lost node's place is found elsewhere."""
         assert self.group is not None
         strategy = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=index)
@@ -176,7 +176,7 @@ class RayPool:
             scheduling_strategy=strategy,
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self.cfg.threads), "GOMP_SPINCOUNT": "1000"}},
         ).remote(*self.shared, index)
-        return Seat(index, actor, actor.node.remote())
+        return WorkerSlot(index, actor, actor.node.remote())
 
     def _admit(self) -> None:
         """Lets those in who have started since."""
@@ -193,7 +193,7 @@ class RayPool:
             else:
                 self._start_failed(seat, error)
 
-    def _start_failed(self, seat: Seat, error: BaseException) -> None:
+    def _start_failed(self, seat: WorkerSlot, error: BaseException) -> None:
         self.failed_starts[seat.index] += 1
         if self.failed_starts[seat.index] > self.cfg.retries:
             raise JobError(
@@ -222,13 +222,13 @@ class RayPool:
                 )
             time.sleep(POLL_SECONDS)
 
-    def _recover(self, seats: Sequence[Seat], calls: Sequence[Any], broken: BaseException) -> None:
+    def _recover(self, seats: Sequence[WorkerSlot], calls: Sequence[Any], broken: BaseException) -> None:
         """Replaces who died, and who does not come back from a call that one of the others has left."""
         ray.wait(list(calls), num_returns=len(calls), timeout=GRACE_SECONDS)
         alive = {seat: seat.actor.node.remote() for seat in seats}
         ray.wait(list(alive.values()), num_returns=len(alive), timeout=GRACE_SECONDS)
         dead = [seat for seat in seats if not answered(alive[seat])]
-        if not dead and not isinstance(cause(broken), ExchangeError):
+        if not dead and not isinstance(cause(broken), CollectiveError):
             reraise(broken)
         _, unfinished = ray.wait(list(calls), num_returns=len(calls), timeout=0)
         stuck = [seat for seat, call in zip(seats, calls, strict=True) if call in unfinished and seat not in dead]
@@ -238,7 +238,7 @@ class RayPool:
         if not self.ready:
             self._wait_for_anyone()
 
-    def _progress(self, seats: Sequence[Seat]) -> int:
+    def _progress(self, seats: Sequence[WorkerSlot]) -> int:
         asked = [seat.actor.progress.remote() for seat in seats]
         answered, _ = ray.wait(asked, num_returns=len(asked), timeout=GRACE_SECONDS)
         return sum(ray.get(reference) for reference in answered if failure(reference) is None)
@@ -256,7 +256,7 @@ class InStore(Generic[T]):
         return value
 
 
-def _method(seat: Seat, verb: Callable[..., Any]) -> Any:
+def _method(seat: WorkerSlot, verb: Callable[..., Any]) -> Any:
     """The actor's method for one of `Worker`'s."""
     return getattr(seat.actor, verb.__name__)
 
@@ -275,7 +275,7 @@ class _Map:
     ) -> None:
         self.pool, self.tasks, self.stored, self.sizes, self.keep = pool, tasks, stored, sizes, keep
         self.queue = deque(range(len(tasks)))
-        self.running: dict[Any, tuple[int, Seat, list[Any]]] = {}
+        self.running: dict[Any, tuple[int, WorkerSlot, list[Any]]] = {}
         self.failed = Counter[int]()
         self.done = 0
         self.lost_values = False
@@ -319,7 +319,7 @@ class _Map:
         """The work that is done, that of items under way included."""
         return self.done + self.pool._progress([seat for _, seat, _ in self.running.values()])
 
-    def _again(self, index: int, seat: Seat, error: BaseException) -> None:
+    def _again(self, index: int, seat: WorkerSlot, error: BaseException) -> None:
         self.failed[index] += 1
         self.pool.lose(seat, error)
         retries = self.pool.cfg.retries

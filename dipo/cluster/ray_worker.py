@@ -43,7 +43,7 @@ ACTOR = cast("Any", ray.remote)(concurrency_groups={"aside": 1})(RayWorker)
 
 
 @dataclass(eq=False)
-class Seat:
+class WorkerSlot:
     """A place in the placement group, and who sits there."""
 
     index: int

@@ -7,8 +7,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from dipo.algo.captures import Batch
-from dipo.algo.trainer import Piece
+from dipo.algo.activation_cache import Batch
+from dipo.algo.trainer import GradShard
 from dipo.cluster.messages import Shard
 
 ItemT = TypeVar("ItemT")
@@ -35,16 +35,16 @@ def shards_of(batches: Sequence[Batch], *, workers: int, pieces: int, batch_size
     parts = even_shares(batches, pieces)
     sizes = _step_sizes([sum(len(batch) for batch in part) for part in parts], batch_size or pieces)
     holders = even_shares(range(pieces), min(workers, pieces))
-    piece_owners = [rank for rank, held in enumerate(holders) for _ in held]
-    owners = [piece_owners[piece] for piece, part in enumerate(parts) for _ in part]
+    shard_ranks = [rank for rank, held in enumerate(holders) for _ in held]
+    owners = [shard_ranks[piece] for piece, part in enumerate(parts) for _ in part]
     shards = []
     for held in holders:
         own, start = [], 0
         for piece in held:
             stop = start + sum(len(batch) for batch in parts[piece])
-            own.append(Piece(piece, start, stop, sizes[piece]))
+            own.append(GradShard(piece, start, stop, sizes[piece]))
             start = stop
-        shards.append(Shard([batch for piece in held for batch in parts[piece]], owners, own, piece_owners))
+        shards.append(Shard([batch for piece in held for batch in parts[piece]], owners, own, shard_ranks))
     return shards
 
 

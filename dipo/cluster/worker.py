@@ -16,15 +16,15 @@ from typing import TypeVar
 import onnx_ir as ir
 import torch
 
+from dipo.algo.activation_cache import StoredRows
 from dipo.algo.bench import Bench, Task
-from dipo.algo.captures import StoredRows
-from dipo.algo.exchange import Exchange, NoExchange
-from dipo.algo.pair import Pair
+from dipo.algo.collectives import Collectives, SingleWorker
+from dipo.algo.network_pair import NetworkPair
 from dipo.algo.unit_solver import UnitResult, UnitSolver
-from dipo.cluster.group import Group, TorchExchange, listen
-from dipo.cluster.malloc import keep_freed_memory
+from dipo.cluster.glibc import keep_freed_memory
 from dipo.cluster.messages import Begin, Job, Replay, Solve
 from dipo.cluster.metrics import Metrics, NoMetrics
+from dipo.cluster.process_group import Group, TorchCollectives, listen
 
 ResultT = TypeVar("ResultT")
 
@@ -54,7 +54,7 @@ class Worker:
         self.done = 0
         self.on_progress: Callable[[int], None] | None = None
         self.metrics: Metrics = NoMetrics()
-        self.exchange: Exchange = NoExchange()
+        self.collectives: Collectives = SingleWorker()
         self.listener: socket.socket | None = None
         self.solver: UnitSolver | None = None
 
@@ -74,10 +74,10 @@ class Worker:
         Raises:
             ExchangeError: They cannot be reached.
         """
-        if isinstance(self.exchange, TorchExchange):
-            self.exchange.close()
+        if isinstance(self.collectives, TorchCollectives):
+            self.collectives.close()
         listener, self.listener = self.listener, None
-        self.exchange = NoExchange() if group is None else TorchExchange(group, self.bench.device, listener)
+        self.collectives = SingleWorker() if group is None else TorchCollectives(group, self.bench.device, listener)
 
     def run(self, task: Task[ResultT], *stored: StoredRows) -> ResultT:
         """Do a task alone.
@@ -99,12 +99,12 @@ class Worker:
             Why the kernels of reconstruction are not compiled, where the step trains and that was wanted.
         """
         shard, step = message.shard, message.step
-        pair = Pair(
+        pair = NetworkPair(
             self.bench.model, plan=self.bench.plan, units=message.units, quantized=message.quantized.get(),
-            batches=shard.batches, owners=shard.owners, exchange=self.exchange, device=self.bench.device,
+            batches=shard.batches, owners=shard.owners, collectives=self.collectives, device=self.bench.device,
         )  # fmt: skip
         pair.read_samples(self.bench.calib_inputs, with_float=step.carries_float)
-        self.solver = UnitSolver(step, pair, self.bench, pieces=shard.pieces, piece_owners=shard.piece_owners)
+        self.solver = UnitSolver(step, pair, self.bench, pieces=shard.pieces, shard_ranks=shard.shard_ranks)
         return self.bench.kernels.fallback if step.num_steps else None
 
     def solve(self, message: Solve) -> UnitResult:

@@ -150,7 +150,7 @@ class _Writer:
         widened = self._insert("Cast", [stored], name, "widened", dtype=dtype, to=dtype.value)
         if read is layer:
             return widened
-        _, zero_point = layer.qparams.along(layer.codes.ndim)
+        _, zero_point = layer.qparams.broadcast_to(layer.codes.ndim)
         shift = self._initializer(f"{name}_shift", zero_point, dtype)
         return self._insert("Sub", [widened, shift], name, "shifted", dtype=dtype)
 
@@ -237,8 +237,8 @@ class _Writer:
             return self._initializer(f"{name}_zero_point", qparams.zero_point, dtype)
         shape = qparams.zero_point.shape
         if (dtype, shape) not in self._zeros:
-            shared = f"zero_point_{dtype.name.lower()}_{'x'.join(map(str, shape))}"
-            self._zeros[dtype, shape] = self._initializer(shared, qparams.zero_point, dtype)
+            aliases = f"zero_point_{dtype.name.lower()}_{'x'.join(map(str, shape))}"
+            self._zeros[dtype, shape] = self._initializer(aliases, qparams.zero_point, dtype)
         return self._zeros[dtype, shape]
 
     def _dequantize(self, inputs: Sequence[ir.Value], name: str, qparams: QParams) -> ir.Value:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dipo.errors import UserError
 from dipo.graph.accessors import array_of
 from dipo.graph.plan import LayerPlan, Plan, QuantizedLayer, QuantizedModel
-from dipo.graph.signs import positive_values
+from dipo.graph.value_signs import positive_values
 from dipo.quant.codes import nearest_codes
 from dipo.quant.ranges import Range, weight_qparams
 from dipo.quant.spec import QParams, QuantSpec, qparams_of
@@ -76,7 +76,7 @@ def requantize(
             activations[name], how[name] = qparams_of(ranges[name], spec), "statistics"
     found = QuantizedModel({name: layer for name, (layer, _) in layers.items()}, activations)
     losses = {name: sqnr for name, (_, sqnr) in layers.items() if sqnr is not None}
-    return Requantized(found.having([], plan), losses, how)
+    return Requantized(found.with_updates([], plan), losses, how)
 
 
 def _layer(
@@ -104,11 +104,11 @@ def _same_weight(layer: QuantizedLayer, spec: QuantSpec) -> QuantizedLayer | Non
         return None
     if own.blocks is not None and own.blocks.size != spec.block:
         return None
-    _, zero_point = own.along(layer.codes.ndim)
+    _, zero_point = own.broadcast_to(layer.codes.ndim)
     for zero in _zeros(own, spec):
         if zero.min() < spec.qmin or zero.max() > spec.qmax:
             continue
-        codes = layer.codes - zero_point + dataclasses.replace(own, zero_point=zero).along(layer.codes.ndim)[1]
+        codes = layer.codes - zero_point + dataclasses.replace(own, zero_point=zero).broadcast_to(layer.codes.ndim)[1]
         if codes.min() >= spec.qmin and codes.max() <= spec.qmax:
             return dataclasses.replace(layer, codes=codes, qparams=_on(own, spec, zero))
     return None

@@ -139,7 +139,7 @@ def with_room_for_biases(model: ir.Model, quantized: QuantizedModel) -> Quantize
 
 def less_zero_point(layer: QuantizedLayer) -> QuantizedLayer:
     """The same weight with zero point 0, where its codes then fit int8: always below 8 bits."""
-    _, zero_point = layer.qparams.along(layer.codes.ndim)
+    _, zero_point = layer.qparams.broadcast_to(layer.codes.ndim)
     codes = layer.codes - zero_point
     int8 = np.iinfo(np.int8)
     if not zero_point.any() or codes.min() < int8.min or codes.max() > int8.max:

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from dipo.export.forms import QDQ, Form, write_quantized
+from dipo.export.formats import QDQ, OnnxFormat, write_quantized
 from dipo.export.range_file import Claim, Names
 from dipo.export.text_files import write_json, write_text
 from dipo.graph.target_spec import TargetSpec
@@ -92,7 +92,7 @@ class Export:
     """Exists."""
     metadata: Mapping[str, str]
     """Goes into the ONNX files."""
-    form: Form = QDQ
+    form: OnnxFormat = QDQ
     """How `quantized.onnx` is written."""
     beside: Mapping[str, QParams] = dataclasses.field(default_factory=dict)
     """Grids of values that the target leaves float, where its specification has `ranges_beside`."""
@@ -119,7 +119,7 @@ class Export:
         Raises:
             UserError: As `write_quantized`.
         """
-        from dipo.export.float_file import write_float
+        from dipo.export.dequantized_model import write_float
 
         paths = self.write_quantized(spec)
         path = self.folder / DEPLOYED.name
@@ -179,7 +179,7 @@ class Target(ABC, Generic[OptionsT]):
         del options
         return []
 
-    def form_remarks(self, form: Form) -> list[str]:
+    def form_remarks(self, form: OnnxFormat) -> list[str]:
         """Return what the user should know of the form of the files, in sentences."""
         taken = form.for_spec(self.spec)
         if taken == form:

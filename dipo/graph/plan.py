@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from dipo.graph import operators
 from dipo.graph.accessors import name_of, node_name
+from dipo.graph.constraints import check_constraints, check_patterns, check_widths
 from dipo.graph.layers import Layer, is_layer, layer_of, layers_of
 from dipo.graph.placement import is_float, pass_through_source, quantized_values
 from dipo.graph.scheme import LayerScheme, act_spec, layer_scheme, weight_spec
-from dipo.graph.signs import positive_values
 from dipo.graph.target_spec import TargetSpec
-from dipo.graph.wishes import check_patterns, check_widths, check_wishes
+from dipo.graph.value_signs import positive_values
 from dipo.quant.codes import nearest_codes
 from dipo.quant.spec import QParams, QuantSpec, input_axis
 from dipo.recipe import PrecisionConfig
@@ -47,7 +47,7 @@ class Plan:
     """By name of the node, in topological order."""
     activations: dict[str, QuantSpec]
     """By name of the value, in topological order."""
-    shared: dict[str, str]
+    aliases: dict[str, str]
     """Values that pass-through operators made of a quantized one, and that one: they have its scale and zero point."""
     observed: tuple[str, ...] = ()
     """Other values whose statistics are taken too, as another target would quantize them."""
@@ -55,7 +55,7 @@ class Plan:
     def input_of(self, node: ir.Node) -> str | None:
         """The quantized value whose scale a layer's input has; None where the input is float."""
         name = name_of(node.inputs[0]) if node.inputs[0] is not None else ""
-        name = self.shared.get(name, name)
+        name = self.aliases.get(name, name)
         return name if name in self.activations else None
 
 
@@ -73,7 +73,7 @@ class QuantizedLayer:
     @property
     def weight(self) -> NDArray[np.float32]:
         """The weight that the codes stand for."""
-        scale, zero_point = self.qparams.along(self.codes.ndim)
+        scale, zero_point = self.qparams.broadcast_to(self.codes.ndim)
         return ((self.codes - zero_point) * scale).astype(np.float32)
 
     def with_scale(self, scale: NDArray[np.float32]) -> QuantizedLayer:
@@ -114,14 +114,14 @@ class QuantizedModel:
     activations: dict[str, QParams]
     """By name of the value."""
 
-    def having(self, found: Iterable[Found], plan: Plan) -> QuantizedModel:
+    def with_updates(self, found: Iterable[Found], plan: Plan) -> QuantizedModel:
         """The model with what was found for some of its layers and activations, and for those that share scales."""
         layers, activations = dict(self.layers), dict(self.activations)
         for part in found:
             layers |= part.layers
             activations |= part.activations
-        shared = {value: activations[source] for value, source in plan.shared.items()}
-        return QuantizedModel(layers, activations | shared)
+        aliases = {value: activations[source] for value, source in plan.aliases.items()}
+        return QuantizedModel(layers, activations | aliases)
 
 
 def make_plan(model: ir.Model, rules: TargetSpec, precision: PrecisionConfig) -> Plan:
@@ -139,7 +139,7 @@ def make_plan(model: ir.Model, rules: TargetSpec, precision: PrecisionConfig) ->
         UserError: The target cannot do what was asked, or a pattern matches nothing.
     """
     _check_names(model, precision)
-    check_wishes(rules, precision)
+    check_constraints(rules, precision)
     taken = (node for node in model.graph if operators.key_of(node) in rules.operators)
     nodes = [node for node in taken if not _is_skipped(node, precision.skip)]
     edge = edge_layers(model)
@@ -151,7 +151,7 @@ def make_plan(model: ir.Model, rules: TargetSpec, precision: PrecisionConfig) ->
     quantized = quantized_values(nodes, rules, placement=precision.placement)
     if rules.quantize_outputs:
         quantized |= {name_of(value) for value in model.graph.outputs}
-    activations, shared = _activations(model, quantized, _input_bits(schemes), act_spec(rules, precision))
+    activations, aliases = _activations(model, quantized, _input_bits(schemes), act_spec(rules, precision))
     if rules.unsigned_where_positive and precision.act_signed is None:
         activations = _unsigned_where_positive(model, activations)
     plan = Plan(
@@ -160,7 +160,7 @@ def make_plan(model: ir.Model, rules: TargetSpec, precision: PrecisionConfig) ->
             for layer, scheme in schemes.items()
         },
         activations=activations | _fixed_ranges(model, activations, rules.fixed_ranges),
-        shared=shared,
+        aliases=aliases,
     )
     check_widths(
         rules,
@@ -215,7 +215,7 @@ def _activations(
 ) -> tuple[dict[str, QuantSpec], dict[str, str]]:
     """`Plan.activations` and `Plan.shared`, where `widest` is the grid of what no layer reads."""
     activations: dict[str, QuantSpec] = {}
-    shared: dict[str, str] = {}
+    aliases: dict[str, str] = {}
     values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
     for value in values:
         name = value.name
@@ -223,10 +223,10 @@ def _activations(
             continue
         source = pass_through_source(value, quantized)
         if source is not None:
-            shared[name] = shared.get(source, source)
+            aliases[name] = aliases.get(source, source)
         else:
             activations[name] = replace(widest, bits=_bits_of(value, input_bits, widest.bits))
-    return activations, shared
+    return activations, aliases
 
 
 def _bits_of(value: ir.Value, input_bits: Mapping[str, int], least_bits: int) -> int:

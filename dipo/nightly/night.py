@@ -22,8 +22,8 @@ from dipo.nightly.history import History, HistoryError
 from dipo.nightly.html import html_page
 from dipo.nightly.jobs import Listed, NightJob, read_jobs
 from dipo.nightly.junit import junit_xml
+from dipo.nightly.resources import ResourceRequest, Resources, local_cpus, local_gpus, needs_of
 from dipo.nightly.result import JobResult, collect
-from dipo.nightly.room import Need, Room, local_cpus, local_gpus, needs_of
 from dipo.nightly.runner import Ended, Stop, Task, run_tasks
 from dipo.nightly.settings import Config
 from dipo.nightly.summary import Row, Summary
@@ -139,22 +139,22 @@ class _Night:
 
 
 @contextlib.contextmanager
-def _room(listed: Listed) -> Iterator[tuple[Room, str | None, bool]]:
+def _room(listed: Listed) -> Iterator[tuple[Resources, str | None, bool]]:
     """What the jobs share, the address of their Ray if any wants one, and whether this process sees a GPU."""
     gpus, cpus = local_gpus(), listed.cluster.cpus or local_cpus()
     if all(job.config.cluster.kind == "inline" for job in listed.jobs):
-        yield Room(cpus, gpus), None, bool(gpus)
+        yield Resources(cpus, gpus), None, bool(gpus)
         return
     if listed.cluster.address in (None, "local"):
         # What never fits is told before Ray is started.
-        needs_of(listed.jobs, Room(cpus, gpus), cuda=bool(gpus))
-    from dipo.cluster.head import start_head
+        needs_of(listed.jobs, Resources(cpus, gpus), cuda=bool(gpus))
+    from dipo.cluster.shared_ray import start_head
 
     with start_head(address=listed.cluster.address, cpus=cpus, gpus=len(gpus)) as head:
-        yield Room(head.cpus, [str(index) for index in range(head.gpus)]), head.address, bool(gpus)
+        yield Resources(head.cpus, [str(index) for index in range(head.gpus)]), head.address, bool(gpus)
 
 
-def _tasks(listed: Listed, needs: list[Need], folder: Path, address: str | None) -> list[Task]:
+def _tasks(listed: Listed, needs: list[ResourceRequest], folder: Path, address: str | None) -> list[Task]:
     return [
         Task(
             name=job.name,

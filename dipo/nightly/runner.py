@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from dipo.nightly.room import Need, Room
+from dipo.nightly.resources import ResourceRequest, Resources
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 15.0
@@ -28,7 +28,7 @@ class Task:
     command: tuple[str, ...]
     log: Path
     """Takes the command's output."""
-    need: Need
+    need: ResourceRequest
     timeout: float | None = None
     """Seconds after which it is ended; None: never."""
     pinned: bool = False
@@ -116,7 +116,7 @@ class _Running:
 def run_tasks(
     tasks: Sequence[Task],
     *,
-    room: Room,
+    room: Resources,
     stop: Stop,
     parallel: int | None = None,
     grace: float = GRACE_SECONDS,
@@ -155,7 +155,7 @@ def _start_what_fits(
     waiting: list[Task],
     running: list[_Running],
     *,
-    room: Room,
+    room: Resources,
     parallel: int | None,
     on_start: Callable[[Task], None] | None,
 ) -> Iterator[Ended]:

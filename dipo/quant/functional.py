@@ -23,7 +23,7 @@ class TorchQParams:
     @staticmethod
     def of(qparams: QParams, *, num_dims: int, device: torch.device) -> TorchQParams:
         """Moves `qparams` to a device, for a tensor of `num_dims` dimensions."""
-        scale, zero_point = qparams.along(num_dims)
+        scale, zero_point = qparams.broadcast_to(num_dims)
         return TorchQParams(
             scale=torch.tensor(scale, dtype=torch.float32, device=device),
             zero_point=torch.tensor(zero_point, device=device).to(torch.float32),

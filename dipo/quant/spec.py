@@ -105,7 +105,7 @@ class QParams:
     """The scale is 2^k and has to stay so: training leaves it alone."""
     blocks: Blocks | None = None
 
-    def along(self, num_dims: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    def broadcast_to(self, num_dims: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Scale and zero point, shaped to broadcast against a tensor of `num_dims` dimensions."""
         if self.axis is None:
             return self.scale, self.zero_point

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 
-from dipo.algo.analytic import data_free_ranges
 from dipo.algo.calibrate import Calibration, ObserveBatches, Observed, activation_ranges, quantize_model
+from dipo.algo.data_free import data_free_ranges
 from dipo.algo.step import NetworkState
 from dipo.export.targets import TARGETS
 from dipo.graph.plan import QuantizedModel

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
+from dipo.algo.activation_cache import Batch, cut
 from dipo.algo.bench import Shared, Task
-from dipo.algo.captures import Batch, cut
 from dipo.algo.unit_solver import UnitResult
 from dipo.cluster.pool import Pool
 from dipo.cluster.sharding import even_shares
@@ -18,7 +18,7 @@ from dipo.report.events import Events
 from dipo.report.terminal import Terminal
 from dipo.run import RunFolder
 from dipo.stages.clock import Clock
-from dipo.stages.load import Loaded
+from dipo.stages.load import JobInputs
 
 T = TypeVar("T")
 ResultT = TypeVar("ResultT")
@@ -32,7 +32,7 @@ class Context:
     """A job that is under way, once its workers are there."""
 
     config: Config
-    loaded: Loaded
+    loaded: JobInputs
     folder: RunFolder
     pool: Pool
     device: str

@@ -6,12 +6,12 @@ from dipo.algo.steps.reconstruction import Reconstruction
 from dipo.config import Config
 from dipo.graph.units import find_units
 from dipo.report.terminal import Terminal
-from dipo.stages.load import Loaded
+from dipo.stages.load import JobInputs
 from dipo.stages.parallel import polish_iters
 from dipo.stages.sequential import solved_units
 
 
-def show_plan(config: Config, loaded: Loaded, terminal: Terminal) -> None:
+def show_plan(config: Config, loaded: JobInputs, terminal: Terminal) -> None:
     """Prints the plan of a job: its layers, activations and steps."""
     plan, data = loaded.plan, loaded.data
     terminal.say(f"{config.model.title}: {loaded.path}")

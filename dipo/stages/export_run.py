@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import dipo
 from dipo.config import Config, PlatformConfig, resolve_path, to_plain
 from dipo.errors import UserError
-from dipo.export.forms import QDQ
+from dipo.export.formats import QDQ
 from dipo.export.targets import OWN_OPTIONS, TARGETS, check_options
 from dipo.run import CONFIG, FINGERPRINT, DamagedFileError, RunFolder
 from dipo.section import from_plain, show
@@ -20,7 +20,7 @@ from dipo.section import from_plain, show
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from dipo.stages.targets import Source
+    from dipo.stages.retarget import QuantizedRun
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ def export_run(request: Request) -> int:
         UserError: The run is not finished or damaged, its model is not there, or a target refuses the network.
     """
     from dipo.report.terminal import Terminal
-    from dipo.stages.deliver import EXPORT, deliver
     from dipo.stages.load import form_of
+    from dipo.stages.publish import EXPORT, publish
 
     stored = from_plain(Config, RunFolder.stored_config(request.run, whole=to_plain(Config()), option="run"))
     asked = dataclasses.replace(stored, export=dataclasses.replace(stored.export, **request.export))
@@ -69,7 +69,7 @@ def export_run(request: Request) -> int:
     folder = RunFolder(request.run, resume=True, option="run")
     try:
         source = _source(folder, request, stored)
-        made = deliver(folder, source, {name: name for name in request.targets}, cfg=cfg, form=form)
+        made = publish(folder, source, {name: name for name in request.targets}, cfg=cfg, form=form)
         terminal = Terminal()
         for target, files in made.items():
             row = target.row(source, files, cfg=cfg, error=None)
@@ -81,13 +81,13 @@ def export_run(request: Request) -> int:
     return 0
 
 
-def _source(folder: RunFolder, request: Request, config: Config) -> Source:
+def _source(folder: RunFolder, request: Request, config: Config) -> QuantizedRun:
     """The network of the run."""
     from dipo.algo.step import FloatNetwork
     from dipo.stages.checkpoint import load_calibration
     from dipo.stages.load import change_float, moments_of_model, plan_for
     from dipo.stages.network import load_network
-    from dipo.stages.targets import Source
+    from dipo.stages.retarget import QuantizedRun
 
     if not folder.finished:
         raise UserError(
@@ -107,7 +107,7 @@ def _source(folder: RunFolder, request: Request, config: Config) -> Source:
     network = FloatNetwork(model, plan, samples=None, has_samples=False, moments=moments)
     model = change_float(network, config.algo.make_steps(), config, record=kept.record).model
     plan = plan_for(config.platform.name, config, model)
-    return Source(config, model, plan, kept.quantized, statistics)
+    return QuantizedRun(config, model, plan, kept.quantized, statistics)
 
 
 def _check_config(folder: RunFolder, config: Config) -> None:

@@ -15,7 +15,7 @@ from dipo.errors import UserError
 from dipo.graph.load import model_files
 from dipo.run import FINGERPRINT, DamagedFileError, RunFolder
 from dipo.section import show
-from dipo.stages.load import Loaded
+from dipo.stages.load import JobInputs
 
 SECTIONS = ("algo", "calib", "precision")
 """All options of these decide results."""
@@ -28,7 +28,7 @@ SINGLE = {
 """Of these sections, those that do. Not their paths, whose contents count, and not the workers."""
 
 
-def fingerprint(config: Config, loaded: Loaded, *, device: str) -> dict[str, Any]:
+def fingerprint(config: Config, loaded: JobInputs, *, device: str) -> dict[str, Any]:
     """By option or thing: what it is.
 
     Raises:
@@ -58,7 +58,7 @@ def write_fingerprint(folder: RunFolder, own: Mapping[str, Any]) -> None:
 
 
 @dataclass(frozen=True)
-class Stored:
+class ResumeState:
     """What a run was begun with."""
 
     other_ranges: bool
@@ -71,7 +71,7 @@ def same_options(config: Config, folder: RunFolder) -> bool:
     return all(plain[section] == stored.get(section) for section in (*SECTIONS, *SINGLE, "seed"))
 
 
-def compare(folder: RunFolder, own: Mapping[str, Any]) -> Stored | None:
+def compare(folder: RunFolder, own: Mapping[str, Any]) -> ResumeState | None:
     """Compares the fingerprint with that of the run in the folder.
 
     Returns:
@@ -96,7 +96,7 @@ def compare(folder: RunFolder, own: Mapping[str, Any]) -> Stored | None:
             f"run.resume={folder.path}: that run was begun with {named}: resume it as it was begun, or begin another "
             "one with run.dir="
         )
-    return Stored(other_ranges=bool(different))
+    return ResumeState(other_ranges=bool(different))
 
 
 def _difference(key: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

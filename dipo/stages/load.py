@@ -21,14 +21,14 @@ from dipo.config import Config, DataConfig, resolve_path
 from dipo.data.dataset import Datasets, InputSpec, open_datasets
 from dipo.data.noise import make_noise
 from dipo.errors import UserError
-from dipo.export.forms import Form
+from dipo.export.formats import OnnxFormat
 from dipo.export.runtime import run_model
 from dipo.export.targets import TARGETS, check_options
 from dipo.graph.accessors import name_of
+from dipo.graph.constraints import fitting
 from dipo.graph.load import load
 from dipo.graph.plan import Plan, make_plan
 from dipo.graph.torch_module import GraphModule, channels_last
-from dipo.graph.wishes import fitting
 from dipo.quant.gaussian import Moments
 
 NOISE_SAMPLES = 64
@@ -39,7 +39,7 @@ PARITY_LIMIT = 1e-3
 
 
 @dataclass(frozen=True)
-class Loaded:
+class JobInputs:
     """What a job begins with."""
 
     path: Path
@@ -55,7 +55,7 @@ class Loaded:
     """Whether `data` holds the user's samples, not noise."""
 
 
-def load_job(config: Config, *, model: ir.Model | None = None) -> Loaded:
+def load_job(config: Config, *, model: ir.Model | None = None) -> JobInputs:
     """Reads the model, finds the samples, makes the plan.
 
     Args:
@@ -73,13 +73,13 @@ def load_job(config: Config, *, model: ir.Model | None = None) -> Loaded:
     has_samples = config.data.is_given
     check_options([config.platform.name, *config.export.also], config.platform.given, form=form_of(config))
     steps = config.algo.make_steps()
-    loaded = Loaded(
+    loaded = JobInputs(
         path, model, data, plan_for(config.platform.name, config, model), [], FloatChange(model), has_samples
     )
     return with_float_steps(loaded, steps, config)
 
 
-def with_float_steps(loaded: Loaded, steps: Sequence[Step], config: Config) -> Loaded:
+def with_float_steps(loaded: JobInputs, steps: Sequence[Step], config: Config) -> JobInputs:
     """Check steps, and run those among them that change the float network.
 
     Args:
@@ -101,7 +101,7 @@ def with_float_steps(loaded: Loaded, steps: Sequence[Step], config: Config) -> L
     return planned(loaded, config)
 
 
-def planned(loaded: Loaded, config: Config) -> Loaded:
+def planned(loaded: JobInputs, config: Config) -> JobInputs:
     """Make the job's plan for its network as it is.
 
     Raises:
@@ -167,9 +167,9 @@ def plan_for(target: str, config: Config, model: ir.Model, *, fit: bool = False)
     return make_plan(model, rules, fitting(rules, config.precision) if fit else config.precision)
 
 
-def form_of(config: Config) -> Form:
+def form_of(config: Config) -> OnnxFormat:
     """How `quantized.onnx` is to be written."""
-    return Form(config.export.format, packed=config.export.weights == "packed")
+    return OnnxFormat(config.export.format, packed=config.export.weights == "packed")
 
 
 def _observed(config: Config, model: ir.Model, plan: Plan) -> tuple[str, ...]:
@@ -237,7 +237,7 @@ def input_specs(model: ir.Model, *, source: str) -> list[InputSpec]:
     return found
 
 
-def check_parity(loaded: Loaded, *, threads: int) -> float:
+def check_parity(loaded: JobInputs, *, threads: int) -> float:
     """Runs a few samples through the float network in torch and, from the file as it is, in ONNX Runtime.
 
     Returns:
@@ -275,7 +275,7 @@ def check_parity(loaded: Loaded, *, threads: int) -> float:
     return worst
 
 
-def _check_labels(loaded: Loaded, *, classes: int) -> None:
+def _check_labels(loaded: JobInputs, *, classes: int) -> None:
     """Looks at both ends, where the largest label of sorted samples is; the others are checked when all are read."""
     dataset = loaded.data.eval or loaded.data.calib
     some = min(PARITY_SAMPLES, len(dataset))

@@ -20,7 +20,7 @@ LEAST = "least_output"
 
 
 @dataclass(frozen=True)
-class Kept:
+class SavedNetwork:
     """What the file holds."""
 
     quantized: QuantizedModel
@@ -29,7 +29,7 @@ class Kept:
     output."""
 
 
-def save_network(folder: RunFolder, kept: Kept) -> None:
+def save_network(folder: RunFolder, kept: SavedNetwork) -> None:
     """Writes the network."""
     quantized = kept.quantized
     arrays: dict[str, NDArray[Any]] = {f"{name}/{LEAST}": least for name, least in (kept.record or {}).items()}
@@ -51,7 +51,7 @@ def save_network(folder: RunFolder, kept: Kept) -> None:
     folder.write_arrays(NETWORK, arrays, about)
 
 
-def load_network(folder: RunFolder) -> Kept:
+def load_network(folder: RunFolder) -> SavedNetwork:
     """Reads the network.
 
     Raises:
@@ -67,7 +67,7 @@ def load_network(folder: RunFolder) -> Kept:
         for name, grid in about["activations"].items()
     }
     least = {name: own[LEAST] for name, own in parts.items() if LEAST in own}
-    return Kept(QuantizedModel(layers, activations), least if about["least_outputs"] else None)
+    return SavedNetwork(QuantizedModel(layers, activations), least if about["least_outputs"] else None)
 
 
 def _grid(qparams: QParams) -> dict[str, Any]:

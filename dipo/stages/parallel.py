@@ -17,7 +17,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from dipo.algo.captures import StoredRows, cut
+from dipo.algo.activation_cache import StoredRows, cut
 from dipo.algo.independent import CaptureValues, MeasureUnits, SolveAlone, UnitCost
 from dipo.algo.phase import Phase
 from dipo.algo.step import NetworkState

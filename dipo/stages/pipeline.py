@@ -35,23 +35,23 @@ from dipo.run import CONFIG, REPORT, RunFolder, explain_full_disk
 from dipo.stages.calibrate import calibrate
 from dipo.stages.clock import Clock
 from dipo.stages.context import Context
-from dipo.stages.deliver import OWN, check_places, deliver
-from dipo.stages.fingerprint import Stored, compare, fingerprint, write_fingerprint
-from dipo.stages.load import Loaded, check_parity, form_of, load_job
-from dipo.stages.network import Kept, save_network
-from dipo.stages.targets import Retargeted, Source, others, rehearse
+from dipo.stages.evaluate import source_of, verify, versions
+from dipo.stages.fingerprint import ResumeState, compare, fingerprint, write_fingerprint
+from dipo.stages.load import JobInputs, check_parity, form_of, load_job
+from dipo.stages.network import SavedNetwork, save_network
+from dipo.stages.publish import RUN_TARGET, check_places, publish
+from dipo.stages.retarget import QuantizedRun, Retargeted, others, preflight_exports
 from dipo.stages.transform import Transformed, transform
-from dipo.stages.verify import source_of, verify, versions
 
 log = logging.getLogger("dipo")
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
+class PreparedJob:
     """A job before it has workers and a folder."""
 
     config: Config
-    loaded: Loaded
+    loaded: JobInputs
     device: str
     parity: float
     """Of torch and ONNX Runtime on the float network: the largest difference, over the largest output."""
@@ -64,7 +64,7 @@ class Identity:
 
     own: dict[str, Any]
     """By option or thing: what it is."""
-    stored: Stored | None
+    stored: ResumeState | None
     """What the run that goes on was begun with; None where it is new."""
 
 
@@ -73,10 +73,10 @@ class Finished:
     """What a job found, and the network that it can write for other targets, too."""
 
     report: Report
-    source: Source
+    source: QuantizedRun
 
 
-def prepare(config: Config, *, clock: Clock, model: ir.Model | None = None) -> Prepared:
+def prepare(config: Config, *, clock: Clock, model: ir.Model | None = None) -> PreparedJob:
     """Read the model, find the samples, make the plan.
 
     Args:
@@ -92,10 +92,10 @@ def prepare(config: Config, *, clock: Clock, model: ir.Model | None = None) -> P
     with clock.stage("load"):
         loaded = load_job(config, model=model)
         parity = check_parity(loaded, threads=config.cluster.threads)
-    return Prepared(config, loaded, device, parity, clock)
+    return PreparedJob(config, loaded, device, parity, clock)
 
 
-def identify(prepared: Prepared, resumed: RunFolder | None) -> Identity:
+def identify(prepared: PreparedJob, resumed: RunFolder | None) -> Identity:
     """Say what the job's results depend on, and compare it with the run that goes on.
 
     Args:
@@ -109,7 +109,7 @@ def identify(prepared: Prepared, resumed: RunFolder | None) -> Identity:
     return Identity(own, None if resumed is None else compare(resumed, own))
 
 
-def run(prepared: Prepared, folder: RunFolder, identity: Identity, *, terminal: Terminal) -> Finished:
+def run(prepared: PreparedJob, folder: RunFolder, identity: Identity, *, terminal: Terminal) -> Finished:
     """Do a job, or go on with one from its last finished unit.
 
     Args:
@@ -141,7 +141,7 @@ def _explained(folder: RunFolder) -> Iterator[None]:
         raise error if hint in str(error) else JobError(f"{error}; then go on with {hint}") from error
 
 
-def _run(prepared: Prepared, folder: RunFolder, identity: Identity, terminal: Terminal) -> Finished:
+def _run(prepared: PreparedJob, folder: RunFolder, identity: Identity, terminal: Terminal) -> Finished:
     config, stored = prepared.config, identity.stored
     check_places(folder, others(config))
     resumes = folder.has(CONFIG)
@@ -172,7 +172,7 @@ def _process(context: Context, *, parity: float) -> Finished:
     state = calibrate(context, observe=context.needs_calibration)
     steps = context.loaded.steps
     if steps:
-        rehearse(source_of(context, state.quantized, state.calibration))
+        preflight_exports(source_of(context, state.quantized, state.calibration))
     return finish(context, transform(context, state, steps), state.calibration, parity=parity)
 
 
@@ -193,20 +193,20 @@ def finish(context: Context, done: Transformed, calibration: Calibration, *, par
     done = dataclasses.replace(done, quantized=target.on_grids(context.loaded.model, done.quantized))
     source = source_of(context, done.quantized, calibration)
     with context.stage("export"):
-        save_network(context.folder, Kept(done.quantized, context.loaded.change.record))
+        save_network(context.folder, SavedNetwork(done.quantized, context.loaded.change.record))
         files, *its = _export(context, source).items()
     report = verify(context, done=done, calibration=calibration, files=files[1], parity=parity, others=dict(its))
     return Finished(report, source)
 
 
-def context_of(prepared: Prepared, folder: RunFolder, pool: Pool, events: Events, terminal: Terminal) -> Context:
+def context_of(prepared: PreparedJob, folder: RunFolder, pool: Pool, events: Events, terminal: Terminal) -> Context:
     """Return what the stages of a job work with."""
     return Context(
         prepared.config, prepared.loaded, folder, pool, prepared.device, prepared.clock, events, terminal
     )  # fmt: skip
 
 
-def start_workers(prepared: Prepared, folder: RunFolder, events: Events) -> Pool:
+def start_workers(prepared: PreparedJob, folder: RunFolder, events: Events) -> Pool:
     """Start the job's workers, which the caller closes.
 
     Raises:
@@ -227,14 +227,16 @@ def start_workers(prepared: Prepared, folder: RunFolder, events: Events) -> Pool
         return start_pool(job, loaded.model, cfg=config.cluster, notify=events.emit, keep_log=keep_log)
 
 
-def _export(context: Context, source: Source) -> dict[Retargeted, list[Path]]:
+def _export(context: Context, source: QuantizedRun) -> dict[Retargeted, list[Path]]:
     """The files of the job's own target, which is the first, and of the others, each in a folder of its name."""
     config = context.config
-    places = {config.platform.name: OWN, **{name: name for name in others(config)}}
-    return deliver(context.folder, source, places, cfg=config.platform, form=form_of(config))
+    places = {config.platform.name: RUN_TARGET, **{name: name for name in others(config)}}
+    return publish(context.folder, source, places, cfg=config.platform, form=form_of(config))
 
 
-def _tell_of_begin(prepared: Prepared, folder: RunFolder, events: Events, terminal: Terminal, *, resumes: bool) -> None:
+def _tell_of_begin(
+    prepared: PreparedJob, folder: RunFolder, events: Events, terminal: Terminal, *, resumes: bool
+) -> None:
     config, calib = prepared.config, prepared.loaded.data.calib.describe()
     log.info("dipo %s, %s", dipo.__version__, calib)
     log.info("parity of torch and ONNX Runtime on the float network: %.2e of the largest output", prepared.parity)

@@ -10,12 +10,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from dipo.algo.captures import cut
+from dipo.algo.activation_cache import cut
 from dipo.algo.step import UnitStep
 from dipo.algo.unit_solver import UnitResult
-from dipo.cluster.group import Group
 from dipo.cluster.messages import Begin, Replay, Solve
 from dipo.cluster.pool import Pool, Progress, WorkersLostError
+from dipo.cluster.process_group import Group
 from dipo.cluster.sharding import shards_of
 from dipo.cluster.worker import Worker
 from dipo.errors import JobError
@@ -93,7 +93,7 @@ class SequentialSchedule:
                 self.pool.call(Worker.end, [None] * self.size)
             except WorkersLostError as error:
                 log.warning("a worker died at the end of a walk: %s", error)
-        return self.quantized.having(self.passed, self.context.loaded.plan)
+        return self.quantized.with_updates(self.passed, self.context.loaded.plan)
 
     def _next(self) -> Unit:
         """The next unit that has layers; those in front of it are only passed through."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from dipo.algo.findings import NetworkAnalysis
+from dipo.algo.analysis_sums import NetworkAnalysis
 from dipo.algo.phase import Phase
 from dipo.algo.step import FloatStep, NetworkState, NetworkStep, Step, UnitStep
 from dipo.algo.steps.reconstruction import Reconstruction
@@ -64,7 +64,7 @@ def _over_units(context: Context, step: UnitStep, state: NetworkState) -> tuple[
     results, rows = _at_once(context, step, units, state)
     stop, polish = step.options.iters, polish_iters(step.options)
     if not polish:
-        return state.quantized.having(results.values(), state.plan), rows
+        return state.quantized.with_updates(results.values(), state.plan), rows
     last = step.for_phase(Phase(stop - polish, stop, step.options.polish_lr))
     quantized, own = _one_by_one(context, last, units, state, results)
     return quantized, rows + own
@@ -81,7 +81,7 @@ def _at_once(
         this = ParallelRound(context, step.for_phase(phase), number, solved, results)
         found = this.finished(state.quantized)
         if len(found) < len(solved):
-            before = state.quantized.having(results.values(), state.plan)
+            before = state.quantized.with_updates(results.values(), state.plan)
             found = this.run(corrected(context, dataclasses.replace(state, quantized=before)), found)
         results = found
         rows += [_row(unit, this.name, results[unit.index], steps=len(phase)) for unit in solved]

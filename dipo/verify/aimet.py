@@ -18,9 +18,9 @@ import onnx
 from dipo.export.encodings import BIAS_BITS, Encoded, entries_of
 from dipo.graph import operators
 from dipo.graph.operators import Moves
-from dipo.verify.grids import Network
+from dipo.verify.onnx_network import Network
 from dipo.verify.sessions import outputs_of
-from dipo.verify.verdict import Fate, Probe, Refused, State, Verdict, asking, require
+from dipo.verify.verdict import Probe, Refused, State, TensorOutcome, Verdict, asking, require
 
 GET = "it wants an environment of its own, see docs/verify.md"
 
@@ -71,30 +71,32 @@ def _read(file: Path) -> dict[str, Encoded]:
         raise Refused(f"no encodings of a known schema: {type(error).__name__} {error}") from error
 
 
-def _fates(wanted: Mapping[str, Encoded], quantizers: Mapping[str, Any], network: Network) -> Iterator[Fate]:
+def _fates(wanted: Mapping[str, Encoded], quantizers: Mapping[str, Any], network: Network) -> Iterator[TensorOutcome]:
     producers = network.producers()
     for name, grid in wanted.items():
         held = _held(quantizers, name)
         if held is None:
             source = _source(name, producers, quantizers)
             if source is None or source not in wanted:
-                yield Fate(name, State.IGNORED, "no quantizer of the simulator took it")
+                yield TensorOutcome(name, State.IGNORED, "no quantizer of the simulator took it")
             elif not wanted[source].same(grid):
-                yield Fate(name, State.RECOMPUTED, f"simulated on the grid of {source!r}, which it is moved from")
+                yield TensorOutcome(
+                    name, State.RECOMPUTED, f"simulated on the grid of {source!r}, which it is moved from"
+                )
             else:
-                yield Fate(name, State.ACCEPTED, f"simulated with {source!r}, which it is moved from")
+                yield TensorOutcome(name, State.ACCEPTED, f"simulated with {source!r}, which it is moved from")
         elif held.same(grid):
-            yield Fate(name, State.ACCEPTED)
+            yield TensorOutcome(name, State.ACCEPTED)
         else:
             steps = f"in steps of {held.scale.max():.4g} in place of {grid.scale.max():.4g}"
-            yield Fate(name, State.RECOMPUTED, f"tied to another tensor, {steps}")
+            yield TensorOutcome(name, State.RECOMPUTED, f"tied to another tensor, {steps}")
 
 
-def _left(wanted: Mapping[str, Encoded], quantizers: Mapping[str, Any]) -> Iterator[Fate]:
+def _left(wanted: Mapping[str, Encoded], quantizers: Mapping[str, Any]) -> Iterator[TensorOutcome]:
     """Quantizers that wait for a calibration: the file has nothing for them."""
     for name, quantizer in quantizers.items():
         if name not in wanted and quantizer.enabled and not quantizer.is_initialized():
-            yield Fate(name, State.RECOMPUTED, "not in the file, it would be calibrated again")
+            yield TensorOutcome(name, State.RECOMPUTED, "not in the file, it would be calibrated again")
 
 
 def _held(quantizers: Mapping[str, Any], name: str) -> Encoded | None:

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from dipo.export.protobuf_text import parse
 from dipo.export.target import DEPLOYED
 from dipo.export.targets.atlas import RECORD
-from dipo.verify.grids import Network
+from dipo.verify.onnx_network import Network
 from dipo.verify.simulate import Step, run_on_grids
-from dipo.verify.verdict import Fate, Probe, State, Verdict, asking
+from dipo.verify.verdict import Probe, State, TensorOutcome, Verdict, asking
 
 ON_GRID = 1e-2
 """How far from a code a number may be, in steps: the record's scales have single precision."""
@@ -37,12 +37,12 @@ def check(file: Path, probe: Probe) -> Verdict:
     model_file = file.with_name(DEPLOYED.name)
     network = Network.read(model_file)
     nodes, constants = network.nodes(), network.constants()
-    tensors: list[Fate] = []
+    tensors: list[TensorOutcome] = []
     steps: dict[str, Step] = {}
     for entry in record.record:
         node = nodes.get(entry.key)
         if node is None:
-            tensors.append(Fate(entry.key, State.IGNORED, "no node of deploy.onnx has this name"))
+            tensors.append(TensorOutcome(entry.key, State.IGNORED, "no node of deploy.onnx has this name"))
             continue
         tensors += _fates(node, entry.value, {name: network.array(constants[name]) for name in node.input[1:2]})
         known = steps.get(node.input[0])
@@ -53,23 +53,23 @@ def check(file: Path, probe: Probe) -> Verdict:
     return Verdict(f"protobuf {version('protobuf')}, for AMCT", file, tensors, probe.error_of(outputs))
 
 
-def _fates(node: onnx.NodeProto, value: Any, weights: Mapping[str, NDArray[Any]]) -> Iterator[Fate]:
+def _fates(node: onnx.NodeProto, value: Any, weights: Mapping[str, NDArray[Any]]) -> Iterator[TensorOutcome]:
     if value.scale_d > 0 and -128 <= value.offset_d <= 127:
-        yield Fate(node.input[0], State.ACCEPTED)
+        yield TensorOutcome(node.input[0], State.ACCEPTED)
     else:
-        yield Fate(
+        yield TensorOutcome(
             node.input[0], State.IGNORED, f"scale_d {value.scale_d:g}, offset_d {value.offset_d} are no int8 grid"
         )
     for name, weight in weights.items():
         scales = np.asarray(value.scale_w, np.float64)
         if scales.size not in {1, weight.shape[0]}:
-            yield Fate(name, State.IGNORED, f"{scales.size} scales for {weight.shape[0]} channels")
+            yield TensorOutcome(name, State.IGNORED, f"{scales.size} scales for {weight.shape[0]} channels")
             continue
         codes = weight / scales.reshape(-1, *[1] * (weight.ndim - 1))
         if on_grid(codes):
-            yield Fate(name, State.ACCEPTED)
+            yield TensorOutcome(name, State.ACCEPTED)
         else:
-            yield Fate(name, State.RECOMPUTED, "lies off the grid and is rounded anew")
+            yield TensorOutcome(name, State.RECOMPUTED, "lies off the grid and is rounded anew")
 
 
 def on_grid(codes: NDArray[Any]) -> bool:

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from dipo.export import target
 from dipo.export.encodings import BIAS_BITS
 from dipo.export.range_file import Claim
-from dipo.verify.grids import Network
-from dipo.verify.held import Held, held_grids
-from dipo.verify.verdict import Fate, State
+from dipo.verify.onnx_network import Network
+from dipo.verify.reference_grids import ReferenceGrid, reference_grids
+from dipo.verify.verdict import State, TensorOutcome
 
 Numbers = NDArray[np.float64]
 
@@ -35,7 +35,7 @@ class Comparison:
     """`deploy.onnx`, and the grids that its tensors have in `quantized.onnx`."""
 
     deployed: Network
-    grids: Mapping[str, Sequence[Held]]
+    grids: Mapping[str, Sequence[ReferenceGrid]]
     constants: Mapping[str, onnx.TensorProto]
 
     @staticmethod
@@ -47,20 +47,20 @@ class Comparison:
         """
         deployed = Network.read(file.with_name(DEPLOYED))
         quantized = Network.read(file.with_name(QUANTIZED))
-        return Comparison(deployed, held_grids(deployed, quantized), deployed.constants())
+        return Comparison(deployed, reference_grids(deployed, quantized), deployed.constants())
 
-    def fates(self, claims: Iterable[Claim]) -> tuple[list[Fate], list[str]]:
+    def fates(self, claims: Iterable[Claim]) -> tuple[list[TensorOutcome], list[str]]:
         """The tensors that agree or have an unknown name, and what is wrong with the others."""
         tensors, wrong = [], []
         for claim in claims:
             sentence = self.contradiction(claim)
             if claim.tensor is None:
-                tensors.append(Fate(claim.name, State.IGNORED, f"nothing in {DEPLOYED} has this name"))
+                tensors.append(TensorOutcome(claim.name, State.IGNORED, f"nothing in {DEPLOYED} has this name"))
             elif sentence is not None:
                 wrong.append(sentence)
             else:
                 why = "" if claim.tensor in self.grids else f"known by name, without a grid in {QUANTIZED}"
-                tensors.append(Fate(claim.name, State.ACCEPTED, why))
+                tensors.append(TensorOutcome(claim.name, State.ACCEPTED, why))
         return tensors, wrong
 
     def contradiction(self, claim: Claim) -> str | None:
@@ -100,7 +100,7 @@ def _bad_numbers(claim: Claim) -> str | None:
     return f"the offset {claim.offset[0]:g}, which is not that of its range"
 
 
-def _against(claim: Claim, held: Held, values: Numbers | None) -> str | None:
+def _against(claim: Claim, held: ReferenceGrid, values: Numbers | None) -> str | None:
     """What of a claim is not so on a grid; `values` are those of a constant."""
     if claim.scale is not None and (sentence := _other_step(claim.scale, held, values)) is not None:
         return sentence
@@ -128,7 +128,7 @@ def _against(claim: Claim, held: Held, values: Numbers | None) -> str | None:
     return f"a range from {said}, and {known} in {QUANTIZED}"
 
 
-def _other_step(given: Numbers, held: Held, values: Numbers | None) -> str | None:
+def _other_step(given: Numbers, held: ReferenceGrid, values: Numbers | None) -> str | None:
     if 1 != given.size != held.scale.size != 1:
         return f"{given.size} steps, and {held.scale.size} in {QUANTIZED}"
     if np.allclose(given, held.scale, rtol=STEP, atol=0) or (values is not None and _is_raised(given, held, values)):
@@ -138,7 +138,7 @@ def _other_step(given: Numbers, held: Held, values: Numbers | None) -> str | Non
     return f"a step of {its[at]:.6g}, and {right[at]:.6g} in {QUANTIZED}"
 
 
-def _is_raised(given: Numbers, held: Held, values: Numbers) -> bool:
+def _is_raised(given: Numbers, held: ReferenceGrid, values: Numbers) -> bool:
     """Whether `quantized.onnx` alone has wider steps, for the sake of a bias that int32 would not hold.
 
     The file's own are then those on which the weight of `deploy.onnx` lies.
@@ -155,7 +155,7 @@ def _is_raised(given: Numbers, held: Held, values: Numbers) -> bool:
     return bool(np.abs(codes - np.rint(codes)).max() <= ON_GRID and np.abs(codes).max() <= 1 << held.bits)
 
 
-def _is_range(low: Numbers, high: Numbers, held: Held) -> bool:
+def _is_range(low: Numbers, high: Numbers, held: ReferenceGrid) -> bool:
     """Whether the ends of a value's range are its codes'; symmetric ranges may go without the smallest."""
 
     def near(code: Numbers, limit: float) -> bool:

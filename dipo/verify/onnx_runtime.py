@@ -17,9 +17,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from dipo.graph import operators
-from dipo.verify.grids import Network
+from dipo.verify.onnx_network import Network
 from dipo.verify.sessions import options, outputs_of, session_of
-from dipo.verify.verdict import Fate, Probe, State, Verdict, asking
+from dipo.verify.verdict import Probe, State, TensorOutcome, Verdict, asking
 
 THREADS = 1
 
@@ -44,7 +44,7 @@ def check(file: Path, probe: Probe) -> Verdict:
     return Verdict(f"ONNX Runtime {ort.__version__}", file, tensors, probe.error_of(outputs))
 
 
-def _fates(network: Network, optimized: Network) -> Iterator[Fate]:
+def _fates(network: Network, optimized: Network) -> Iterator[TensorOutcome]:
     constants = optimized.constants()
     read = {name for node in optimized.model.graph.node for name in node.input if name in constants}
     held = {(array.size, array.tobytes()) for name in read if (array := optimized.array(constants[name])).size}
@@ -60,13 +60,13 @@ def _fates(network: Network, optimized: Network) -> Iterator[Fate]:
             # The operator takes the codes, and computes their step itself.
             kept = np.allclose(np.resize(biases[grid.output], grid.scale.shape), grid.scale, rtol=1e-4, atol=0)
             why = "" if kept else "its step is not input x weight"
-            yield Fate(grid.name, State.ACCEPTED if kept else State.RECOMPUTED, why)
+            yield TensorOutcome(grid.name, State.ACCEPTED if kept else State.RECOMPUTED, why)
         elif (grid.scale.size, grid.scale.tobytes()) in held:
-            yield Fate(grid.name, State.ACCEPTED)
+            yield TensorOutcome(grid.name, State.ACCEPTED)
         elif grid.stored and grid.output in constants:
-            yield Fate(grid.name, State.ACCEPTED, "dequantized once, while loading")
+            yield TensorOutcome(grid.name, State.ACCEPTED, "dequantized once, while loading")
         else:
-            yield Fate(grid.name, State.IGNORED, "no node of the optimized graph has its scale")
+            yield TensorOutcome(grid.name, State.IGNORED, "no node of the optimized graph has its scale")
     yield from _float_biases(network, set(constants))
 
 
@@ -94,7 +94,7 @@ def _dequantizes(node: onnx.NodeProto) -> bool:
     return node.op_type == "DequantizeLinear"
 
 
-def _float_biases(network: Network, kept: set[str]) -> Iterator[Fate]:
+def _float_biases(network: Network, kept: set[str]) -> Iterator[TensorOutcome]:
     """Biases in float beside weights in integers, which ONNX Runtime rounds to int32."""
     constants, producers = network.constants(), network.producers()
     for node in network.model.graph.node:
@@ -103,4 +103,4 @@ def _float_biases(network: Network, kept: set[str]) -> Iterator[Fate]:
         bias, weight = node.input[2], producers.get(node.input[1])
         is_float = bias in constants and constants[bias].data_type == onnx.TensorProto.FLOAT
         if is_float and weight is not None and _dequantizes(weight) and bias not in kept:
-            yield Fate(bias, State.RECOMPUTED, "a float bias, rounded to int32 in steps of input x weight")
+            yield TensorOutcome(bias, State.RECOMPUTED, "a float bias, rounded to int32 in steps of input x weight")

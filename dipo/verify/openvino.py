@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from dipo.verify.grids import Grid, Network
+from dipo.verify.onnx_network import Grid, Network
 from dipo.verify.sessions import in_rows
-from dipo.verify.verdict import Fate, Probe, State, Verdict, asking, require
+from dipo.verify.verdict import Probe, State, TensorOutcome, Verdict, asking, require
 
 GET = "pip install 'dipo[verify]'"
 
@@ -73,23 +73,25 @@ def _layers(compiled: Any) -> list[str]:
     return [f"{integers} of {len(kinds)} layers run on integers"] if kinds else []
 
 
-def _fates(grids: list[Grid], read: dict[str, Any], executed: dict[str, str]) -> Iterator[Fate]:
+def _fates(grids: list[Grid], read: dict[str, Any], executed: dict[str, str]) -> Iterator[TensorOutcome]:
     kept = {_key(grid) for grid in grids if not grid.stored and _runs(grid.node, executed.keys())}
     for grid in grids:
         node = read.get(grid.node)
         if node is None:
-            yield Fate(grid.name, State.IGNORED, f"no {grid.node!r} in what was read")
+            yield TensorOutcome(grid.name, State.IGNORED, f"no {grid.node!r} in what was read")
         elif grid.stored:
             kind = executed.get(grid.name)
-            yield Fate(grid.name, State.ACCEPTED, "" if kind in {"i8", "u8"} else "dequantized once, while compiling")
+            yield TensorOutcome(
+                grid.name, State.ACCEPTED, "" if kind in {"i8", "u8"} else "dequantized once, while compiling"
+            )
         elif not _same(node, grid):
-            yield Fate(grid.name, State.RECOMPUTED, "its FakeQuantize has other ends")
+            yield TensorOutcome(grid.name, State.RECOMPUTED, "its FakeQuantize has other ends")
         elif _runs(grid.node, executed.keys()):
-            yield Fate(grid.name, State.ACCEPTED)
+            yield TensorOutcome(grid.name, State.ACCEPTED)
         elif _key(grid) in kept:
-            yield Fate(grid.name, State.ACCEPTED, "merged with another of the same grid")
+            yield TensorOutcome(grid.name, State.ACCEPTED, "merged with another of the same grid")
         else:
-            yield Fate(grid.name, State.IGNORED, "left out of the compiled model")
+            yield TensorOutcome(grid.name, State.IGNORED, "left out of the compiled model")
 
 
 def _key(grid: Grid) -> tuple[bytes, ...]:

@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 from dipo.errors import UserError
-from dipo.verify.grids import Network
+from dipo.verify.onnx_network import Network
 from dipo.verify.sessions import options, outputs_of, session_of
 from dipo.verify.verdict import Probe, Refused
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import onnxruntime as ort
 
-from dipo.verify.grids import Network
+from dipo.verify.onnx_network import Network
 from dipo.verify.sessions import options, outputs_of
-from dipo.verify.verdict import Fate, Probe, Refused, State, Unavailable, Verdict, asking, require, silence
+from dipo.verify.verdict import Probe, Refused, State, TensorOutcome, Unavailable, Verdict, asking, require, silence
 
 GET = "pip install onnxruntime-qnn"
 PROVIDER = "QNNExecutionProvider"
@@ -42,7 +42,7 @@ def check(file: Path, probe: Probe) -> Verdict:
         if PROVIDER not in session.get_providers():
             raise Refused("the provider could not run it")
     # What does not run on the HTP with the grids of the file is refused as a whole.
-    tensors = [Fate(grid.name, State.ACCEPTED) for grid in network.grids()]
+    tensors = [TensorOutcome(grid.name, State.ACCEPTED) for grid in network.grids()]
     return Verdict(f"ONNX Runtime's QNN {package.__version__}", file, tensors, some.error_of(outputs))
 
 

@@ -24,9 +24,9 @@ import yaml
 from dipo.errors import UserError
 from dipo.export import rknn_config as config
 from dipo.export.rknn_config import ENTRIES, Ranges
-from dipo.verify.grids import Network
+from dipo.verify.onnx_network import Network
 from dipo.verify.sessions import in_rows
-from dipo.verify.verdict import Arrays, Fate, Probe, Refused, State, Verdict, asking, require, silence
+from dipo.verify.verdict import Arrays, Probe, Refused, State, TensorOutcome, Verdict, asking, require, silence
 
 GET = "it wants an environment of its own, see docs/verify.md"
 DEVICE = "rk3588"
@@ -139,39 +139,41 @@ def _ask(code: int, what: str) -> None:
         raise Refused(f"{what} ended with {code}")
 
 
-def _fates(ours: Ranges, taken: Taken, network: onnx.ModelProto) -> Iterator[Fate]:
+def _fates(ours: Ranges, taken: Taken, network: onnx.ModelProto) -> Iterator[TensorOutcome]:
     took = {name for name in taken.sources if taken.took(name, ours)}
     parameters = _other_names(network)
     for name, ends in ours.items():
         its = [each for each, source in taken.sources.items() if source == name]
         if its and took.issuperset(its):
-            yield Fate(name, State.ACCEPTED, "" if name in its else f"the toolkit calls it {its[0]!r}")
+            yield TensorOutcome(name, State.ACCEPTED, "" if name in its else f"the toolkit calls it {its[0]!r}")
         elif its:
-            yield Fate(name, State.IGNORED, "the toolkit does not say that it took the range")
+            yield TensorOutcome(name, State.IGNORED, "the toolkit does not say that it took the range")
         elif parameters.get(name) in taken.before:
             yield _parameter(name, parameters[name], ours, taken)
         elif parameters.get(name, name) in taken.replaced:
-            yield Fate(
+            yield TensorOutcome(
                 name, State.RECOMPUTED, f"the toolkit has {taken.replaced[parameters.get(name, name)]!r} in its place"
             )
         else:
             there = (each for each in _neighbours(name, network) if each in took and _same(ends, ours[each]))
             other = next(there, None)
             if other is None:
-                yield Fate(name, State.IGNORED, "the toolkit has no tensor of this name")
+                yield TensorOutcome(name, State.IGNORED, "the toolkit has no tensor of this name")
             else:
-                yield Fate(name, State.ACCEPTED, f"the toolkit has left it out; its range is that of {other!r}")
+                yield TensorOutcome(
+                    name, State.ACCEPTED, f"the toolkit has left it out; its range is that of {other!r}"
+                )
     for name in taken.own:
-        yield Fate(name, State.RECOMPUTED, "a value of the toolkit's own, as it calibrated it")
+        yield TensorOutcome(name, State.RECOMPUTED, "a value of the toolkit's own, as it calibrated it")
 
 
-def _parameter(name: str, parameter: str, ours: Ranges, taken: Taken) -> Fate:
+def _parameter(name: str, parameter: str, ours: Ranges, taken: Taken) -> TensorOutcome:
     """A weight or a bias by the name that is made of its node's."""
     its = ours[taken.sources[parameter]] if parameter in taken.sources else taken.before[parameter]
     if _same(its, ours[name]):
-        return Fate(name, State.ACCEPTED, f"another name of {parameter!r}")
+        return TensorOutcome(name, State.ACCEPTED, f"another name of {parameter!r}")
     # Channels that are constant, because all their weights are zero, are added to the biases behind them.
-    return Fate(name, State.RECOMPUTED, f"the toolkit has a range of its own for {parameter!r}")
+    return TensorOutcome(name, State.RECOMPUTED, f"the toolkit has a range of its own for {parameter!r}")
 
 
 def _other_names(network: onnx.ModelProto) -> dict[str, str]:

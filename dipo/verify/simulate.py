@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper, version_converter
 
-from dipo.verify.grids import Network
+from dipo.verify.onnx_network import Network
 from dipo.verify.sessions import options, outputs_of, session_of
 from dipo.verify.verdict import Probe
 

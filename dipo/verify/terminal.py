@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dipo.verify.verdict import FAR_DB, Fate, State, Verdict
+from dipo.verify.verdict import FAR_DB, State, TensorOutcome, Verdict
 
 SHOWN = 5
 """Tensors of a state that are named unless all are asked for."""
@@ -99,7 +99,7 @@ def _lines(verdict: Verdict, *, every: bool) -> list[str]:
     return lines
 
 
-def _line(fate: Fate) -> str:
+def _line(fate: TensorOutcome) -> str:
     return f"{fate.state} {fate.name}" + (f": {fate.why}" if fate.why else "")
 
 

@@ -22,9 +22,9 @@ from dipo.export.target import DEPLOYED
 from dipo.export.targets.ti import PARAMETERS, layer_of
 from dipo.verify.atlas import on_grid
 from dipo.verify.compare import STEP
-from dipo.verify.grids import Network
+from dipo.verify.onnx_network import Network
 from dipo.verify.simulate import Step, run_on_grids
-from dipo.verify.verdict import Fate, Probe, Refused, State, Verdict, asking
+from dipo.verify.verdict import Probe, Refused, State, TensorOutcome, Verdict, asking
 
 BIAS = 1e-6
 """How far the number of a bias may be from the network's, relative to it."""
@@ -43,13 +43,13 @@ def check(file: Path, probe: Probe) -> Verdict:
         raise Refused(f"num_layers is {content.num_layers}, and {len(content.layers)} follow")
     network = Network.read(file.with_name(DEPLOYED.name))
     producers, values = network.producers(), network.values()
-    tensors: list[Fate] = []
+    tensors: list[TensorOutcome] = []
     known: list[Layer] = []
     for layer in content.layers:
         if layer.layer_name in values:
             known.append(_read(layer, layer_of(layer.layer_name, producers), network))
         else:
-            tensors.append(Fate(layer.layer_name, State.IGNORED, "no value of deploy.onnx has this name"))
+            tensors.append(TensorOutcome(layer.layer_name, State.IGNORED, "no value of deploy.onnx has this name"))
     tensors += [fate for layer in known for fate in layer.fates]
     biases = {name: array for layer in known for name, array in layer.biases.items()}
     with asking():
@@ -64,7 +64,7 @@ class Layer:
 
     name: str
     step: Step
-    fates: Sequence[Fate]
+    fates: Sequence[TensorOutcome]
     biases: Mapping[str, NDArray[np.float32]]
 
 
@@ -74,14 +74,14 @@ def _read(layer: Any, node: onnx.NodeProto | None, network: Network) -> Layer:
         raise Refused(f"layer {layer.layer_name!r} has no outputs")
     output = layer.outputs[0]
     step = Step(_step(output, layer.layer_name), 0, signed=output.min < 0)
-    fates, biases = [Fate(layer.layer_name, State.ACCEPTED)], {}
+    fates, biases = [TensorOutcome(layer.layer_name, State.ACCEPTED)], {}
     constants = network.constants()
     for index, (what, found) in enumerate((("weights", layer.weights), ("bias", layer.bias)), 1):
         name = node.input[index] if node is not None and len(node.input) > index else None
         if not found:
             continue
         if name not in constants:
-            fates.append(Fate(f"{layer.layer_name} ({what})", State.IGNORED, "no such constant"))
+            fates.append(TensorOutcome(f"{layer.layer_name} ({what})", State.IGNORED, "no such constant"))
             continue
         array = network.array(constants[name])
         if index == 1:
@@ -90,7 +90,7 @@ def _read(layer: Any, node: onnx.NodeProto | None, network: Network) -> Layer:
             biases[name] = _bias(array, found[0], name)
             kept = True
         why = "" if kept else "not what is in deploy.onnx"
-        fates.append(Fate(name, State.ACCEPTED if kept else State.RECOMPUTED, why))
+        fates.append(TensorOutcome(name, State.ACCEPTED if kept else State.RECOMPUTED, why))
     return Layer(layer.layer_name, step, fates, biases)
 
 

@@ -37,7 +37,7 @@ FAR_DB = 15.0
 
 
 @dataclass(frozen=True)
-class Fate:
+class TensorOutcome:
     """One tensor of a file."""
 
     name: str
@@ -52,7 +52,7 @@ class Verdict:
     consumer: str
     """Its name and version."""
     file: Path
-    tensors: Sequence[Fate] = field(default=())
+    tensors: Sequence[TensorOutcome] = field(default=())
     error: OutputError | None = None
     """Of the consumer's outputs against those of the quantized model; None where it was not run."""
     refused: str | None = None

@@ -10,8 +10,8 @@ import onnx_ir as ir
 import pytest
 import torch
 
+from dipo.algo.activation_cache import Batch, cut
 from dipo.algo.calibrate import Observed, activation_ranges, observe, quantize_model
-from dipo.algo.captures import Batch, cut
 from dipo.export.targets import TARGETS
 from dipo.graph.load import load
 from dipo.graph.plan import Plan, QuantizedModel, make_plan

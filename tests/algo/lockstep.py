@@ -13,10 +13,10 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from dipo.algo.activation_cache import Batch, cut
 from dipo.algo.calibrate import activation_ranges, observe, quantize_model
-from dipo.algo.captures import Batch, cut
-from dipo.algo.exchange import add_in_order
-from dipo.algo.pair import Pair
+from dipo.algo.collectives import add_in_order
+from dipo.algo.network_pair import NetworkPair
 from dipo.export.targets import TARGETS
 from dipo.graph.load import load
 from dipo.graph.plan import Plan, QuantizedModel, make_plan
@@ -26,13 +26,13 @@ from dipo.recipe import CalibConfig, PrecisionConfig
 CPU = torch.device("cpu")
 
 
-class ThreadExchange:
+class ThreadCollectives:
     """Workers that are threads of this process."""
 
     def __init__(self, size: int) -> None:
         self.barrier, self.parts = threading.Barrier(size, timeout=60), {}
 
-    def ordered_sum(self, parts: Mapping[int, torch.Tensor], *, owners: Sequence[int]) -> torch.Tensor:
+    def all_reduce_ordered(self, parts: Mapping[int, torch.Tensor], *, owners: Sequence[int]) -> torch.Tensor:
         self.parts.update(parts)
         self.barrier.wait()
         total = add_in_order([self.parts[number] for number in range(len(owners))]).clone()
@@ -71,24 +71,26 @@ class Net:
         return {name: torch.from_numpy(self.samples[batch.start : batch.stop])}
 
     @staticmethod
-    def _taken(pair: Pair, unit: Unit, found: Any) -> Any:
+    def _taken(pair: NetworkPair, unit: Unit, found: Any) -> Any:
         """Moves on behind the unit with what the step found for its layers."""
         pair.layers.update(found if isinstance(found, dict) else {})
         pair.advance(unit)
         pair.forget(unit)
         return found
 
-    def walk(self, step: Callable[[Pair, Unit], Any], *, workers: int = 1) -> list[tuple[Pair, list[Any]]]:
+    def walk(
+        self, step: Callable[[NetworkPair, Unit], Any], *, workers: int = 1
+    ) -> list[tuple[NetworkPair, list[Any]]]:
         """Each worker's pair behind all units, and what the step gave for each of them."""
         batches = cut(len(self.samples), self.batch_size)
         owners = [batch.index * workers // len(batches) for batch in batches]
-        exchange = ThreadExchange(workers)
+        collectives = ThreadCollectives(workers)
 
-        def work(rank: int) -> tuple[Pair, list[Any]]:
-            pair = Pair(
+        def work(rank: int) -> tuple[NetworkPair, list[Any]]:
+            pair = NetworkPair(
                 self.model, plan=self.plan, units=self.units, quantized=self.quantized,
                 batches=[batch for batch in batches if owners[batch.index] == rank], owners=owners,
-                exchange=exchange, device=CPU,
+                collectives=collectives, device=CPU,
             )  # fmt: skip
             with torch.inference_mode():
                 pair.read_samples(self.inputs, with_float=False)

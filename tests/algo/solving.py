@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 import torch
 
+from dipo.algo.activation_cache import Batch
 from dipo.algo.bench import Bench
-from dipo.algo.captures import Batch
-from dipo.algo.exchange import NoExchange, add_in_order
-from dipo.algo.pair import Pair
+from dipo.algo.collectives import SingleWorker, add_in_order
+from dipo.algo.network_pair import NetworkPair
 from dipo.algo.steps.reconstruction import Reconstruction
 from dipo.algo.steps.tune import Tune
 from dipo.algo.unit_solver import UnitSolver
@@ -30,7 +30,7 @@ class Meeting:
     barrier: threading.Barrier
     parts: dict[int, torch.Tensor] = field(default_factory=dict)
 
-    def ordered_sum(self, parts, *, owners):
+    def all_reduce_ordered(self, parts, *, owners):
         self.parts.update({number: part.clone() for number, part in parts.items()})
         self.barrier.wait(60)
         total = add_in_order([self.parts[number] for number in range(len(owners))]).clone()
@@ -76,17 +76,17 @@ def make_step(cfg, *, seed=0, phase=None):
     return AsAsked.configured(cfg, {}).for_phase(phase).seeded(seed)
 
 
-def make_solver(case, step, *, granularity=None, shard=None, exchange=None):
+def make_solver(case, step, *, granularity=None, shard=None, collectives=None):
     """Stands in front of the first unit; and the units."""
     units = find_units(case.model, granularity=granularity or step.granularity)
     (only,) = shards_of(case.batches, workers=1, pieces=1, batch_size=step.batch_size)
     shard = shard or only
-    pair = Pair(
+    pair = NetworkPair(
         case.model, plan=case.plan, units=units, quantized=case.quantized, batches=shard.batches, owners=shard.owners,
-        exchange=exchange or NoExchange(), device=CPU,
+        collectives=collectives or SingleWorker(), device=CPU,
     )  # fmt: skip
     pair.read_samples(case.inputs, with_float=step.carries_float)
-    return UnitSolver(step, pair, make_bench(case), pieces=shard.pieces, piece_owners=shard.piece_owners), units
+    return UnitSolver(step, pair, make_bench(case), pieces=shard.pieces, shard_ranks=shard.shard_ranks), units
 
 
 @dataclass(frozen=True)
@@ -94,17 +94,19 @@ class Solved:
     """What became of a network."""
 
     results: list
-    pair: Pair
+    pair: NetworkPair
 
 
-def solve_all(case, cfg, *, granularity="block", workers=1, pieces=1, seed=0, phase=None, tunes=False, warm=None):
+def solve_all(
+    case, cfg, *, granularity="block", workers=1, pieces=1, seed=0, phase=None, freeze_rounding=False, warm=None
+):
     """All units in order; the first worker's results."""
-    step = Tune.configured(cfg, {}).seeded(seed) if tunes else make_step(cfg, seed=seed, phase=phase)
+    step = Tune.configured(cfg, {}).seeded(seed) if freeze_rounding else make_step(cfg, seed=seed, phase=phase)
     shards = shards_of(case.batches, workers=workers, pieces=pieces, batch_size=step.batch_size)
     meeting = Meeting(threading.Barrier(len(shards)))
 
     def work(shard):
-        solver, units = make_solver(case, step, granularity=granularity, shard=shard, exchange=meeting)
+        solver, units = make_solver(case, step, granularity=granularity, shard=shard, collectives=meeting)
         results = [solver.solve(unit, warm_start=warm and warm[unit.index]) for unit in units]
         return Solved(results, solver.pair)
 

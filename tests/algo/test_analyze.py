@@ -10,11 +10,11 @@ import torch
 from networks import network, saved
 from torch.nn import functional
 
+from dipo.algo.activation_cache import cut
+from dipo.algo.analysis_sums import Analysis, NetworkAnalysis
 from dipo.algo.analyze import QUESTIONS, analyze
 from dipo.algo.calibrate import activation_ranges, observe, quantize_model
-from dipo.algo.captures import cut
-from dipo.algo.compare_scales import compare_scales
-from dipo.algo.findings import Analysis, NetworkAnalysis
+from dipo.algo.granularity import compare_granularities
 from dipo.algo.simulate import simulate
 from dipo.export.targets import TARGETS
 from dipo.graph.load import load
@@ -51,7 +51,7 @@ class Case:
         return analyze(self.model, **arguments | changed)
 
     def report(self):
-        weights = compare_scales(self.model, plan=self.plan, quantized=self.quantized, cfg=CalibConfig())
+        weights = compare_granularities(self.model, plan=self.plan, quantized=self.quantized, cfg=CalibConfig())
         found = self.analyze()
         return report_analysis(
             self.model, plan=self.plan, rules=TARGETS["ort"].spec,
@@ -315,7 +315,7 @@ def test_scales_are_compared_at_the_same_width(tmp_path):
     for per_channel in (False, True):
         case = chain(tmp_path, outlier=True, weight_per_channel=per_channel, weights="minmax")
         cfg = CalibConfig(weights="minmax")
-        found = compare_scales(case.model, plan=case.plan, quantized=case.quantized, cfg=cfg)["two"]
+        found = compare_granularities(case.model, plan=case.plan, quantized=case.quantized, cfg=cfg)["two"]
         weight = case.weight("two").astype(np.float64)
         one, each = np.abs(weight).max() / 127, np.abs(weight).max(axis=1, keepdims=True) / 127
         expected = [((np.rint(weight / scale) * scale - weight) ** 2).sum() for scale in (one, each)]
@@ -328,6 +328,6 @@ def test_a_pruned_weight_is_judged_by_what_its_codes_were_made_from(tmp_path):
     layer = case.quantized.layers["two"]
     exact = dataclasses.replace(layer, target=layer.weight)
     quantized = dataclasses.replace(case.quantized, layers={**case.quantized.layers, "two": exact})
-    found = compare_scales(case.model, plan=case.plan, quantized=quantized, cfg=CalibConfig())["two"]
+    found = compare_granularities(case.model, plan=case.plan, quantized=quantized, cfg=CalibConfig())["two"]
     assert found.per_channel == 0
     assert found.per_tensor > 0

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from networks import network, saved
 
-from dipo.algo.captures import cut
-from dipo.algo.exchange import NoExchange
+from dipo.algo.activation_cache import cut
+from dipo.algo.collectives import SingleWorker
 from dipo.algo.fisher import fisher_diagonals, normalised
 from dipo.graph.accessors import array_of
 from dipo.graph.load import load
@@ -118,7 +118,7 @@ def test_shares_of_the_samples_give_the_rows_of_the_whole(make_case):
 
 def test_normalised_diagonals_have_the_mean_1_over_all_outputs(make_case):
     case = make_case(num=20, batch_size=6)
-    found = normalised(diagonals(case, ["r0", "r1"]), case.batches, owners=[0] * 4, exchange=NoExchange())
+    found = normalised(diagonals(case, ["r0", "r1"]), case.batches, owners=[0] * 4, collectives=SingleWorker())
     elements = torch.cat([capture.data.view(-1) for capture in found.values()])
     assert float(elements.mean()) == pytest.approx(1, abs=1e-5)
     assert float(elements.min()) >= 0
@@ -127,5 +127,5 @@ def test_normalised_diagonals_have_the_mean_1_over_all_outputs(make_case):
 def test_a_value_that_nothing_depends_on_counts_evenly(make_case):
     case = make_case(num=8, batch_size=8)
     none = {name: type(c)(torch.zeros_like(c.data), c.shape, None) for name, c in diagonals(case, ["r0"]).items()}
-    found = normalised(none, case.batches, owners=[0], exchange=NoExchange())
+    found = normalised(none, case.batches, owners=[0], collectives=SingleWorker())
     assert bool((found["r0"].data == 1).all())

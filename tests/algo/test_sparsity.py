@@ -7,7 +7,7 @@ import torch
 from lockstep import Net
 from networks import images, network, saved
 
-from dipo.algo.gram import gram
+from dipo.algo.hessian import hessian
 from dipo.algo.reference_weights import target_of
 from dipo.algo.sparsity import Pattern, prune_by_error, pruned_layers, smallest
 from dipo.algo.steps.sparsify import Sparsify, SparsifyOptions
@@ -92,7 +92,7 @@ def test_the_gram_matrix_is_that_of_the_outputs(tmp_path, kind):
     """w H w^T is the squared output, for any weight: every attribute of the operator is in H."""
     net = one_layer(tmp_path, kind)
     found = []
-    net.walk(lambda pair, unit: found.append(gram(pair, pair.nodes[unit.nodes[0]])))
+    net.walk(lambda pair, unit: found.append(hessian(pair, pair.nodes[unit.nodes[0]])))
     rows = rows_of(net, float_weight(net))
     flat = torch.tensor(rows.reshape(*rows.shape[:2], -1).copy(), dtype=torch.float64)
     squares = torch.einsum("grc,gcd,grd->", flat, found[0], flat)
@@ -119,7 +119,7 @@ def test_two_of_four_by_counting(tmp_path, kind, mask):
     for start in range(0, inputs, 4):
         kept = np.count_nonzero(rows[..., start : start + 4], axis=-1)
         assert np.all(kept == (1 if inputs == 1 else 2))
-    zero = np.broadcast_to(layer.qparams.along(layer.codes.ndim)[1], layer.codes.shape)
+    zero = np.broadcast_to(layer.qparams.broadcast_to(layer.codes.ndim)[1], layer.codes.shape)
     assert np.array_equal(layer.codes[layer.target == 0], zero[layer.target == 0])
     assert np.all(layer.weight[layer.target == 0] == 0)
 
@@ -153,14 +153,14 @@ def test_the_error_mask_beats_the_magnitudes(tmp_path, kind, pattern):
     assert errors["error"] < 0.95 * errors["magnitude"]
 
 
-def best_by_force(weight, gram_matrix, num_kept):
+def best_by_force(weight, hessian_matrix, num_kept):
     """The least error of one row, over all choices of weights, each with the best values for them."""
     best = np.inf
     for kept in map(list, itertools.combinations(range(len(weight)), num_kept)):
-        part = np.linalg.solve(gram_matrix[np.ix_(kept, kept)], gram_matrix[kept] @ weight)
+        part = np.linalg.solve(hessian_matrix[np.ix_(kept, kept)], hessian_matrix[kept] @ weight)
         difference = weight.copy()
         difference[kept] -= part
-        best = min(best, difference @ gram_matrix @ difference)
+        best = min(best, difference @ hessian_matrix @ difference)
     return best
 
 
@@ -248,7 +248,7 @@ def test_a_float_input_is_summed_exactly_too(tmp_path):
     def step(pair, unit):
         if unit.name == "it":
             assert pair.q[value].qparams is None
-            found.append(gram(pair, pair.nodes["it"]))
+            found.append(hessian(pair, pair.nodes["it"]))
         return pruned_layers(pair, unit, cfg=options(), calib=CALIB)
 
     walks = [net.walk(step, workers=workers) for workers in (1, 2, 3)]

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from networks import network, saved
 from solving import CPU, make_bench, solve_all
 
+from dipo.algo.activation_cache import Batch, CachedActivation, cut
 from dipo.algo.calibrate import activation_ranges, observe, quantize_model
-from dipo.algo.captures import Batch, Capture, cut
-from dipo.algo.exchange import NoExchange
-from dipo.algo.pair import Pair
-from dipo.algo.train_unit import unit_problem
-from dipo.algo.trainer import Piece, Trainer
+from dipo.algo.collectives import SingleWorker
+from dipo.algo.network_pair import NetworkPair
+from dipo.algo.trainer import GradShard, Trainer
 from dipo.algo.unit_solver import UnitWork
+from dipo.algo.unit_training import unit_problem
 from dipo.config import AlgoConfig
 from dipo.export.targets import TARGETS
 from dipo.graph.load import load
@@ -64,9 +64,9 @@ class OneInput:
 def residual_problem(case, cfg):
     """The residual block as a problem, behind the stem as it was quantized."""
     units = find_units(case.model, granularity="block")
-    pair = Pair(
+    pair = NetworkPair(
         case.model, plan=case.plan, units=units, quantized=case.quantized, batches=case.batches,
-        owners=[0] * len(case.batches), exchange=NoExchange(), device=CPU,
+        owners=[0] * len(case.batches), collectives=SingleWorker(), device=CPU,
     )  # fmt: skip
     pair.read_samples(case.inputs, with_float=True)
     targets = pair.targets(units[0])
@@ -86,7 +86,7 @@ def transcription(problem, v, *, exponent, weights, rows):
     leaves, made, start = {}, {}, 0
     for node, (name, _, layer) in problem.layers.items():
         w = problem.constants[name].double()
-        s, zero = (torch.tensor(part).double() for part in layer.qparams.along(4))
+        s, zero = (torch.tensor(part).double() for part in layer.qparams.broadcast_to(4))
         own = v[start : start + w.numel()].view(w.shape).double().requires_grad_()
         start += w.numel()
         t, b = torch.zeros_like(s).requires_grad_(), torch.tensor(layer.bias).double().requires_grad_()
@@ -118,10 +118,10 @@ def test_all_gradients_are_those_of_the_written_loss(make_case, exponent, weight
     if weighted:
         shape = problem.targets["r2"].data.shape
         counts = torch.rand(shape, generator=torch.Generator().manual_seed(3)) * 2
-        problem = dataclasses.replace(problem, weights={"r2": Capture(counts, (8, 8, 8), None)})
-    trainer = Trainer(problem, cfg=cfg, num_steps=1, pieces=[Piece(0, 0, 8, 8)], seed=0, kernels=kernels.eager())
+        problem = dataclasses.replace(problem, weights={"r2": CachedActivation(counts, (8, 8, 8), None)})
+    trainer = Trainer(problem, cfg=cfg, num_steps=1, pieces=[GradShard(0, 0, 8, 8)], seed=0, kernels=kernels.eager())
     trainer.batches[0] = torch.arange(8)[None]
-    found = trainer.gradient(Piece(0, 0, 8, 8), 0, wants_loss=True)
+    found = trainer.gradient(GradShard(0, 0, 8, 8), 0, wants_loss=True)
     weights = problem.weights["r2"] if problem.weights else None
     loss, leaves, logs = transcription(problem, trainer.weights.v, exponent=exponent, weights=weights, rows=8)
     loss.backward()
@@ -175,7 +175,7 @@ MODES = {
 def test_one_worker_and_two_find_the_same_bits(make_case, mode):
     case = make_case(weight_bits=3, num=44, batch_size=4)
     cfg = AlgoConfig(iters=6, tune_iters=6, batch_size=16, **MODES[mode])
-    how = {"granularity": "network", "tunes": True} if mode == "tune" else {}
+    how = {"granularity": "network", "freeze_rounding": True} if mode == "tune" else {}
     one, two = (solve_all(case, cfg, workers=workers, pieces=3, **how) for workers in (1, 2))
     changed = False
     for a, b in zip(one.results, two.results, strict=True):
@@ -243,7 +243,7 @@ def test_what_was_pruned_stays_pruned(make_case, training):
     layers = {}
     for name, layer in case.quantized.layers.items():
         target = np.where(rng.random(layer.codes.shape) < 0.5, 0, layer.weight).astype(np.float32)
-        scale, zero = layer.qparams.along(target.ndim)
+        scale, zero = layer.qparams.broadcast_to(target.ndim)
         codes = np.clip(np.rint(target / scale) + zero, layer.qparams.qmin, layer.qparams.qmax).astype(np.int32)
         layers[name] = dataclasses.replace(layer, codes=codes, target=target)
     own = dataclasses.replace(case, quantized=dataclasses.replace(case.quantized, layers=layers))
@@ -251,7 +251,7 @@ def test_what_was_pruned_stays_pruned(make_case, training):
     begun = solve_all(own, cfg)
     tuned = solve_all(
         dataclasses.replace(own, quantized=dataclasses.replace(own.quantized, layers=begun.pair.layers)),
-        AlgoConfig(tune_iters=3), granularity="network", tunes=True,
+        AlgoConfig(tune_iters=3), granularity="network", freeze_rounding=True,
     )  # fmt: skip
     for swept in (begun, tuned):
         for name, layer in swept.pair.layers.items():

@@ -29,7 +29,7 @@ def test_tuning_lowers_the_error_and_keeps_the_codes(make_case, reconstructed, l
     if reconstructed:
         begun = solve_all(case, AlgoConfig(iters=80, batch_size=16))
         case = dataclasses.replace(case, quantized=QuantizedModel(begun.pair.layers, begun.pair.activations))
-    tuned = solve_all(case, CFG, granularity="network", tunes=True)
+    tuned = solve_all(case, CFG, granularity="network", freeze_rounding=True)
     assert error_of(case, QuantizedModel(tuned.pair.layers, tuned.pair.activations)) < left * error_of(
         case, case.quantized
     )
@@ -47,7 +47,7 @@ def test_tuning_lowers_the_error_and_keeps_the_codes(make_case, reconstructed, l
 def test_all_activations_behind_the_input_are_trained(make_case):
     """Beside coarse ones too, which a reconstruction trains alone."""
     case = make_case(weight_bits=3)
-    tuned = solve_all(case, dataclasses.replace(CFG, tune_iters=2), granularity="network", tunes=True)
+    tuned = solve_all(case, dataclasses.replace(CFG, tune_iters=2), granularity="network", freeze_rounding=True)
     assert tuned.results[0].activations.keys() == case.plan.activations.keys() - {"input"}
     for name, qparams in tuned.results[0].activations.items():
         assert qparams.scale != case.quantized.activations[name].scale
@@ -63,7 +63,9 @@ def test_scales_that_are_powers_of_two_stay(make_case):
         name: dataclasses.replace(qparams, power_of_two=True) for name, qparams in case.quantized.activations.items()
     }
     own = dataclasses.replace(case, quantized=QuantizedModel(layers, activations))
-    (result,) = solve_all(own, dataclasses.replace(CFG, tune_iters=4), granularity="network", tunes=True).results
+    (result,) = solve_all(
+        own, dataclasses.replace(CFG, tune_iters=4), granularity="network", freeze_rounding=True
+    ).results
     for name, layer in result.layers.items():
         assert np.array_equal(layer.qparams.scale, layers[name].qparams.scale)
         assert np.any(layer.bias != layers[name].bias)
@@ -73,7 +75,9 @@ def test_scales_that_are_powers_of_two_stay(make_case):
 
 def test_a_correction_of_biases_is_not_asked_for_twice(make_case):
     case = make_case(num=16)
-    (result,) = solve_all(case, dataclasses.replace(CFG, tune_iters=2), granularity="network", tunes=True).results
+    (result,) = solve_all(
+        case, dataclasses.replace(CFG, tune_iters=2), granularity="network", freeze_rounding=True
+    ).results
     assert not result.bias_corrected
 
 

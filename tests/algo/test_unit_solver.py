@@ -42,7 +42,7 @@ def test_a_rounded_weight_is_a_neighbour_of_the_float_one(make_case):
     case = make_case()
     solved = solve_all(case, AlgoConfig(iters=30, fp_input_prob=0.5))
     layer = solved.pair.layers["left"]
-    scale, zero = layer.qparams.along(4)
+    scale, zero = layer.qparams.broadcast_to(4)
     floor = np.floor(case.model.graph.initializers["w1"].const_value.numpy() / scale) + zero
     low, high = (np.clip(floor + step, layer.qparams.qmin, layer.qparams.qmax) for step in (0, 1))
     assert np.all((layer.codes == low) | (layer.codes == high))

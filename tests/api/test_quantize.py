@@ -111,6 +111,16 @@ def test_presets_may_be_options(model: Path, samples: Path) -> None:
     assert (config.algo, config.precision) == ("mine", "w6a8")
 
 
+def test_pixels_are_preprocessed_as_a_preset_says() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 3), np.uint8)
+    floats = ((pixels / np.float32(255) - 0.5) / 0.5).astype(np.float32).transpose(0, 3, 1, 2)
+    by_preset = dipo.quantize(tiny_cnn(), pixels, options={**QUICK, "data": "digits"})
+    by_mapping = dipo.quantize(tiny_cnn(), pixels, options={**QUICK, "data": {"mean": [0.5], "std": [0.5]}})
+    assert digest(by_preset.folder / "quantized.onnx") == digest(by_mapping.folder / "quantized.onnx")
+    difference = dipo.quantize(tiny_cnn(), floats, options=QUICK).compare(by_preset)
+    assert next(iter(difference.values())).sqnr_db > 40
+
+
 def test_without_samples(model: Path) -> None:
     assert dipo.quantize(model, algo="dfq", options=QUICK).report.evaluated_on == "noise"
 
@@ -255,6 +265,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"options": {"dry_run": True}}, "options: dry_run is of the command line alone"),
     ({"options": {"data.num": 99}}, r"data\.num=99, but .* has 24 samples"),
     ({"options": {"precision.skip": ["*"]}}, "no layer is left to quantize"),
+    ({"options": {"data": "digit"}}, "unknown data 'digit': did you mean digits"),
     ({"seed": -1}, "seed -1: give a"),
 ]
 

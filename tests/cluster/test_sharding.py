@@ -1,6 +1,6 @@
 import pytest
 
-from dipo.algo.captures import cut
+from dipo.algo.activation_cache import cut
 from dipo.cluster.sharding import even_shares, shards_of
 
 
@@ -24,7 +24,7 @@ def test_pieces_do_not_depend_on_the_workers(num, pieces):
         for rank, shard in enumerate(shards):
             assert shard.pieces
             assert [shard.owners[batch.index] for batch in shard.batches] == [rank] * len(shard.batches)
-            assert [shard.piece_owners[piece.index] for piece in shard.pieces] == [rank] * len(shard.pieces)
+            assert [shard.shard_ranks[piece.index] for piece in shard.pieces] == [rank] * len(shard.pieces)
             assert shard.pieces[-1].stop == sum(len(batch) for batch in shard.batches)
     assert all(layout == layouts[1] for layout in layouts.values())
 

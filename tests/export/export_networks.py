@@ -31,12 +31,12 @@ def fit(array: np.ndarray, spec: QuantSpec, axis: int | None = None) -> QParams:
 
 
 def codes_of(array: np.ndarray, qparams: QParams) -> np.ndarray:
-    scale, zero_point = qparams.along(array.ndim)
+    scale, zero_point = qparams.broadcast_to(array.ndim)
     return np.clip(np.rint(array / scale) + zero_point, qparams.qmin, qparams.qmax).astype(np.int32)
 
 
 def fake_quantize(array: np.ndarray, qparams: QParams) -> np.ndarray:
-    scale, zero_point = qparams.along(array.ndim)
+    scale, zero_point = qparams.broadcast_to(array.ndim)
     return ((codes_of(array, qparams) - zero_point) * scale).astype(np.float32)
 
 

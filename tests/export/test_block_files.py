@@ -8,11 +8,11 @@ import pytest
 import torch
 from networks import network, saved
 
+from dipo.algo.activation_cache import cut
 from dipo.algo.calibrate import activation_ranges, observe, quantize_model
-from dipo.algo.captures import cut
 from dipo.algo.simulate import simulate
 from dipo.errors import UserError
-from dipo.export.forms import Form
+from dipo.export.formats import OnnxFormat
 from dipo.export.requantize import differences, requantize
 from dipo.export.runtime import run_model
 from dipo.export.target import Export, write_target
@@ -54,7 +54,7 @@ class Case:
         return found.q_outputs["y"]
 
     def write(self, folder, *, form=None, **options):
-        form = form or Form()
+        form = form or OnnxFormat()
         export = Export(self.model, self.quantized, folder, metadata={}, form=form)
         written = write_target(TARGETS[self.rules.name], export, options)
         onnx.checker.check_model(str(written[0]), full_check=True)
@@ -103,7 +103,7 @@ def test_onnx_runtime_computes_what_was_simulated(tmp_path, name, bits, packed):
     made = case(name, tmp_path, weight_bits=bits, weight_block=16)
     layer = made.quantized.layers["layer"]
     assert layer.qparams.blocks is not None
-    path, proto = made.write(tmp_path / "out", form=Form(packed=packed))
+    path, proto = made.write(tmp_path / "out", form=OnnxFormat(packed=packed))
     same(made.deployed(path), made.simulated())
     codes, scale, attributes = weight_reader(proto)
     assert attributes == {"axis": layer.qparams.blocks.axis, "block_size": 16}
@@ -120,14 +120,14 @@ def test_onnx_runtime_computes_what_was_simulated(tmp_path, name, bits, packed):
 @pytest.mark.parametrize("name", ["Conv", "Conv, no bias", "Gemm", "MatMul"])
 def test_with_quantized_layers_behind(tmp_path, name, bits):
     made = case(name, tmp_path, weight_bits=bits, weight_block=16, behind=True)
-    for form in (Form(), Form("qop")):
+    for form in (OnnxFormat(), OnnxFormat("qop")):
         path, _ = made.write(tmp_path / str(form), form=form)
         same(made.deployed(path), made.simulated())
 
 
 def test_integer_operators_leave_layers_with_blocks_alone(tmp_path):
     made = case("Gemm", tmp_path, weight_block=16, behind=True)
-    _, proto = made.write(tmp_path / "out", form=Form("qop"))
+    _, proto = made.write(tmp_path / "out", form=OnnxFormat("qop"))
     operators = {node.name: node.op_type for node in proto.graph.node}
     assert operators["layer"] == "Gemm" and operators["next"] == "MatMulIntegerToFloat"
 
@@ -185,7 +185,7 @@ def test_openvino_computes_what_was_simulated(tmp_path, name, block, bits):
 @pytest.mark.parametrize("name", LAYERS)
 def test_16_bit_activations_are_computed_with_all_their_bits(tmp_path, name, bits, block):
     made = case(name, tmp_path, weight_bits=bits[0], act_bits=bits[1], weight_block=block)
-    for form in (Form(), Form(packed=True), Form("qop")):
+    for form in (OnnxFormat(), OnnxFormat(packed=True), OnnxFormat("qop")):
         path, proto = made.write(tmp_path / str(form), form=form)
         types = {tensor.data_type for tensor in proto.graph.initializer}
         assert TYPES.UINT16 in types

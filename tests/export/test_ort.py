@@ -90,7 +90,7 @@ def round_to_nearest(model: ir.Model, samples: np.ndarray, bits: int) -> Quantiz
     plan = make_plan(model, TARGETS["ort"].spec, PrecisionConfig(weight_bits=bits, act_bits=bits))
     seen = evaluate(model, {model.graph.inputs[0].name: samples.astype(np.float32)})
     activations = {name: fit(seen[name], spec) for name, spec in plan.activations.items()}
-    activations |= {name: activations[source] for name, source in plan.shared.items()}
+    activations |= {name: activations[source] for name, source in plan.aliases.items()}
     nodes = {node_name(node): node for node in model.graph}
     layers = {}
     for name, layer in plan.layers.items():

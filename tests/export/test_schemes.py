@@ -6,8 +6,8 @@ import torch
 from exported import write_files
 from networks import images, saved, tiny_cnn
 
+from dipo.algo.activation_cache import cut
 from dipo.algo.calibrate import activation_ranges, observe, quantize_model
-from dipo.algo.captures import cut
 from dipo.algo.simulate import simulate
 from dipo.export.targets import TARGETS
 from dipo.graph.load import load

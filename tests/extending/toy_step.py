@@ -53,7 +53,7 @@ class FitScales(UnitStep):
         found = {}
         for name in work.layers:
             layer = work.pair.layers[name]
-            old, zero_point = layer.qparams.along(layer.codes.ndim)
+            old, zero_point = layer.qparams.broadcast_to(layer.codes.ndim)
             codes = (layer.codes - zero_point).astype(np.float64)
             others = tuple(axis for axis in range(codes.ndim) if axis != layer.qparams.axis)
             power = np.square(codes).sum(others, keepdims=True)

@@ -5,9 +5,9 @@ from networks import network, saved
 
 from dipo.errors import UserError
 from dipo.export.targets import TARGETS
+from dipo.graph.constraints import fitting
 from dipo.graph.load import load
 from dipo.graph.plan import make_plan
-from dipo.graph.wishes import fitting
 from dipo.recipe import PrecisionConfig
 
 NETWORK = """(float[N,32,6,6] x) => (float[N,6] y) {

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import dipo
-from dipo.algo.integer import INTEGER_FUNCTIONS
+from dipo.algo.integer_kernels import INTEGER_FUNCTIONS
 from dipo.algo.moment_ops import RULES as MOMENT_RULES
 from dipo.errors import UserError
 from dipo.export.targets import TARGETS

@@ -109,14 +109,14 @@ SLICED = {
 
 def test_a_shortcut_of_slice_and_pad_has_the_scale_of_what_it_was_made_of(plan_of):
     plan = plan_of(network(PASSED_THROUGH, fill=np.float32(0), **SLICED))
-    assert plan.shared == {"e": "b"}
+    assert plan.aliases == {"e": "b"}
     assert "e" not in plan.activations
     assert plan.activations["b"].bits == 4
 
 
 def test_padding_with_a_number_that_the_grid_may_lack_needs_a_scale_of_its_own(plan_of):
     plan = plan_of(network(PASSED_THROUGH, fill=np.float32(3), **SLICED))
-    assert plan.shared == {}
+    assert plan.aliases == {}
     assert {"b", "e"} <= set(plan.activations)
 
 
@@ -134,7 +134,7 @@ def test_a_layer_behind_a_pass_through_operator_sets_the_width(plan_of):
         w1=(4, 4, 1, 1), w2=(4, 4, 1, 1), w3=(4, 2),
     )  # fmt: skip
     plan = plan_of(model)
-    loaded_name = plan.shared.get("c", "c")
+    loaded_name = plan.aliases.get("c", "c")
     assert plan.activations[loaded_name].bits == 4
 
 
@@ -257,7 +257,7 @@ def test_overrides_narrow_a_layer(plan_of):
 @pytest.mark.parametrize("placement", ["input", "output"])
 def test_nothing_is_quantized_between_a_layer_and_its_activation_function(plan_of, platform, placement):
     plan = plan_of(tiny_cnn(), platform=platform, placement=placement)
-    quantized = {*plan.activations, *plan.shared}
+    quantized = {*plan.activations, *plan.aliases}
     assert {"image", "b", "d", "h"} <= quantized
     assert not quantized & {"a", "c", "f"}, "a Relu alone reads them"
     assert "scores" not in quantized, "a network's output stays float"
@@ -286,7 +286,7 @@ BEHIND_WEIGHTS = {
 def test_activations_are_quantized_where_they_are_read(plan_of):
     plan = plan_of(network(BEHIND, **BEHIND_WEIGHTS))
     assert set(plan.activations) == {"x", "c", "f", "g", "i"}
-    assert plan.shared == {}
+    assert plan.aliases == {}
 
 
 def test_functions_between_two_numbers_have_a_fixed_range_where_the_target_has_it(plan_of):
@@ -299,7 +299,7 @@ def test_functions_between_two_numbers_have_a_fixed_range_where_the_target_has_i
 def test_activations_are_quantized_behind_what_makes_them(plan_of):
     plan = plan_of(network(BEHIND, **BEHIND_WEIGHTS), placement="output")
     assert set(plan.activations) == {"x", "b", "e", "f", "g", "h", "j"}
-    assert plan.shared == {"c": "b", "i": "h"}
+    assert plan.aliases == {"c": "b", "i": "h"}
     assert plan.activations["b"].bits == 4, "as wide as the layer behind the pooling wants it"
     assert plan.activations["e"].bits == 8
 

@@ -6,8 +6,8 @@ from networks import saved
 from written import qdq
 
 from dipo.nightly.jobs import read_jobs
+from dipo.nightly.resources import ResourceRequest
 from dipo.nightly.result import Status, collect
-from dipo.nightly.room import Need
 from dipo.nightly.runner import Ended, Task
 
 REPORT = {
@@ -36,7 +36,7 @@ def run(tmp_path):
 def ended(tmp_path, returncode=0, log="", **more) -> Ended:
     path = tmp_path / "a.log"
     path.write_text(log)
-    return Ended(Task("a", (), path, Need(1, 0)), returncode, 7.0, **more)
+    return Ended(Task("a", (), path, ResourceRequest(1, 0)), returncode, 7.0, **more)
 
 
 def test_a_finished_run_is_read_and_judged(job, run, tmp_path):

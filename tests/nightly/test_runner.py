@@ -8,10 +8,10 @@ import time
 import psutil
 import pytest
 
-from dipo.nightly.room import Need, Room
+from dipo.nightly.resources import ResourceRequest, Resources
 from dipo.nightly.runner import Stop, Task, run_tasks
 
-ONE = Need(1, 0)
+ONE = ResourceRequest(1, 0)
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def gone(pid: int) -> bool:
 
 def test_as_many_run_at_a_time_as_fit(task, tmp_path):
     tasks = [task("a", meet(tmp_path, "a", "b")), task("b", meet(tmp_path, "b", "a"))]
-    assert {each.task.name: each.returncode for each in run_tasks(tasks, room=Room(2, []), stop=Stop())} == {
+    assert {each.task.name: each.returncode for each in run_tasks(tasks, room=Resources(2, []), stop=Stop())} == {
         "a": 0,
         "b": 0,
     }
@@ -78,7 +78,7 @@ def test_no_more_run_at_a_time_than_fit_or_are_allowed(task, cpus, parallel):
         most = max(most, len(running))
 
     order = []
-    for ended in run_tasks(tasks, room=Room(cpus, []), stop=Stop(), parallel=parallel, on_start=started):
+    for ended in run_tasks(tasks, room=Resources(cpus, []), stop=Stop(), parallel=parallel, on_start=started):
         running.remove(ended.task.name)
         order.append(ended.task.name)
     assert most == 1
@@ -89,24 +89,24 @@ def test_a_small_task_does_not_wait_behind_one_that_does_not_fit_yet(task, tmp_p
     started = []
     tasks = [
         task("first", meet(tmp_path, "first", "small")),
-        task("wide", "pass", need=Need(2, 0)),
+        task("wide", "pass", need=ResourceRequest(2, 0)),
         task("small", meet(tmp_path, "small", "first")),
     ]
-    ends = list(run_tasks(tasks, room=Room(2, []), stop=Stop(), on_start=lambda task: started.append(task.name)))
+    ends = list(run_tasks(tasks, room=Resources(2, []), stop=Stop(), on_start=lambda task: started.append(task.name)))
     assert started == ["first", "small", "wide"]
     assert [each.returncode for each in ends] == [0, 0, 0]
 
 
 def test_a_failure_is_told_and_the_others_go_on(task, tmp_path):
     tasks = [task("bad", "print('so it is'); raise SystemExit(7)"), task("good", "pass")]
-    codes = {each.task.name: each.returncode for each in run_tasks(tasks, room=Room(1, []), stop=Stop())}
+    codes = {each.task.name: each.returncode for each in run_tasks(tasks, room=Resources(1, []), stop=Stop())}
     assert codes == {"bad": 7, "good": 0}
     assert (tmp_path / "bad.log").read_text() == "so it is\n"
 
 
 def test_what_cannot_be_started_is_told_and_gives_its_room_back(task):
     tasks = [task("none", "", command=("/no/such/program",)), task("good", "pass")]
-    ends = {each.task.name: each for each in run_tasks(tasks, room=Room(1, []), stop=Stop())}
+    ends = {each.task.name: each for each in run_tasks(tasks, room=Resources(1, []), stop=Stop())}
     assert ends["none"].returncode is None
     assert "No such file" in (ends["none"].reason or "")
     assert ends["good"].returncode == 0
@@ -114,8 +114,8 @@ def test_what_cannot_be_started_is_told_and_gives_its_room_back(task):
 
 def test_each_pinned_task_sees_its_own_gpu(task, tmp_path):
     code = "import os; print(os.environ.get('CUDA_VISIBLE_DEVICES'))"
-    tasks = [task(name, code, need=Need(0, 1), pinned=True) for name in "ab"]
-    assert [each.returncode for each in run_tasks(tasks, room=Room(1, ["4", "6"]), stop=Stop())] == [0, 0]
+    tasks = [task(name, code, need=ResourceRequest(0, 1), pinned=True) for name in "ab"]
+    assert [each.returncode for each in run_tasks(tasks, room=Resources(1, ["4", "6"]), stop=Stop())] == [0, 0]
     assert {(tmp_path / f"{name}.log").read_text().strip() for name in "ab"} == {"4", "6"}
 
 
@@ -124,7 +124,7 @@ def test_a_timeout_ends_the_whole_group_and_the_next_one_starts(task, tmp_path):
     ends = list(
         run_tasks(
             [slow, task("next", "pass")],
-            room=Room(1, []),
+            room=Resources(1, []),
             stop=Stop(),
             grace=0.1,
             on_start=lambda task: wait_for(tmp_path / "pid"),
@@ -146,7 +146,7 @@ def test_ctrl_c_ends_all_groups_and_the_rest_is_not_started(task, tmp_path):
             children.append(int(wait_for(tmp_path / "pid")))
             os.kill(os.getpid(), signal.SIGINT)
 
-        ends = list(run_tasks(tasks, room=Room(1, []), stop=stop, grace=0.3, on_start=lambda task: interrupt()))
+        ends = list(run_tasks(tasks, room=Resources(1, []), stop=stop, grace=0.3, on_start=lambda task: interrupt()))
     assert [(each.task.name, each.stopped, each.returncode) for each in ends] == [
         ("slow", True, -signal.SIGKILL), ("waits", True, None)
     ]  # fmt: skip
@@ -164,7 +164,11 @@ def test_a_second_signal_does_not_wait_for_the_grace(task, tmp_path):
             os.kill(os.getpid(), signal.SIGINT)
 
         (ended,) = run_tasks(
-            [task("slow", stubborn(tmp_path / "pid"))], room=Room(1, []), stop=stop, grace=600, on_start=interrupt_twice
+            [task("slow", stubborn(tmp_path / "pid"))],
+            room=Resources(1, []),
+            stop=stop,
+            grace=600,
+            on_start=interrupt_twice,
         )
     assert (ended.returncode, ended.reason) == (-signal.SIGKILL, "stopped by SIGTERM")
     assert signal.getsignal(signal.SIGINT) is before
@@ -176,7 +180,7 @@ def test_leaving_early_ends_what_runs(task, tmp_path):
         raise RuntimeError("the caller broke")
 
     ends = run_tasks(
-        [task("slow", stubborn(tmp_path / "pid"))], room=Room(1, []), stop=Stop(), grace=0.1, on_start=fail
+        [task("slow", stubborn(tmp_path / "pid"))], room=Resources(1, []), stop=Stop(), grace=0.1, on_start=fail
     )
     with pytest.raises(RuntimeError, match="the caller broke"):
         list(ends)

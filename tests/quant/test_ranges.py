@@ -51,7 +51,7 @@ def statistics(x):
 
 def quantize(x, q):
     """QuantizeLinear, then DequantizeLinear."""
-    scale, zero_point = q.along(x.ndim)
+    scale, zero_point = q.broadcast_to(x.ndim)
     codes = np.clip(np.rint(x / scale) + zero_point, q.qmin, q.qmax)
     return ((codes - zero_point) * scale).astype(np.float32)
 
@@ -404,7 +404,7 @@ def test_narrow_codes_leave_out_the_smallest(spec, method):
     w = a_weight((4, 300), seed=4)
     w = np.concatenate([w, -w])
     q = weight_qparams(w, replace(spec, per_channel=True), axis=0, method=method)
-    scale, zero_point = q.along(2)
+    scale, zero_point = q.broadcast_to(2)
     codes = np.clip(np.rint(w / scale) + zero_point, q.qmin, q.qmax)
     whole = replace(spec, narrow=False)
     assert codes.min() == whole.qmin + 1 and codes.max() == whole.qmax

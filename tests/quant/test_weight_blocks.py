@@ -26,7 +26,7 @@ def in_blocks(array, axis, size):
 
 
 def error(weight, qparams):
-    scale, zero = qparams.along(weight.ndim)
+    scale, zero = qparams.broadcast_to(weight.ndim)
     codes = np.clip(np.rint(weight / scale) + zero, qparams.qmin, qparams.qmax)
     return float(np.sum(((codes - zero) * scale - weight.astype(np.float64)) ** 2))
 
@@ -39,7 +39,7 @@ def test_minmax_scales_are_those_of_the_formula(name, spec):
     count = -(-weight.shape[along] // 8)
     assert found.scale.shape == found.zero_point.shape == (*weight.shape[:along], count, *weight.shape[along + 1 :])
     assert found.blocks == Blocks(8, along, weight.shape[along]) and found.axis == axis
-    scale, zero = found.along(weight.ndim)
+    scale, zero = found.broadcast_to(weight.ndim)
     assert scale.shape == zero.shape == weight.shape
     for block, scales, zeros in zip(
         in_blocks(weight, along, 8), in_blocks(scale, along, 8), in_blocks(zero, along, 8), strict=True

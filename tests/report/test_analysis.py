@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 from rich.console import Console
 
-from dipo.algo.findings import NetworkAnalysis
+from dipo.algo.analysis_sums import NetworkAnalysis
 from dipo.config import compose_config
 from dipo.export.targets import TARGETS
 from dipo.graph.plan import LayerPlan, Plan

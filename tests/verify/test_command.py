@@ -7,7 +7,7 @@ import pytest
 from onnx import numpy_helper
 
 from dipo.cli.verify import main
-from dipo.verify import table
+from dipo.verify import consumers
 from dipo.verify.verdict import Unavailable, require
 
 
@@ -108,7 +108,7 @@ def test_a_consumer_that_is_not_installed_is_named(write, capsys, monkeypatch):
     def gone(file, probe):
         require("no_such_consumer", get="pip install it")
 
-    monkeypatch.setitem(table.CONSUMERS, "ONNX Runtime", gone)
+    monkeypatch.setitem(consumers.CONSUMERS, "ONNX Runtime", gone)
     assert main([f"run={write('ort')}"]) == 0
     said = words(capsys.readouterr().out)
     assert "ONNX Runtime unchecked" in said and "no_such_consumer is not installed: pip install it" in said
@@ -123,9 +123,9 @@ def test_the_table_folds_no_name(write, capsys, monkeypatch, columns):
         write(platform, below=platform)
     assert main([f"run={write('ort')}"]) == 0
     said = capsys.readouterr().out
-    table = said[said.index("what the consumers make") :].split("\n\n")[0].splitlines()
-    assert all(len(line) <= columns for line in table)
-    rows = [line.split() for line in table]
+    consumers = said[said.index("what the consumers make") :].split("\n\n")[0].splitlines()
+    assert all(len(line) <= columns for line in consumers)
+    rows = [line.split() for line in consumers]
     assert "ti/tidl_quant_params.prototxt" in {row[0] for row in rows if row}
     assert any(" ".join(row).endswith("for TIDL 17 0 0 200.0 100.0 ok") for row in rows)
 

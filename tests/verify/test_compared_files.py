@@ -8,7 +8,7 @@ import pytest
 from dipo.cli.verify import main
 from dipo.export.targets import TARGETS
 from dipo.verify import ranges
-from dipo.verify.table import declared_as
+from dipo.verify.consumers import declared_as
 from dipo.verify.verdict import Refused, State
 
 FILES = {each.name: name for name, target in TARGETS.items() for each in target.files if each.read is not None}
@@ -86,7 +86,7 @@ def test_an_unknown_name_is_ignored(write, capsys):
 
 @pytest.mark.parametrize("form", ["qdq", "qop"])
 def test_integer_operators_have_the_grids_too(write, form):
-    from dipo.export.forms import Form
+    from dipo.export.formats import OnnxFormat
 
-    verdict = check(write("qnn", form=Form(form)) / "qnn_encodings.json")
+    verdict = check(write("qnn", form=OnnxFormat(form)) / "qnn_encodings.json")
     assert not verdict.failed and sum(not fate.why for fate in verdict.tensors) > 8

@@ -10,9 +10,9 @@ from onnx import numpy_helper
 
 from dipo.export.rknn_config import ENTRIES, read_ranges
 from dipo.verify import aimet, onnx_runtime, openvino, qnn, rknn
-from dipo.verify.grids import Network
+from dipo.verify.onnx_network import Network
 from dipo.verify.probe import feed_of, make_probe
-from dipo.verify.verdict import Fate, State
+from dipo.verify.verdict import State, TensorOutcome
 
 
 def probe_of(folder):
@@ -48,7 +48,7 @@ def test_a_bias_of_zeros_that_the_optimizer_merges_with_other_zeros(write, name)
     bias.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(bias)), bias.name))
     onnx.save(model, file)
     fates = {fate.name: fate for fate in onnx_runtime.check(file, probe_of(folder)).tensors}
-    assert fates[bias.name] == Fate(bias.name, State.ACCEPTED)
+    assert fates[bias.name] == TensorOutcome(bias.name, State.ACCEPTED)
 
 
 def test_openvino(write):
@@ -112,12 +112,12 @@ def test_what_the_toolkit_says_of_each_range(write):
     before = {**dict.fromkeys(given, other), **biases, "z_mm": other, "half": other}
     taken = rknn.Taken(before, {**given, "z_mm": "f"}, ("half",), {}, frozenset(given) | {"z_mm"})
     fates = {fate.name: fate for fate in rknn._fates(ours, taken, network)}
-    assert fates["x"] == Fate("x", State.ACCEPTED)
-    assert fates["conv1_W"] == Fate("conv1_W", State.ACCEPTED, "another name of 'w1'")
-    assert fates["conv1_b"] == Fate("conv1_b", State.ACCEPTED, "another name of 'b1'")
+    assert fates["x"] == TensorOutcome("x", State.ACCEPTED)
+    assert fates["conv1_W"] == TensorOutcome("conv1_W", State.ACCEPTED, "another name of 'w1'")
+    assert fates["conv1_b"] == TensorOutcome("conv1_b", State.ACCEPTED, "another name of 'b1'")
     assert fates["fc_b"].state is State.RECOMPUTED and fates["half"].state is State.RECOMPUTED
-    assert fates["f"] == Fate("f", State.ACCEPTED, "the toolkit calls it 'z_mm'")
-    assert fates["p1"] == Fate("p1", State.ACCEPTED, "the toolkit has left it out; its range is that of 'r2'")
+    assert fates["f"] == TensorOutcome("f", State.ACCEPTED, "the toolkit calls it 'z_mm'")
+    assert fates["p1"] == TensorOutcome("p1", State.ACCEPTED, "the toolkit has left it out; its range is that of 'r2'")
     assert {name for name, fate in fates.items() if fate.state is State.IGNORED} == set()
 
     silent = dataclasses.replace(taken, changed=taken.changed - {"c2", "w2"})
@@ -129,6 +129,6 @@ def test_what_the_toolkit_says_of_each_range(write):
     fused = dataclasses.replace(taken, before=without, sources=fewer, replaced={"w2": "w2_new", "c2": "s"})
     fates = {fate.name: fate for fate in rknn._fates(ours, fused, network)}
     for name, its in (("w2", "w2_new"), ("conv2_W", "w2_new"), ("c2", "s")):
-        assert fates[name] == Fate(name, State.RECOMPUTED, f"the toolkit has {its!r} in its place")
+        assert fates[name] == TensorOutcome(name, State.RECOMPUTED, f"the toolkit has {its!r} in its place")
     unknown = {**ours, "nothing": other}
     assert {f.name for f in rknn._fates(unknown, taken, network) if f.state is State.IGNORED} == {"nothing"}

@@ -8,10 +8,10 @@ from rich.console import Console
 from dipo.cli.verify import main
 from dipo.report.measures import OutputError
 from dipo.verify import atlas, compare, ranges, tidl
+from dipo.verify.consumers import declared_as
 from dipo.verify.probe import feed_of, make_probe
-from dipo.verify.table import declared_as
 from dipo.verify.terminal import show
-from dipo.verify.verdict import Fate, Refused, State, Verdict
+from dipo.verify.verdict import Refused, State, TensorOutcome, Verdict
 
 RECORDS = {"atlas": (atlas, "scale_offset_record.txt"), "ti": (tidl, "tidl_quant_params.prototxt")}
 
@@ -62,7 +62,7 @@ def test_tidl_computes_with_the_ranges(write, monkeypatch):
     """Where `quantized.onnx` has no grid for a tensor, the outputs show that its range is another one."""
     run = write("ti")
     good = check(run, "ti")
-    monkeypatch.setattr(compare, "held_grids", lambda deployed, quantized: {})
+    monkeypatch.setattr(compare, "reference_grids", lambda deployed, quantized: {})
     change(run, "ti", r"max: 3.96875\n(.*\n.*\n.*)scale: 32.0", r"max: 99.0\n\1scale: 1.2828282828")
     assert good.error.sqnr_db > 60 > check(run, "ti").error.sqnr_db
 
@@ -72,7 +72,7 @@ def test_tidl_computes_with_the_ranges(write, monkeypatch):
 )
 def test_outputs_of_another_network_fail_the_check(tmp_path, capsys, file, sqnr_db, fails):
     error = OutputError(agreement=90.0, cosine=0.98, sqnr_db=sqnr_db)
-    verdict = Verdict("TIDL", tmp_path / file, [Fate("x", State.ACCEPTED)], error)
+    verdict = Verdict("TIDL", tmp_path / file, [TensorOutcome("x", State.ACCEPTED)], error)
     assert verdict.failed is fails
     show([verdict], Console(width=100), root=tmp_path, every=False)
     assert ("it computes something else" in capsys.readouterr().out) is fails

@@ -19,18 +19,18 @@ class Analyze(NetworkStep):
 
     def run(self, state: NetworkState, workers: Workers) -> NetworkChange:
         """Share the samples out over the workers and add up what they found."""
+        from dipo.algo.analysis_sums import Analysis, NetworkAnalysis
         from dipo.algo.analyze import AnalyzeBatches
-        from dipo.algo.compare_scales import compare_scales
-        from dipo.algo.findings import Analysis, NetworkAnalysis
+        from dipo.algo.granularity import compare_granularities
 
         samples = min(ANALYSIS_SAMPLES, state.num_samples)
         sensitivity = min(SENSITIVITY_SAMPLES, samples)
-        shared = workers.share(state.quantized)
+        aliases = workers.share(state.quantized)
         parts = workers.over_samples(
-            lambda batches: AnalyzeBatches(batches, shared, sensitivity), title=self.name, num_samples=samples
+            lambda batches: AnalyzeBatches(batches, aliases, sensitivity), title=self.name, num_samples=samples
         )
         found = functools.reduce(Analysis.merge, parts)
-        weights = compare_scales(state.model, plan=state.plan, quantized=state.quantized, cfg=state.calib)
+        weights = compare_granularities(state.model, plan=state.plan, quantized=state.quantized, cfg=state.calib)
         # Whole batches are looked at.
         looked_at = min(samples, -(-sensitivity // state.batch_size) * state.batch_size)
         return NetworkChange(

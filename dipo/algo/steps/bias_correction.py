@@ -81,7 +81,7 @@ class BiasCorrection(UnitStep, NetworkStep):
 
     def run(self, state: NetworkState, workers: Workers) -> NetworkChange:
         """Correct all biases by what the float network's values are like."""
-        from dipo.algo.analytic import analytic_bias_correction
+        from dipo.algo.data_free import analytic_bias_correction
 
         del workers
         found = analytic_bias_correction(

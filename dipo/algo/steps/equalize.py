@@ -52,20 +52,20 @@ class Equalize(FloatStep):
 
     def change(self, network: FloatNetwork, *, record: Mapping[str, NDArray[Any]] | None = None) -> FloatChange:
         """Balance the channels; the record is the least number [C] of each layer's output on the samples."""
-        from dipo.algo.absorb import least_outputs
-        from dipo.algo.analytic import channel_reaches
+        from dipo.algo.bias_absorption import min_outputs
+        from dipo.algo.data_free import channel_reaches
         from dipo.algo.equalize import equalize
-        from dipo.algo.links import Refusal
+        from dipo.algo.layer_pairs import Skipped
 
         if self._leaves_channels(network):
             where = next(iter(network.plan.layers))
             reason = (
                 "left out, all weights have a scale for each channel (algo.equalize_per_channel=true equalizes them)"
             )
-            return FloatChange(network.model, refusals=[Refusal(where, reason)])
+            return FloatChange(network.model, refusals=[Skipped(where, reason)])
         seen = None if record is None else dict(record)
         if record is None and network.has_samples and network.samples is not None and self.options.absorb_bias:
-            seen = least_outputs(network.model, network.samples)
+            seen = min_outputs(network.model, network.samples)
         try:
             reaches = channel_reaches(network.model, network.moments())
         except UserError as error:

@@ -136,7 +136,7 @@ class Reconstruction(UnitStep):
 
     def solve(self, work: UnitWork) -> UnitResult:
         """Train the unit; correct its biases behind the last phase, where that helps."""
-        from dipo.algo.train_unit import train_unit
+        from dipo.algo.unit_training import train_unit
 
         ends = self.phase.stop == self.options.iters
         return train_unit(

@@ -74,7 +74,7 @@ class Sparsify(UnitStep):
 
     def check(self, plan: Plan) -> None:
         """Look for patterns of `algo.sparsity_skip` that fit no layer."""
-        from dipo.graph.wishes import check_patterns
+        from dipo.graph.constraints import check_patterns
 
         check_patterns("algo.sparsity_skip", self.options.sparsity_skip, list(plan.layers), list(plan.layers))
 

@@ -75,7 +75,7 @@ class Tune(UnitStep):
 
     def solve(self, work: UnitWork) -> UnitResult:
         """Train the network."""
-        from dipo.algo.train_unit import train_unit
+        from dipo.algo.unit_training import train_unit
 
         whole = Phase(0, self.options.tune_iters)
         return train_unit(work, cfg=self.training, phase=whole, seed=self.seed, freeze_rounding=True)

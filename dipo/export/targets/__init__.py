@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dipo.errors import UserError
-from dipo.export.forms import Form
+from dipo.export.formats import OnnxFormat
 from dipo.export.target import Target
 from dipo.export.targets import atlas, imx, magicmind, openvino, ort, qnn, rk, rv, snpe, stpu, ti, trt
 from dipo.registry import Registry
@@ -40,7 +40,9 @@ OWN_OPTIONS = frozenset(option for target in _OWN for option in target.option_na
 """Names of the options that are options of `platform` themselves."""
 
 
-def check_options(names: Iterable[str], given: Mapping[str, Any], *, form: Form, all_take_form: bool = False) -> None:
+def check_options(
+    names: Iterable[str], given: Mapping[str, Any], *, form: OnnxFormat, all_take_form: bool = False
+) -> None:
     """Look for options that mean nothing to the targets.
 
     Args:

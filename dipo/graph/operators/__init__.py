@@ -118,20 +118,20 @@ def of(node: Node) -> Operator:
     return _read(name) if name in OPERATORS else _unknown(node)
 
 
-def names(having: Callable[[Operator], bool]) -> Set[str]:
+def names(with_updates: Callable[[Operator], bool]) -> Set[str]:
     """Return the keys of the operators for which `having` holds, those of other packages included.
 
     The set looks at records when it is asked: a module may have it as a constant without importing what other packages
     announce. Asking raises `UserError` as `of` does.
     """
-    return _Keys(having)
+    return _Keys(with_updates)
 
 
 class _Keys(Set[str]):
     """The keys of operators that have something in common."""
 
-    def __init__(self, having: Callable[[Operator], bool]) -> None:
-        self._having = having
+    def __init__(self, with_updates: Callable[[Operator], bool]) -> None:
+        self._having = with_updates
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and name in OPERATORS and self._having(_read(name))

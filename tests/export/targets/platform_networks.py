@@ -87,7 +87,7 @@ def quantize_weight(weight: np.ndarray, spec: QuantSpec, axis: int) -> tuple[np.
     qparams = qparams_between(
         weight.min(axis=others), weight.max(axis=others), spec, axis=axis if spec.per_channel else None
     )
-    scale, zero_point = qparams.along(weight.ndim)
+    scale, zero_point = qparams.broadcast_to(weight.ndim)
     return np.clip(np.rint(weight / scale) + zero_point, spec.qmin, spec.qmax).astype(np.int32), qparams
 
 
@@ -128,4 +128,4 @@ def quantize_all(model: ir.Model, plan: Plan, ranges: Mapping[str, Range]) -> Qu
         layers[name] = QuantizedLayer(codes, qparams, array_of(nodes[name].inputs[2]))
     wanted = {name: (spec.fixed or ranges.get(name, Range(-1.0, 3.0)), spec) for name, spec in plan.activations.items()}
     activations = {name: qparams_of(*each) for name, each in wanted.items()}
-    return QuantizedModel(layers, activations).having([], plan)
+    return QuantizedModel(layers, activations).with_updates([], plan)

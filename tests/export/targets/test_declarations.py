@@ -9,10 +9,10 @@ from exported import write_files
 from platform_networks import platform_case
 
 from dipo.config import PlatformConfig
-from dipo.export.forms import Form
+from dipo.export.formats import OnnxFormat
 from dipo.export.target import TargetFile
 from dipo.export.targets import OWN_OPTIONS, TARGETS
-from dipo.verify.table import CONSUMERS, declared_as
+from dipo.verify.consumers import CONSUMERS, declared_as
 
 HEAVY = ("numpy", "onnx", "onnx_ir", "onnxruntime", "torch", "ray")
 
@@ -55,9 +55,9 @@ def test_a_model_of_an_unknown_target_is_for_those_who_read_everybodys():
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_integer_operators_are_for_targets_with_integer_biases(name):
-    target, form = TARGETS[name], Form("qop")
+    target, form = TARGETS[name], OnnxFormat("qop")
     assert bool(target.form_remarks(form)) is not target.spec.int32_bias
-    assert not target.form_remarks(Form())
+    assert not target.form_remarks(OnnxFormat())
 
 
 def test_listing_them_imports_nothing_heavy():

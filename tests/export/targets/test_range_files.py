@@ -9,7 +9,7 @@ from platform_networks import ALL_VALUES, platform_case, small_network, without
 
 from dipo.errors import UserError
 from dipo.export import ranges
-from dipo.export.float_file import write_float
+from dipo.export.dequantized_model import write_float
 from dipo.export.ranges import Encoding
 from dipo.export.targets import atlas, qnn, snpe
 from dipo.graph.plan import QuantizedLayer
@@ -124,7 +124,7 @@ def test_float_file_holds_what_the_codes_stand_for(tmp_path):
     for name, weight in {"conv1": "w1", "conv2": "w2", "fc": "w3"}.items():
         layer = quantized.layers[name]
         np.testing.assert_array_equal(stored[weight], layer.weight)
-        scale, zero_point = layer.qparams.along(layer.codes.ndim)
+        scale, zero_point = layer.qparams.broadcast_to(layer.codes.ndim)
         np.testing.assert_array_equal(np.rint(stored[weight] / scale) + zero_point, layer.codes)
     assert {node.op_type for node in proto.graph.node}.isdisjoint({"QuantizeLinear", "DequantizeLinear"})
     assert [prop.key for prop in proto.metadata_props] == ["key"]

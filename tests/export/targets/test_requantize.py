@@ -32,7 +32,7 @@ def moved(own, other, *, other_precision=None, **precision):
 def test_everything_is_on_the_other_grid(own, other):
     _, found, plan = moved(own, other)
     assert found.quantized.layers.keys() == plan.layers.keys()
-    assert found.quantized.activations.keys() == plan.activations.keys() | plan.shared.keys()
+    assert found.quantized.activations.keys() == plan.activations.keys() | plan.aliases.keys()
     specs = {name: layer.spec for name, layer in plan.layers.items()} | plan.activations
     grids = {name: layer.qparams for name, layer in found.quantized.layers.items()} | found.quantized.activations
     for name, spec in specs.items():

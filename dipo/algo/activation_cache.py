@@ -1,0 +1,108 @@
+"""Values that one unit hands to the next, kept for all samples of a shard."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dipo.quant.functional import TorchQParams, dequantize, quantize
+from dipo.quant.rounding import flat, unflat
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples that run together: cut at fixed sample indices, so that no result depends on the number of workers."""
+
+    index: int
+    """Position among all batches of the run."""
+    start: int
+    """First sample of the data set."""
+    stop: int
+    """One past the last."""
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+def cut(num_samples: int, batch_size: int) -> list[Batch]:
+    """All batches of a run; the last may be shorter."""
+    starts = range(0, num_samples, batch_size)
+    return [Batch(index, start, min(start + batch_size, num_samples)) for index, start in enumerate(starts)]
+
+
+@dataclass(frozen=True, eq=False)
+class StoredRows:
+    """One value for some samples, as workers hand it to each other."""
+
+    data: NDArray[Any]
+    """[samples, elements], as in a capture."""
+    shape: tuple[int, ...]
+    """Of one sample."""
+
+    @staticmethod
+    def of(capture: CachedActivation) -> StoredRows:
+        """All samples of a capture."""
+        return StoredRows(capture.data.cpu().numpy(), capture.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class CachedActivation:
+    """One value, for the samples of a shard."""
+
+    data: torch.Tensor
+    """[samples, elements], elements in the order of memory (images channels_last): integer codes, or float32."""
+    shape: tuple[int, ...]
+    """Of one sample."""
+    qparams: TorchQParams | None
+    """What the codes stand for; None for floats."""
+
+    @staticmethod
+    def encode(batch: torch.Tensor, qparams: TorchQParams | None) -> torch.Tensor:
+        """A batch of the value, quantized before or not, as it is stored: codes where `qparams` are given."""
+        return batch if qparams is None else quantize(batch, qparams)
+
+    @staticmethod
+    def gather(parts: Sequence[torch.Tensor], qparams: TorchQParams | None) -> CachedActivation:
+        """Puts encoded batches together."""
+        stored = [flat(part).view(len(part), -1) for part in parts]
+        return CachedActivation(torch.cat(stored), tuple(parts[0].shape[1:]), qparams)
+
+    @staticmethod
+    def restore(parts: Sequence[StoredRows], qparams: TorchQParams | None, device: torch.device) -> CachedActivation:
+        """Puts stored parts together."""
+        data = np.concatenate([part.data for part in parts])
+        return CachedActivation(torch.from_numpy(data).to(device), parts[0].shape, qparams)
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        """Samples start to stop, float32 [stop - start, *shape]."""
+        part = self.data[start:stop]
+        numbers = part if self.qparams is None else dequantize(part, self.qparams)
+        return self.view(numbers)
+
+    def view(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Numbers in the capture's order, as [samples, *shape]."""
+        samples = numbers.numel() // max(1, self.data.shape[1])
+        return unflat(numbers.reshape(-1), (samples, *self.shape))
+
+
+def channel_sum(value: torch.Tensor) -> torch.Tensor:
+    """Sum over all dimensions but the channels', 1; float64 [C]."""
+    return value.sum(dim=[dim for dim in range(value.ndim) if dim != 1]).double()
+
+
+def read_ahead(
+    batches: Sequence[Batch], inputs: Callable[[Batch], Mapping[str, torch.Tensor]]
+) -> Iterator[tuple[Batch, Mapping[str, torch.Tensor]]]:
+    """Batches with their inputs; while one is worked on, a thread reads and decodes the next."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = deque(reader.submit(inputs, batch) for batch in batches[:1])
+        for index, batch in enumerate(batches):
+            coming.extend(reader.submit(inputs, later) for later in batches[index + 1 : index + 2])
+            yield batch, coming.popleft().result()

@@ -1,0 +1,46 @@
+"""What is odd about a network, though it can be quantized: the report lists it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from dipo.graph.accessors import array_of
+from dipo.graph.plan import Plan
+from dipo.quant.observers import Statistics
+
+
+@dataclass(frozen=True)
+class Diagnostic:
+    """One thing that the user may want to look at."""
+
+    name: str
+    """Of the layer or of the activation."""
+    what: str
+
+
+def diagnose(model: ir.Model, plan: Plan, statistics: Mapping[str, Statistics]) -> list[Diagnostic]:
+    """Weights and channels that are all zero, and activations with one value alone.
+
+    Args:
+        model: The float network.
+        plan: What is quantized.
+        statistics: What calibration saw, by name of the activation; activations that are missing are passed over.
+    """
+    found = []
+    for name, layer in plan.layers.items():
+        weight = array_of(model.graph.initializers[layer.weight])
+        rows = np.moveaxis(weight, layer.axis, 0).reshape(weight.shape[layer.axis], -1)
+        num_dead = int((~rows.any(axis=1)).sum())
+        if num_dead == len(rows):
+            found.append(Diagnostic(name, "its weight is all zero"))
+        elif num_dead:
+            found.append(Diagnostic(name, f"{num_dead} of its {len(rows)} channels have no weight but zero"))
+    for name in plan.activations:
+        seen = statistics.get(name)
+        if seen is not None and seen.count and seen.min == seen.max:
+            found.append(Diagnostic(name, f"it is {seen.min:g} everywhere, on all samples"))
+    return found

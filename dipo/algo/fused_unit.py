@@ -1,0 +1,182 @@
+"""A unit's nodes as a differentiable program with fused quantizers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+from dipo.graph import operators, torch_ops
+from dipo.graph.accessors import name_of, sole_consumer
+from dipo.graph.limits import clip_limits
+from dipo.graph.operators import Operand
+from dipo.graph.ops.reader import TorchOp
+from dipo.quant.kernels import Kernels
+from dipo.quant.rounding import flat, random_words, unflat
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A node that runs as its torch function."""
+
+    function: TorchOp
+    inputs: tuple[str | None, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FusedFakeQuant:
+    """A value that is quantized, with the residual sum and the activation function that make it: one kernel."""
+
+    value: str
+    inputs: tuple[str, ...]
+    """One name, or the two that are added."""
+    low: float
+    high: float
+
+
+def fuse(nodes: Sequence[ir.Node], quantized: set[str], opset: int) -> list[Operation | FusedFakeQuant]:
+    """The unit's nodes, each quantized value's activation and residual sum drawn into its quantizer."""
+    sites: dict[ir.Node, FusedFakeQuant] = {}
+    absorbed: set[ir.Node] = set()
+    for node in nodes:
+        value = node.outputs[0]
+        if value.name not in quantized:
+            continue
+        chain = [node] if _bounds(node) is not None else []
+        low, high = (_bounds(node) if chain else None) or (-math.inf, math.inf)
+        source = node.inputs[0] if chain else value
+        assert source is not None
+        above = source.producer()
+        inputs: tuple[str, ...] = (name_of(source),)
+        if (
+            above is not None
+            and above in nodes
+            and _is_sum(above)
+            and (above is node or sole_consumer(source) is not None)
+        ):
+            chain = [*chain, above]
+            inputs = tuple(name_of(v) for v in above.inputs if v is not None)
+        if chain and not (source is not value and source.name in quantized):
+            sites[node] = FusedFakeQuant(name_of(value), inputs, low, high)
+            absorbed.update(chain)
+    program: list[Operation | FusedFakeQuant] = []
+    for node in nodes:
+        if node in sites:
+            program.append(sites[node])
+            continue
+        if node in absorbed:
+            continue
+        program.append(
+            Operation(
+                torch_ops.bind(node, opset),
+                tuple(None if v is None else name_of(v) for v in node.inputs),
+                tuple(v.name or "" for v in node.outputs),
+            )
+        )
+        if node.outputs[0].name in quantized:
+            name = name_of(node.outputs[0])
+            program.append(FusedFakeQuant(name, (name,), -math.inf, math.inf))
+    return program
+
+
+def _bounds(node: ir.Node) -> tuple[float, float] | None:
+    """The interval that a Relu or a Clip clips to; None for another node."""
+    limits = clip_limits(node)
+    return None if limits is None else (limits.low, limits.high)
+
+
+def _is_sum(node: ir.Node) -> bool:
+    if operators.of(node).operand is not Operand.SUMMAND or any(
+        v is None or v.const_value is not None for v in node.inputs
+    ):
+        return False
+    shapes = [v.shape for v in node.inputs if v is not None]
+    return shapes[0] is not None and shapes[1] is not None and tuple(shapes[0].dims[1:]) == tuple(shapes[1].dims[1:])
+
+
+@dataclass(frozen=True, eq=False)
+class Quantizer:
+    """How one value is quantized while its unit is trained. All tensors have no dimensions."""
+
+    scale: torch.Tensor
+    """A leaf that asks for a gradient."""
+    qlow: torch.Tensor
+    """Smallest code less the zero point."""
+    qhigh: torch.Tensor
+    q_prob: float
+    """Probability that an element is quantized; the others keep their float value."""
+
+
+class _QuantizeFunction(torch.autograd.Function):
+    """`quantize_forward` with `quantize_backward` as its gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, kernels: Kernels, x: torch.Tensor, other: torch.Tensor | None, *constants: torch.Tensor | None
+    ) -> torch.Tensor:
+        ctx.kernels, ctx.shape_of, ctx.two = kernels, x, other is not None
+        ctx.save_for_backward(x, other, *constants)
+        result = kernels.quantize_forward(flat(x), None if other is None else flat(other), *constants)
+        return unflat(result, x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, other, *constants = ctx.saved_tensors
+        grad_x, grad_scale = ctx.kernels.quantize_backward(
+            flat(grad), flat(x), None if other is None else flat(other), *constants
+        )
+        grad_x = unflat(grad_x, x.shape)
+        return None, grad_x, None if other is None else grad_x, None, None, grad_scale, None, None, None
+
+
+@dataclass
+class FusedUnit:
+    """A unit that runs forward with gradients."""
+
+    steps: list[Operation | FusedFakeQuant]
+    constants: dict[str, torch.Tensor]
+    """By name; weights and biases under training are leaves."""
+    quantizers: dict[str, Quantizer]
+    kernels: Kernels
+    bounds: dict[float, torch.Tensor] = field(default_factory=dict)
+
+    def run(
+        self, inputs: Mapping[str, torch.Tensor], outputs: Sequence[str], generator: torch.Generator
+    ) -> list[torch.Tensor]:
+        """Runs the unit.
+
+        Args:
+            inputs: What the unit's nodes read from outside, as they shall see it.
+            outputs: Names of the values to return, behind their quantizers.
+            generator: Draws the masks of QDrop.
+        """
+        values = {**self.constants, **inputs}
+        for step in self.steps:
+            if isinstance(step, FusedFakeQuant):
+                values[step.value] = self._quantize(step, values, generator)
+                continue
+            made = step.function(*(None if name is None else values[name] for name in step.inputs))
+            values.update(zip(step.outputs, made if isinstance(made, tuple) else (made,), strict=False))
+        return [values[name] for name in outputs]
+
+    def _quantize(
+        self, site: FusedFakeQuant, values: Mapping[str, torch.Tensor], generator: torch.Generator
+    ) -> torch.Tensor:
+        quantizer = self.quantizers[site.value]
+        x, *others = (values[name] for name in site.inputs)
+        words = random_words(x.numel(), generator, quantizer.q_prob) if quantizer.q_prob < 1 else None
+        result: torch.Tensor = _QuantizeFunction.apply(  # type: ignore[no-untyped-call]
+            self.kernels, x, others[0] if others else None, self._bound(site.low, x), self._bound(site.high, x),
+            quantizer.scale, quantizer.qlow, quantizer.qhigh, words,
+        )  # fmt: skip
+        return result
+
+    def _bound(self, bound: float, like: torch.Tensor) -> torch.Tensor:
+        if bound not in self.bounds:
+            self.bounds[bound] = torch.tensor(bound, device=like.device)
+        return self.bounds[bound]

@@ -1,0 +1,68 @@
+"""Where one scale for each channel of a weight would gain over one for the whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from dipo.graph.accessors import array_of
+from dipo.graph.plan import Plan, QuantizedModel
+from dipo.quant.codes import nearest_codes
+from dipo.quant.ranges import weight_qparams
+from dipo.quant.spec import QParams
+from dipo.recipe import CalibConfig
+
+
+@dataclass(frozen=True)
+class WeightSums:
+    """A layer's weight rounded to the nearest codes with one scale and with one for each channel, at the same width."""
+
+    signal: float
+    """Sum of the weight's squares."""
+    per_tensor: float
+    """Sum of the squared differences with one scale."""
+    per_channel: float
+
+
+def compare_granularities(
+    model: ir.Model, *, plan: Plan, quantized: QuantizedModel, cfg: CalibConfig
+) -> dict[str, WeightSums]:
+    """What one scale for each channel gains over one for the tensor, by name of the layer; no sample is needed.
+
+    The kind that the layer has keeps its scales; the other gets what calibration would give it at the same width.
+
+    Args:
+        model: The float network.
+        plan: What is quantized.
+        quantized: The scales in use; a layer's `target` takes the float weight's place.
+        cfg: How a weight's range is chosen.
+    """
+    found = {}
+    for name, layer in plan.layers.items():
+        own = quantized.layers[name]
+        target = array_of(model.graph.initializers[layer.weight]) if own.target is None else own.target
+        weight = target.astype(np.float32)
+        other_spec = replace(layer.spec, per_channel=not layer.spec.per_channel, block=None)
+        other = weight_qparams(
+            weight,
+            other_spec,
+            axis=layer.axis,
+            method=cfg.weights,
+            percentile=cfg.weight_percentile,
+            name=f"weight {layer.weight}",
+        )
+        noise, other_noise = _rounding_noise(weight, own.qparams), _rounding_noise(weight, other)
+        if layer.spec.per_channel:
+            noise, other_noise = other_noise, noise
+        found[name] = WeightSums(float(np.square(weight, dtype=np.float64).sum()), noise, other_noise)
+    return found
+
+
+def _rounding_noise(weight: NDArray[np.float32], qparams: QParams) -> float:
+    """Sum of (Q(w) - w)^2 with every weight at its nearest code."""
+    scale, zero_point = qparams.broadcast_to(weight.ndim)
+    codes = nearest_codes(weight, qparams)
+    return float(np.square(((codes - zero_point) * scale).astype(np.float32) - weight, dtype=np.float64).sum())

@@ -1,0 +1,340 @@
+"""The float and the quantized network side by side, over one worker's samples.
+
+A worker holds what the units to come still read: of the float network numbers, of the quantized one integer codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from dipo.algo.activation_cache import Batch, CachedActivation, StoredRows, channel_sum
+from dipo.algo.collectives import Collectives
+from dipo.graph.accessors import name_of, node_name
+from dipo.graph.layers import layers_of
+from dipo.graph.plan import Plan, QuantizedLayer, QuantizedModel
+from dipo.graph.torch_module import GraphModule, Hook, channels_last
+from dipo.graph.units import Unit
+from dipo.quant.functional import TorchQParams, fake_quantize
+from dipo.quant.spec import QParams
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelMoments:
+    """Of a value's channels, over samples and positions; float64 [C] each."""
+
+    mean: np.ndarray
+    var: np.ndarray
+    """Mean squared distance from the mean: divided by the number of elements, not by one less."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerOutputs:
+    """What a layer gives, before the bias that it has is changed."""
+
+    layer: str
+    value: str
+    """Name of its output."""
+    bias: np.ndarray
+    """The bias that is part of it."""
+    batches: list[torch.Tensor]
+    """This worker's, in order; whoever moves on from them takes them out."""
+
+
+class NetworkPair:
+    """Both networks up to the unit that is next. Every worker makes the same calls at the same time."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        *,
+        plan: Plan,
+        units: Sequence[Unit],
+        quantized: QuantizedModel,
+        batches: Sequence[Batch],
+        owners: Sequence[int],
+        collectives: Collectives,
+        device: torch.device,
+    ) -> None:
+        """Holds no samples yet: `read_samples` or `take_inputs` bring them.
+
+        Args:
+            model: The float network, normalised.
+            plan: What is quantized.
+            units: All units, in order.
+            quantized: What calibration found for every layer and activation.
+            batches: This worker's batches.
+            owners: The worker that holds each of the run's batches.
+            collectives: Adds up over the workers.
+            device: Where tensors live.
+        """
+        self.model, self.plan, self.units, self.collectives, self.device = model, plan, list(units), collectives, device
+        self.batches, self.owners = list(batches), list(owners)
+        self.nodes = {node_name(node): node for node in model.graph}
+        self.layer_layouts = {
+            layer.name: (name_of(layer.weight), None if layer.bias is None else name_of(layer.bias))
+            for layer in layers_of(model)
+        }
+        self.layers, self.activations = dict(quantized.layers), dict(quantized.activations)
+        self.rows = _rows(batches)
+        self.with_float = True
+        self.fp: dict[str, CachedActivation] = {}
+        self.q: dict[str, CachedActivation] = {}
+
+    def read_samples(self, inputs: Callable[[Batch], Mapping[str, torch.Tensor]], *, with_float: bool) -> None:
+        """Begins in front of the first unit.
+
+        Args:
+            inputs: Reads a batch: the network's inputs by name.
+            with_float: Whether the float network is carried along: reconstruction needs it, bias correction does not.
+        """
+        self.with_float = with_float
+        read = [inputs(batch) for batch in self.batches]
+        names = [name_of(value) for value in self.model.graph.inputs]
+        self.q = {name: self.gather(name, [channels_last(part[name]) for part in read], codes=True) for name in names}
+        kept = names if with_float else []
+        self.fp = {name: self.gather(name, [channels_last(part[name]) for part in read], codes=False) for name in kept}
+
+    def take_inputs(self, fp: Mapping[str, Sequence[StoredRows]], q: Mapping[str, Sequence[StoredRows]]) -> None:
+        """Begins in front of any unit, with what another pair captured of its inputs.
+
+        Args:
+            fp: By name of the value, the parts of the float network's.
+            q: The same of the quantized one's, by the same quantization parameters as this pair's.
+        """
+        self.fp = {name: CachedActivation.restore(parts, None, self.device) for name, parts in fp.items()}
+        self.q = {
+            name: CachedActivation.restore(parts, self._code_qparams(name, codes=True), self.device)
+            for name, parts in q.items()
+        }
+
+    def capture(self, names: Sequence[str]) -> tuple[dict[str, CachedActivation], dict[str, CachedActivation]]:
+        """Values anywhere in the float and in the quantized network, behind the samples that were read."""
+        nodes = list(self.model.graph)
+        module = self.module(nodes, names)
+        fp = self.run(module, self.reads(self.fp, module), constants={}, hook=None, codes=False)
+        weights, hook = self.weights(list(self.layers)), self.hook(nodes)
+        return fp, self.run(module, self.reads(self.q, module), constants=weights, hook=hook, codes=True)
+
+    def adopt(self, layers: Mapping[str, QuantizedLayer], activations: Mapping[str, QParams]) -> None:
+        """Takes what was found for a unit's layers, and its activations with all that share their scales."""
+        self.layers.update(layers)
+        self.activations.update(activations)
+        for value, source in self.plan.aliases.items():
+            if source in activations:
+                self.activations[value] = activations[source]
+
+    def targets(self, unit: Unit) -> dict[str, CachedActivation]:
+        """What the float network gives as the next unit's outputs."""
+        module = self.module([self.nodes[name] for name in unit.nodes], unit.outputs)
+        return self.run(module, self.reads(self.fp, module), constants={}, hook=None, codes=False)
+
+    def layer_outputs(self, unit: Unit) -> LayerOutputs | None:
+        """What the quantized layer of a unit of granularity `layer` gives; None where it is not, or has no bias."""
+        first = self.nodes[unit.nodes[0]]
+        name, value = node_name(first), name_of(first.outputs[0])
+        layer = self.layers.get(name)
+        if layer is None or layer.bias is None:
+            return None
+        module, weights = self.module([first], [value]), self.weights([name])
+        batches = [module(values, constants=weights)[value] for values in self.reads(self.q, module)]
+        return LayerOutputs(name, value, layer.bias, batches)
+
+    def advance(self, unit: Unit, *, outputs: LayerOutputs | None = None) -> None:
+        """Runs the quantized unit, as it now is, over all samples.
+
+        Args:
+            unit: The unit.
+            outputs: What its layer gave before its bias, and nothing else, was changed: the change is added to it.
+        """
+        nodes = [self.nodes[name] for name in unit.nodes]
+        if outputs is not None:
+            self._advance_from(outputs, nodes, unit)
+            return
+        module = self.module(nodes, unit.outputs)
+        self.q.update(
+            self.run(
+                module,
+                self.reads(self.q, module),
+                constants=self.weights(unit.layers),
+                hook=self.hook(nodes),
+                codes=True,
+            )
+        )
+
+    def _advance_from(self, outputs: LayerOutputs, nodes: Sequence[ir.Node], unit: Unit) -> None:
+        bias = self.layers[outputs.layer].bias
+        assert bias is not None
+        shift = torch.from_numpy(bias - outputs.bias).to(self.device)
+        shift = shift.view(-1, *(1,) * (outputs.batches[0].ndim - 2))
+        rest = self.module(nodes[1:], unit.outputs)
+        # Each batch is let go as soon as what follows has read it: floats of all samples are large.
+        shifted = ({outputs.value: outputs.batches.pop(0).add_(shift)} for _ in self.rows)
+        self.q.update(self.run(rest, shifted, constants={}, hook=self.hook(nodes), codes=True))
+
+    def run(
+        self,
+        module: GraphModule,
+        inputs: Iterable[Mapping[str, torch.Tensor]],
+        *,
+        constants: Mapping[str, torch.Tensor],
+        hook: Hook | None,
+        codes: bool,
+    ) -> dict[str, CachedActivation]:
+        """The module's outputs for all batches, as captures."""
+        parts: dict[str, list[torch.Tensor]] = {name: [] for name in module.outputs}
+        for batch in inputs:
+            for name, value in module(batch, hook=hook, constants=constants).items():
+                parts[name].append(CachedActivation.encode(value, self._code_qparams(name, codes=codes)))
+        return {
+            name: CachedActivation.gather(values, self._code_qparams(name, codes=codes))
+            for name, values in parts.items()
+        }
+
+    def gather(self, name: str, batches: Sequence[torch.Tensor], *, codes: bool) -> CachedActivation:
+        """A value of all batches; `codes` keeps it as the quantized network has it."""
+        qparams = self._code_qparams(name, codes=codes)
+        return CachedActivation.gather([CachedActivation.encode(batch, qparams) for batch in batches], qparams)
+
+    def _code_qparams(self, name: str, *, codes: bool) -> TorchQParams | None:
+        """The codes that a capture of the quantized network keeps; None where it keeps floats."""
+        return self._torch_qparams(name) if codes and name in self.activations else None
+
+    def forget(self, unit: Unit) -> None:
+        """Drops what no later unit reads."""
+        needed = {name for later in self.units[unit.index + 1 :] for name in later.inputs}
+        for captures in (self.q, self.fp):
+            for name in [name for name in captures if name not in needed]:
+                del captures[name]
+
+    def read(
+        self, captures: Mapping[str, CachedActivation], names: Sequence[str], rows: slice
+    ) -> dict[str, torch.Tensor]:
+        """Captured values of some rows."""
+        return {name: captures[name].rows(rows.start, rows.stop) for name in names}
+
+    def reads(self, captures: Mapping[str, CachedActivation], module: GraphModule) -> Iterator[dict[str, torch.Tensor]]:
+        """What a module reads, batch by batch."""
+        return (self.read(captures, module.inputs, rows) for rows in self.rows)
+
+    def module(self, nodes: Sequence[ir.Node], outputs: Sequence[str]) -> GraphModule:
+        """Some of the graph's nodes, with the float network's constants."""
+        return (
+            GraphModule(self.model, nodes=nodes, outputs=outputs)
+            .to(self.device)
+            .eval()
+            .requires_grad_(requires_grad=False)
+        )
+
+    def weights(self, layers: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Quantized weights and biases of those layers, by name of the constant."""
+        result = {}
+        for name in layers:
+            if name not in self.layers:
+                continue
+            weight, bias = self.layer_layouts[name]
+            result[weight] = channels_last(torch.tensor(self.layers[name].weight, device=self.device))
+            if bias is not None and self.layers[name].bias is not None:
+                result[bias] = torch.tensor(self.layers[name].bias, device=self.device)
+        return result
+
+    def hook(self, nodes: Sequence[ir.Node]) -> Hook:
+        """Fake-quantizes the values that the nodes make."""
+        made = {name_of(value) for node in nodes for value in node.outputs if value.name}
+        qparams = {
+            name: self._torch_qparams(name)
+            for name in made
+            if name in self.activations and name not in self.plan.aliases
+        }
+        return lambda name, value: fake_quantize(value, qparams[name]) if name in qparams else value
+
+    def _torch_qparams(self, name: str) -> TorchQParams:
+        return TorchQParams.of(self.activations[name], num_dims=0, device=self.device)
+
+    def output_error(
+        self, unit: Unit, targets: Mapping[str, CachedActivation], chosen: Sequence[tuple[Batch, slice]]
+    ) -> float:
+        """Sum of the squared differences of the unit's outputs from the float ones, over the chosen batches."""
+        nodes = [self.nodes[name] for name in unit.nodes]
+        module, hook, weights = self.module(nodes, unit.outputs), self.hook(nodes), self.weights(unit.layers)
+        sums = {batch.index: torch.zeros(1, dtype=torch.float64, device=self.device) for batch in self.batches}
+        for batch, rows in chosen:
+            made = module(self.read(self.q, module.inputs, rows), hook=hook, constants=weights)
+            for name, value in made.items():
+                seen = hook(name, value)
+                sums[batch.index] += (seen - targets[name].rows(rows.start, rows.stop)).square().sum().double()
+        return float(self.collectives.all_reduce_ordered(sums, owners=self.owners))
+
+    def means(
+        self,
+        module: GraphModule,
+        captures: Mapping[str, CachedActivation],
+        chosen: Sequence[tuple[Batch, slice]],
+        *,
+        constants: Mapping[str, torch.Tensor],
+        hook: Hook | None,
+    ) -> dict[str, np.ndarray]:
+        """Channel means of the module's outputs over the chosen batches of all workers; float64 [C] each."""
+        collected: dict[str, dict[int, torch.Tensor]] = {name: {} for name in module.outputs}
+        for batch, rows in chosen:
+            for name, value in module(self.read(captures, module.inputs, rows), hook=hook, constants=constants).items():
+                collected[name][batch.index] = _sum_and_count(value)
+        return {name: self._mean(parts, self._num_channels(name)) for name, parts in collected.items()}
+
+    def moments(
+        self,
+        module: GraphModule,
+        captures: Mapping[str, CachedActivation],
+        *,
+        constants: Mapping[str, torch.Tensor],
+        hook: Hook | None,
+    ) -> dict[str, ChannelMoments]:
+        """Channel means and variances of the module's outputs over all batches of all workers."""
+        collected: dict[str, dict[int, torch.Tensor]] = {name: {} for name in module.outputs}
+        for batch, inputs in zip(self.batches, self.reads(captures, module), strict=True):
+            for name, value in module(inputs, hook=hook, constants=constants).items():
+                # In double precision, the square of the mean may be taken off that of the values.
+                doubled = value.double()
+                collected[name][batch.index] = torch.stack([_sum_and_count(doubled), _sum_and_count(doubled.square())])
+        result = {}
+        for name, parts in collected.items():
+            total = self.collectives.all_reduce_ordered(parts, owners=self.owners).cpu().numpy()
+            mean, square = total[:, :-1] / total[:, -1:]
+            result[name] = ChannelMoments(mean, np.maximum(square - mean**2, 0))
+        return result
+
+    def mean_of(self, outs: Mapping[int, torch.Tensor]) -> np.ndarray:
+        """Channel means of one value over all batches of all workers; float64 [C]."""
+        return self._mean(
+            {index: _sum_and_count(out) for index, out in outs.items()}, next(iter(outs.values())).shape[1]
+        )
+
+    def _mean(self, parts: Mapping[int, torch.Tensor], num_channels: int) -> np.ndarray:
+        """Mean from the sums and counts of some of this worker's batches; the others add nothing."""
+        nothing = torch.zeros(num_channels + 1, dtype=torch.float64, device=self.device)
+        every = {batch.index: parts.get(batch.index, nothing) for batch in self.batches}
+        total = self.collectives.all_reduce_ordered(every, owners=self.owners).cpu().numpy()
+        return np.asarray(total[:-1] / total[-1])
+
+    def _num_channels(self, output: str) -> int:
+        return next(
+            len(layer.bias)
+            for name, layer in self.layers.items()
+            if layer.bias is not None and name_of(self.nodes[name].outputs[0]) == output
+        )
+
+
+def _rows(batches: Sequence[Batch]) -> list[slice]:
+    """Where each batch lies in the worker's captures."""
+    stops = np.cumsum([len(batch) for batch in batches])
+    return [slice(int(stop) - len(batch), int(stop)) for batch, stop in zip(batches, stops, strict=True)]
+
+
+def _sum_and_count(value: torch.Tensor) -> torch.Tensor:
+    """Channel sums and, behind them, the number of elements in a channel; float64 [C + 1]."""
+    count = torch.tensor([value.numel() / value.shape[1]], dtype=torch.float64, device=value.device)
+    return torch.cat([channel_sum(value), count])

@@ -1,0 +1,97 @@
+"""A unit in front of its training: the problem that the trainer is to solve, and what follows from its solution."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from dipo.algo.activation_cache import CachedActivation
+from dipo.algo.bias_correction import correct_if_better
+from dipo.algo.fisher import fisher_diagonals, normalised
+from dipo.algo.fused_unit import fuse
+from dipo.algo.phase import Phase
+from dipo.algo.reconstruct import reconstruct
+from dipo.algo.steps.reconstruction import ReconstructionOptions
+from dipo.algo.trainer import UnitProblem
+from dipo.algo.unit_solver import UnitResult, UnitWork
+from dipo.graph.accessors import name_of, opset_of
+from dipo.quant.spec import QParams
+
+
+def train_unit(
+    work: UnitWork,
+    *,
+    cfg: ReconstructionOptions,
+    phase: Phase,
+    seed: int,
+    corrects: bool = False,
+    freeze_rounding: bool = False,
+) -> UnitResult:
+    """Train a unit together with the other workers.
+
+    Args:
+        work: The unit.
+        cfg: The training.
+        phase: The part of its schedule to run.
+        seed: Of the run.
+        corrects: Correct the biases behind the training, and keep that where it helps.
+        freeze_rounding: The codes stay; biases and scales alone are trained, those of all activations.
+    """
+    pair, own_seed = work.pair, phase.seed(seed, work.unit.index)
+    solved = reconstruct(
+        unit_problem(work, cfg=cfg, seed=own_seed, freeze_rounding=freeze_rounding),
+        cfg=cfg, phase=phase, pieces=work.pieces, owners=work.shard_ranks, collectives=pair.collectives, seed=own_seed,
+        kernels=work.bench.kernels, progress=work.bench.progress,
+    )  # fmt: skip
+    pair.adopt(solved.layers, solved.activations)
+    corrected = corrects and correct_if_better(pair, work.unit, work.targets)
+    layers = {name: pair.layers[name] for name in solved.layers}
+    return dataclasses.replace(solved, layers=layers, bias_corrected=corrected)
+
+
+def unit_problem(
+    work: UnitWork, *, cfg: ReconstructionOptions, seed: int = 0, freeze_rounding: bool = False
+) -> UnitProblem:
+    """Put a unit down as a problem to reconstruct.
+
+    Args:
+        work: The unit.
+        cfg: The training.
+        seed: Of this unit and phase.
+        freeze_rounding: The codes stay.
+    """
+    unit, pair = work.unit, work.pair
+    nodes = [pair.nodes[name] for name in unit.nodes]
+    made = {name_of(value) for node in nodes for value in node.outputs if value.name}
+    activations = {name: pair.activations[name] for name in pair.plan.activations if name in made}
+    if not freeze_rounding:
+        activations = _coarse(activations)
+    module = pair.module(nodes, unit.outputs)
+    fp_inputs = {name: pair.fp[name] for name in module.inputs}
+    return UnitProblem(
+        steps=fuse(nodes, set(activations), opset_of(pair.model)),
+        constants={name: module.constant(name) for name in module.constant_names},
+        layers={name: (*pair.layer_layouts[name], pair.layers[name]) for name in work.layers},
+        activations=activations,
+        fp_inputs=fp_inputs,
+        q_inputs=fp_inputs if cfg.inputs == "float" else {name: pair.q[name] for name in module.inputs},
+        targets=work.targets,
+        weights=_fisher(work, seed) if cfg.loss == "fisher" else None,
+        rounding=None if work.warm_start is None else work.warm_start.rounding,
+        freeze_rounding=freeze_rounding,
+    )
+
+
+def _fisher(work: UnitWork, seed: int) -> dict[str, CachedActivation]:
+    """What the errors of the unit's outputs count, 1 in the mean over all workers' samples."""
+    pair = work.pair
+    found = fisher_diagonals(
+        pair.model, work.unit.outputs, pair.batches, work.bench.calib_inputs, seed=seed, device=pair.device
+    )
+    return normalised(found, pair.batches, owners=pair.owners, collectives=pair.collectives)
+
+
+def _coarse(activations: Mapping[str, QParams]) -> dict[str, QParams]:
+    """The activations to train with: beside coarser ones, 8 bits add a noise 24 dB lower and cost as much time."""
+    coarse = {name: qparams for name, qparams in activations.items() if qparams.qmax - qparams.qmin < 255}
+    return coarse or dict(activations)

@@ -1,0 +1,127 @@
+"""Puts targets' files into the folder of a run: those of all the targets, or none, and nothing of an earlier time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from dipo.config import PlatformConfig
+from dipo.errors import UserError
+from dipo.export.formats import OnnxFormat
+from dipo.run import FULL, REPORT, DamagedFileError, RunFolder
+from dipo.stages.retarget import QuantizedRun, Retargeted, target_of, write
+
+WRITTEN = "written.list"
+"""Of what was ever written for targets and not removed since: the paths within the run's folder, one a line."""
+EXPORT = "export.json"
+"""In a target's folder: what the export command says of the files there."""
+RUN_TARGET = "."
+"""Where the files of the run's own target lie, within the run's folder."""
+
+
+def publish(
+    folder: RunFolder, source: QuantizedRun, places: Mapping[str, str], *, cfg: PlatformConfig, form: OnnxFormat
+) -> dict[Retargeted, list[Path]]:
+    """Writes the files of some targets, and removes what was written for them before and is not again.
+
+    Args:
+        folder: The run's.
+        source: Its network.
+        places: By target: the folder of its files within the run's, `RUN_TARGET` or a name.
+        cfg: The options that the targets' writers take.
+        form: How `quantized.onnx` is written, where a target takes it.
+
+    Returns:
+        By target: its files.
+
+    Raises:
+        UserError: A target refuses the network, or something is in the files' way; then all is as it was.
+    """
+    check_places(folder, places.values())
+    with folder.staging() as staged:
+        made = {}
+        for name in places:
+            target = target_of(name, source)
+            made[target] = write(target, source, staged / name, cfg=cfg, form=form)
+        return _place(folder, {target: (places[target.name], files) for target, files in made.items()})
+
+
+def check_places(folder: RunFolder, places: Iterable[str]) -> None:
+    """Looks for files where folders of targets' files are to be.
+
+    Raises:
+        UserError: There is one.
+    """
+    for place in places:
+        path = folder.path / place
+        if path.exists() and not path.is_dir():
+            raise UserError(
+                f"{folder.option}={folder.path}: {place} in it is a file, where the target's files get a folder of "
+                "that name, move it away"
+            )
+
+
+def _place(folder: RunFolder, made: Mapping[Retargeted, tuple[str, list[Path]]]) -> dict[Retargeted, list[Path]]:
+    """Moves complete files to where they belong."""
+    found = {target: [folder.path / place / file.name for file in files] for target, (place, files) in made.items()}
+    for path in (path for paths in found.values() for path in paths):
+        if path.is_dir():
+            raise UserError(
+                f"{folder.option}={folder.path}: {path.relative_to(folder.path)} in it is a folder, where a file of "
+                "that name is to be, move it away"
+            )
+    known = _known(folder)
+    former = {path for path in known if str(path.parent) in {place for place, _ in made.values()}}
+    now = {PurePosixPath(path.relative_to(folder.path)) for paths in found.values() for path in paths}
+    # Whoever kills the process between two files leaves a list of all that may be there.
+    _write_list(folder, known | now)
+    if RUN_TARGET in {place for place, _ in made.values()}:
+        (folder.path / REPORT).unlink(missing_ok=True)  # of files that go now: the run is not finished any more
+    try:
+        for target, (_, files) in made.items():
+            # The quantized network last: it is what shows that the files are there.
+            for file, final in reversed(list(zip(files, found[target], strict=True))):
+                final.parent.mkdir(exist_ok=True)
+                file.replace(final)
+        for left in former - now:
+            if (folder.path / left).is_file():
+                (folder.path / left).unlink()
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        raise UserError(
+            f"{folder.option}={folder.path}: {error.filename} cannot be written ({error.strerror}), make its folder "
+            "writable and write the files again"
+        ) from error
+    _write_list(folder, known - former | now)
+    return found
+
+
+def _write_list(folder: RunFolder, paths: Iterable[PurePosixPath]) -> None:
+    with folder.writing(WRITTEN) as path:
+        path.write_text("".join(f"{line}\n" for line in sorted(map(str, paths))), encoding="utf-8")
+
+
+def _known(folder: RunFolder) -> set[PurePosixPath]:
+    """The files that were written for targets: by the list, and by the reports of runs that kept none."""
+    found = set[str]()
+    if folder.has(WRITTEN):
+        found |= set((folder.path / WRITTEN).read_text(encoding="utf-8").splitlines())
+    report = _report(folder, REPORT)
+    found |= report.get("files", {}).keys() - {"float"}
+    for row in report.get("targets", []):
+        found |= {f"{row['name']}/{file}" for file in row["files"]}
+    for path in folder.path.glob(f"*/{EXPORT}"):
+        place = path.parent.name
+        found |= {f"{place}/{file}" for file in [EXPORT, *_report(folder, f"{place}/{EXPORT}").get("files", {})]}
+    paths = {PurePosixPath(line) for line in found if line}
+    return {path for path in paths if len(path.parts) <= 2 and not path.is_absolute() and ".." not in path.parts}
+
+
+def _report(folder: RunFolder, name: str) -> dict[str, Any]:
+    try:
+        return folder.read_json(name)
+    except DamagedFileError:
+        # A report says what else was written; where it cannot be read, the list above alone does.
+        return {}
