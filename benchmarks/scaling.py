@@ -67,9 +67,9 @@ from dipo.config import Config, compose_config, resolve_path
 from dipo.config.job import ClusterConfig
 from dipo.export.targets import TARGETS
 from dipo.graph.units import Unit, find_units
-from dipo.stages.evaluate import versions
 from dipo.stages.load import load_job
 from dipo.stages.parallel import polish_iters, rounds
+from dipo.stages.report import versions
 from dipo.stages.sequential import solved_units
 
 ResultT = TypeVar("ResultT")

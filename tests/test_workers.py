@@ -53,7 +53,9 @@ def test_any_number_of_workers_finds_the_same_bits(job, tmp_path, monkeypatch, a
     options = [f"algo={algo}", f"cluster.schedule={schedule}", "cluster.compile=false", "precision=w4a8"]
     inline = written(job, tmp_path / "inline", *options, "cluster=inline")
     for size in (2, 3):
-        monkeypatch.setattr("dipo.job.start_pool", lambda job, model, size=size, **_: ThreadPool(job, model, size))
+        monkeypatch.setattr(
+            "dipo.stages.pipeline.start_pool", lambda job, model, size=size, **_: ThreadPool(job, model, size)
+        )
         assert written(job, tmp_path / str(size), *options, "cluster=ray") == inline
 
 

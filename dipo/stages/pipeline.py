@@ -35,11 +35,12 @@ from dipo.run import CONFIG, REPORT, RunFolder, explain_full_disk
 from dipo.stages.calibrate import calibrate
 from dipo.stages.clock import Clock
 from dipo.stages.context import Context
-from dipo.stages.evaluate import source_of, verify, versions
+from dipo.stages.evaluate import evaluate, source_of
 from dipo.stages.fingerprint import ResumeState, compare, fingerprint, write_fingerprint
 from dipo.stages.load import JobInputs, check_parity, form_of, load_job
 from dipo.stages.network import SavedNetwork, save_network
 from dipo.stages.publish import RUN_TARGET, check_places, publish
+from dipo.stages.report import make_report, versions
 from dipo.stages.retarget import QuantizedRun, Retargeted, others, preflight_exports
 from dipo.stages.transform import Transformed, transform
 
@@ -195,7 +196,8 @@ def finish(context: Context, done: Transformed, calibration: Calibration, *, par
     with context.stage("export"):
         save_network(context.folder, SavedNetwork(done.quantized, context.loaded.change.record))
         files, *its = _export(context, source).items()
-    report = verify(context, done=done, calibration=calibration, files=files[1], parity=parity, others=dict(its))
+    evaluation = evaluate(context, source=source, files=files[1], others=dict(its))
+    report = make_report(context, evaluation, done=done, calibration=calibration, files=files[1], parity=parity)
     return Finished(report, source)
 
 

@@ -1,0 +1,174 @@
+"""The report of a job, put together from what its stages found."""
+
+from __future__ import annotations
+
+import platform as host
+import resource
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+import dipo
+from dipo.algo.calibrate import Calibration
+from dipo.algo.diagnostics import diagnose
+from dipo.config import Config
+from dipo.export.targets import TARGETS
+from dipo.graph.layers import layers_of
+from dipo.graph.load import model_files
+from dipo.quant.error_sums import ErrorSums
+from dipo.report.analysis import AnalysisReport, report_analysis
+from dipo.report.measures import NO_NOISE_DB, OutputError, cosine, sqnr_db
+from dipo.report.report import EqualizedRow, LayerRow, Note, Report
+from dipo.stages.context import Context
+from dipo.stages.evaluate import Evaluation, written_model
+from dipo.stages.load import JobInputs
+from dipo.stages.transform import Transformed
+
+FAR_DB = 20.0
+"""SQNR of the file against the simulation below which the user is told: rounding in another order keeps above it."""
+PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "numpy", "ray")
+
+
+def make_report(
+    context: Context,
+    evaluation: Evaluation,
+    *,
+    done: Transformed,
+    calibration: Calibration,
+    files: Sequence[Path],
+    parity: float,
+) -> Report:
+    """Put the report together.
+
+    Args:
+        context: The job.
+        evaluation: What the networks gave.
+        done: The network as the algorithm left it.
+        calibration: What calibration saw.
+        files: Those for the job's own target.
+        parity: Of torch and ONNX Runtime on the float network.
+    """
+    config, loaded, error = context.config, context.loaded, evaluation.error
+    return Report(
+        model=config.model.title,
+        algo=config.algo.name,
+        platform=config.platform.name,
+        precision=config.precision.title,
+        samples={
+            "calibration": len(loaded.data.calib),
+            "evaluation": len(loaded.data.eval or loaded.data.calib),
+        },
+        evaluated_on=_evaluated_on(loaded),
+        parity=parity,
+        accuracy=evaluation.accuracy,
+        error=error,
+        layers=[_layer_row(name, sums) for name, sums in evaluation.simulated.layers.items()],
+        units=done.units,
+        not_reconstructed=[layer.name for layer in layers_of(loaded.model) if layer.name not in loaded.plan.layers],
+        analysis=_analysis(context, done),
+        equalized=_equalized(loaded),
+        notes=[
+            *_distance_notes(context, written_model(files), error["deployed_vs_simulated"]),
+            *_option_notes(config, loaded),
+            *_notes(loaded, calibration),
+            *_target_notes(config),
+        ],
+        files=_sizes(loaded, files),
+        seconds=context.clock.seconds,
+        peak_rss_mb=_peaks(config, evaluation.peak_rss_mb),
+        workers=_workers(context),
+        versions=versions(),
+        targets=evaluation.targets,
+    )
+
+
+def _analysis(context: Context, done: Transformed) -> AnalysisReport | None:
+    if done.analysis is None:
+        return None
+    loaded, rules = context.loaded, TARGETS[context.config.platform.name].spec
+    return report_analysis(loaded.model, plan=loaded.plan, rules=rules, found=done.analysis)
+
+
+def _sizes(loaded: JobInputs, files: Sequence[Path]) -> dict[str, int]:
+    """Bytes of the float network and of each written file."""
+    sizes = {file.name: file.stat().st_size for file in files}
+    return {"float": sum(file.stat().st_size for file in model_files(loaded.path)), **sizes}
+
+
+def _workers(context: Context) -> dict[str, str | int]:
+    cluster = context.config.cluster
+    return {
+        "number": context.pool.size,
+        "kind": cluster.kind,
+        "device": context.device,
+        "threads": cluster.threads,
+        "schedule": cluster.schedule,
+        "grad_shards": cluster.grad_shards,
+    }
+
+
+def _evaluated_on(loaded: JobInputs) -> str:
+    """What the samples are."""
+    if not loaded.has_samples:
+        return "noise"
+    return "calibration" if loaded.data.eval is None else "evaluation"
+
+
+def _notes(loaded: JobInputs, calibration: Calibration) -> list[Note]:
+    """What is odd about the network, and what was left undone."""
+    found = [Note(odd.name, odd.what) for odd in diagnose(loaded.model, loaded.plan, calibration.statistics)]
+    return found + [Note(refusal.where, f"equalization: {refusal.reason}") for refusal in loaded.change.refusals]
+
+
+def _distance_notes(context: Context, written: Path, error: OutputError) -> list[Note]:
+    """Whether the file computes something else than what was simulated."""
+    if not -NO_NOISE_DB < error.sqnr_db < FAR_DB:
+        return []
+    what = (
+        f"ONNX Runtime's outputs are only {error.sqnr_db:.1f} dB from the simulation, python -m dipo.verify "
+        f"run={context.folder.path} looks for the tensor"
+    )
+    return [Note(written.name, what)]
+
+
+def _option_notes(config: Config, loaded: JobInputs) -> list[Note]:
+    """Options that no layer follows."""
+    block = config.precision.weight_block
+    if block is None or any(layer.spec.block is not None for layer in loaded.plan.layers.values()):
+        return []
+    what = (
+        f"without effect: {config.platform.name} has no blocks of {block} weights for any of these layers (their "
+        "kind, bits or number of inputs), leave it out"
+    )
+    return [Note("precision.weight_block", what)]
+
+
+def _target_notes(config: Config) -> list[Note]:
+    target = TARGETS[config.platform.name]
+    return [Note(target.name, text) for text in target.remarks(target.options_of(config.platform.given))]
+
+
+def _equalized(loaded: JobInputs) -> list[EqualizedRow]:
+    return [
+        EqualizedRow(list(chain.layers), chain.min_scale, chain.max_scale, chain.num_zero)
+        for chain in loaded.change.chains
+    ]
+
+
+def _layer_row(name: str, error: ErrorSums) -> LayerRow:
+    return LayerRow(name, cosine(error.fp_fp, error.q_q, error.fp_q), sqnr_db(error.fp_fp, error.noise))
+
+
+def _peaks(config: Config, peaks: Sequence[float]) -> dict[str, float]:
+    if config.cluster.kind == "inline":
+        return {"driver": peaks[0]}
+    driver = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"driver": driver, **{f"worker {rank}": peak for rank, peak in enumerate(peaks)}}
+
+
+def versions() -> dict[str, str]:
+    """Of dipo, Python and the packages that decide results."""
+    found = {name: metadata.version(name) for name in PACKAGES}
+    import onnxruntime
+
+    return {"dipo": dipo.__version__, "python": host.python_version(), **found, "onnxruntime": onnxruntime.__version__}
