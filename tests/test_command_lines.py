@@ -1,4 +1,4 @@
-"""The command lines that the documents show are made of commands, groups, choices and options that dipo knows."""
+"""What the documents show of the command line is made of commands, groups, choices and options that dipo knows."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from dipo.cli.main import COMMANDS
 from dipo.config.presets import find_presets
+from dipo.graph.operators import OPERATORS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -56,6 +57,11 @@ def test_groups_in_the_readme_are_all():
     assert listed.keys() == {"algo", "precision", "calib", "platform", "cluster"}
     for group, choices in listed.items():
         assert choices >= find_presets([])[group].keys(), group
+
+
+def test_the_readme_counts_operators_right():
+    computed = sum(operator.torch is not None for operator in OPERATORS.values())
+    assert f"Torch computes {computed} of ONNX's operators" in PAGES[0].read_text("utf-8")
 
 
 def test_options_in_backticks_exist():

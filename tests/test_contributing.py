@@ -95,6 +95,19 @@ def test_files_and_folders_exist(page):
     assert not missing
 
 
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
+)
+def test_files_in_other_documents_exist(page):
+    text = page.read_text("utf-8")
+    linked = [target.partition("#")[0] for target in re.findall(r"\]\(([^)]+)\)", text) if ":" not in target]
+    named = re.findall(r"`((?:dipo|tests|benchmarks|launch|docs)/[\w./-]+)`", text)
+    inner = re.findall(r"`((?:algo|graph|export|cluster|config|stages|quant|data)/[\w/]+\.py)`", text)
+    paths = [page.parent / target for target in linked if target]
+    paths += [*(ROOT / word for word in named), *(ROOT / "dipo" / word for word in inner)]
+    assert not [str(path) for path in paths if not path.exists()]
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_dotted_names_are_there(page):
     groups = {registry.group for registry in (OPERATORS, STEPS, TARGETS, RANGE_METHODS)}
