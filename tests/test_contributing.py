@@ -10,17 +10,23 @@ import builtins
 import os
 import pkgutil
 import re
+import sys
+import threading
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from networks import images, saved, tiny_cnn
 from test_floors import FLOORS
+from thread_pool import ThreadPool
 
 from dipo.algo.steps import STEPS
 from dipo.config import Config
 from dipo.export.targets import TARGETS
 from dipo.graph.operators import OPERATORS
+from dipo.launch import main
 from dipo.quant.range_methods import RANGE_METHODS
 from dipo.section import all_options
 
@@ -95,6 +101,19 @@ def test_files_and_folders_exist(page):
     assert not missing
 
 
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
+)
+def test_files_in_other_documents_exist(page):
+    text = page.read_text("utf-8")
+    linked = [target.partition("#")[0] for target in re.findall(r"\]\(([^)]+)\)", text) if ":" not in target]
+    named = re.findall(r"`((?:dipo|tests|benchmarks|launch|docs)/[\w./-]+)`", text)
+    inner = re.findall(r"`((?:algo|graph|export|cluster|config|stages|quant|data)/[\w/]+\.py)`", text)
+    paths = [page.parent / target for target in linked if target]
+    paths += [*(ROOT / word for word in named), *(ROOT / "dipo" / word for word in inner)]
+    assert not [str(path) for path in paths if not path.exists()]
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_dotted_names_are_there(page):
     groups = {registry.group for registry in (OPERATORS, STEPS, TARGETS, RANGE_METHODS)}
@@ -111,6 +130,41 @@ def test_stops_of_the_figures_are_there():
         for part in name.split("."):
             node = definition(node, part)
             assert node is not None, f"{file}:{name}"
+
+
+def test_a_job_passes_all_stops_of_the_figures(tmp_path, monkeypatch):
+    """On two workers; of a protocol's method or an abstract one, some implementation."""
+    passed = set()
+
+    def note(frame, event, _):
+        if event == "call":
+            passed.add((frame.f_code.co_filename, frame.f_code.co_qualname))
+
+    np.savez(tmp_path / "samples.npz", image=images(40))
+    job = [f"model.path={saved(tiny_cnn(), tmp_path)}", f"data.path={tmp_path / 'samples.npz'}", "algo=brecq"]
+    monkeypatch.setattr("dipo.stages.pipeline.start_pool", lambda job, model, **_: ThreadPool(job, model, 2))
+    threading.setprofile(note)
+    sys.setprofile(note)
+    try:
+        assert main([*job, f"run.dir={tmp_path / 'run'}", "algo.iters=4", "cluster.compile=false"]) == 0
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+    methods = {name.rpartition(".")[2] for _, name in passed if "." in name}
+    stops = [(file, name) for file, name in STOP.findall(PAGES["architecture.md"]) if not name.isupper()]
+    assert not [
+        f"{file}:{name}"
+        for file, name in stops
+        if (str(ROOT / file), name) not in passed
+        and not (is_abstract(ROOT / file, name) and name.rpartition(".")[2] in methods)
+    ]
+
+
+def is_abstract(path, name):
+    """Whether a class of this method leaves it to others."""
+    owner = definition(ast.parse(path.read_text("utf-8")), name.partition(".")[0])
+    bases = {ast.unparse(base) for base in getattr(owner, "bases", [])}
+    return bool(bases & {"Protocol", "ABC"})
 
 
 def test_classes_in_backticks_are_there():

@@ -14,9 +14,9 @@ import psutil
 from dipo.cluster.address import set_environment
 from dipo.config import ClusterConfig
 set_environment(None)
-from dipo.cluster.ray_runtime import Engine
+from dipo.cluster.ray_runtime import RayRuntime
 from dipo.cluster.process_group import listen
-engine = Engine(ClusterConfig(workers=1))
+engine = RayRuntime(ClusterConfig(workers=1))
 processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
 before = listen()
 sockets = [socket for process in processes for socket in process.net_connections("tcp")]
