@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dipo.export.ranges import Encoding, LayerRanges
+if TYPE_CHECKING:
+    # Read where dipo verify is, beside a consumer and without onnx_ir.
+    from dipo.export.ranges import Encoding, LayerRanges
 
 WEIGHT_WIDTHS = (4, 8, 16)
 """Widths of stored weights: a narrower grid is part of the next."""
