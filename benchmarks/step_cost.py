@@ -100,7 +100,7 @@ def main() -> None:
     algo = step.training
     (shard,) = shards_of(batches, workers=1, pieces=config.cluster.grad_shards, batch_size=algo.batch_size)
     solver = UnitSolver(step, pair, bench, pieces=shard.pieces, shard_ranks=shard.shard_ranks)
-    how = {"pieces": shard.pieces, "owners": shard.shard_ranks, "exchange": SingleWorker(), "seed": 0}
+    how = {"pieces": shard.pieces, "owners": shard.shard_ranks, "collectives": SingleWorker(), "seed": 0}
     how["kernels"] = bench.kernels
     brief = replace(algo, iters=STEPS)
     lines = [f"{'unit':32} {'floor ms':>9} {'step ms':>9} {'ratio':>6}"]
