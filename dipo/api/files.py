@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dipo.api.settings import with_options
+from dipo.api.settings import options_of, with_options
 from dipo.config import PlatformConfig
 from dipo.errors import UserError
 from dipo.export.formats import QDQ, OnnxFormat
@@ -42,8 +42,8 @@ def wanted(source: QuantizedRun, target: str | None, options: Mapping[str, Any] 
     """
     name = target or source.config.platform.name
     if name not in TARGETS:
-        raise UserError(f"unknown target '{name}': {choose(name, TARGETS)}")
-    given = dict(options or {})
+        raise UserError(f"unknown target '{name}': {choose(str(name), TARGETS)}")
+    given = options_of(options)
     for key in given:
         if not key.startswith(("platform.", "export.")) or key in ("platform.name", "export.also"):
             raise UserError(f"options: {key} says nothing about the files of a target, leave it out")

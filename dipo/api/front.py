@@ -11,7 +11,7 @@ from typing import Any
 
 from dipo.api.inputs import Data, Model, with_inputs
 from dipo.api.result import INPUTS, Result
-from dipo.api.settings import Preset, compose, threads_kept
+from dipo.api.settings import Preset, compose, folder_of, path_of, threads_kept
 from dipo.api.workers import free_ray
 from dipo.errors import JobError
 from dipo.run import CONFIG
@@ -60,8 +60,9 @@ def quantize(
     config = compose(
         algo=algo, calib=calib, precision=precision, target=target, cluster=cluster, seed=seed, options=options
     )
-    path = Path(tempfile.mkdtemp(prefix="dipo-")) if folder is None else Path(folder).expanduser()
+    path = Path(tempfile.mkdtemp(prefix="dipo-")) if folder is None else path_of(folder)
     before = None if folder is None or not path.exists() else set((path / INPUTS).glob("*"))
+    folder_of(path)
     try:
         with threads_kept():
             if config.cluster.kind == "ray":

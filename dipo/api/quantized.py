@@ -13,6 +13,7 @@ from dipo.algo.analysis_sums import NetworkAnalysis
 from dipo.algo.step import FloatStep, NetworkState
 from dipo.api.files import write_files
 from dipo.api.network import Network
+from dipo.api.settings import folder_of
 from dipo.config import Config
 from dipo.errors import UserError
 from dipo.export.targets import TARGETS
@@ -46,6 +47,8 @@ def calibrate(network: Network) -> Quantized:
         UserError: A sample cannot be read or has NaN or Inf.
         JobError: The workers are lost.
     """
+    if not isinstance(network, Network):
+        raise UserError(f"calibrate: {type(network).__name__} is no network, give what dipo.load returns")
     with network.work("calibrate", network.config) as context:
         observe = context.needs_calibration or network.loaded.has_samples
         return Quantized(network, network.config, calibration.calibrate(context, observe=observe))
@@ -99,7 +102,7 @@ def evaluate(quantized: Quantized) -> Report:
     Raises:
         UserError: The target refuses the network, or labels do not fit its outputs.
     """
-    network = quantized.network
+    network = _checked("evaluate", quantized).network
     with network.work("evaluate", quantized.config) as context:
         done = Transformed(quantized.state.quantized, list(quantized.units), quantized.analysis)
         return finish(context, done, quantized.state.calibration, parity=network.prepared.parity).report
@@ -126,7 +129,14 @@ def export_to(
     Raises:
         UserError: The target is unknown or refuses the network, or the folder cannot be written.
     """
-    return write_files(source_of(quantized), Path(folder), target=target, options=options)
+    return write_files(source_of(_checked("export_to", quantized)), folder_of(folder), target=target, options=options)
+
+
+def _checked(function: str, quantized: object) -> Quantized:
+    if not isinstance(quantized, Quantized):
+        what = "the network is not quantized yet" if isinstance(quantized, Network) else f"{quantized!r} is no network"
+        raise UserError(f"{function}: {what}, give what dipo.calibrate or dipo.apply returns")
+    return quantized
 
 
 def source_of(quantized: Quantized) -> QuantizedRun:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from dipo.algo.activation_cache import cut
 from dipo.api.files import wanted, write_files
 from dipo.api.inputs import Data, Model, model_file, place, preprocessing_of
+from dipo.api.settings import folder_of
 from dipo.config import resolve_path, to_plain
 from dipo.data.dataset import open_datasets
 from dipo.data.samples import Dataset
@@ -82,7 +83,7 @@ class Result:
         Raises:
             UserError: It holds a run, or cannot be written.
         """
-        target = Path(folder).expanduser()
+        target = folder_of(folder)
         if (target / CONFIG).exists():
             raise UserError(f"save: {target} holds a run already, choose another folder")
         try:
@@ -122,7 +123,7 @@ class Result:
             UserError: The target is unknown or refuses the network, or the folder cannot be written.
         """
         if folder is not None:
-            return write_files(self._source, Path(folder), target=target, options=options)
+            return write_files(self._source, folder_of(folder), target=target, options=options)
         asked = wanted(self._source, target, options)
         run = RunFolder(self.folder, resume=True, option="run")
         try:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from dipo.config import Config, compose_config, to_plain
@@ -55,7 +58,8 @@ def compose(
         UserError: A preset or an option is unknown, or has a value that it cannot have.
     """
     groups = {"algo": algo, "calib": calib, "precision": precision, "platform": target, "cluster": cluster}
-    groups |= {group: choice for group, choice in (options or {}).items() if group in _PRESETS_OF_OPTIONS}
+    options = options_of(options)
+    groups |= {group: choice for group, choice in options.items() if group in _PRESETS_OF_OPTIONS}
     given: dict[str, Any] = {} if seed is None else {"seed": seed}
     words = []
     for group, choice in groups.items():
@@ -63,7 +67,7 @@ def compose(
             given |= {f"{group}.{name}": value for name, value in choice.items()}
         elif choice is not None:
             words.append(f"{group}={choice}")
-    own = {key: value for key, value in (options or {}).items() if key not in _PRESETS_OF_OPTIONS}
+    own = {key: value for key, value in options.items() if key not in _PRESETS_OF_OPTIONS}
     return with_options(compose_config(words), {**given, **own})
 
 
@@ -91,6 +95,48 @@ def with_options(config: Config, options: Mapping[str, Any]) -> Config:
     return from_plain(Config, plain)
 
 
+def options_of(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what was given as `options`.
+
+    Raises:
+        UserError: It is no mapping of names to values.
+    """
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise UserError(f"options is {given!r}: give names with their values, as {{'algo.iters': 100}}")
+    return dict(given)
+
+
+def folder_of(given: str | os.PathLike[str], *, argument: str = "folder") -> Path:
+    """Return a folder that files can be written to, and that is made where it is missing.
+
+    Args:
+        given: Its path.
+        argument: What the user gave it as.
+
+    Raises:
+        UserError: It is no path, or cannot be made.
+    """
+    path = path_of(given, argument=argument)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{argument}: {path} cannot be made ({error.strerror}), choose another folder") from error
+    return path
+
+
+def path_of(given: object, *, argument: str = "folder") -> Path:
+    """Return a path.
+
+    Raises:
+        UserError: It is none.
+    """
+    if not isinstance(given, str | os.PathLike):
+        raise UserError(f"{argument} is {given!r}: give the path of a folder")
+    return Path(given).expanduser()
+
+
 @contextlib.contextmanager
 def threads_kept() -> Iterator[None]:
     """Give torch back the number of threads that it had."""
@@ -102,5 +148,7 @@ def threads_kept() -> Iterator[None]:
 
 
 def _plain(value: Any) -> Any:
-    """Tuples and sets as the lists that options are."""
+    """Tuples and sets as the lists that options are, NumPy's numbers as Python's."""
+    if isinstance(value, np.generic):
+        return value.item()
     return list(value) if isinstance(value, tuple | set | frozenset) else value

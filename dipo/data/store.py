@@ -128,7 +128,7 @@ def _write_elements(
             written += len(rows)
             if written == num:
                 break
-    if writer is None:
+    if not written:
         raise UserError(f"{title} gives no samples: an iterable is read once, give one that is not at its end")
 
 

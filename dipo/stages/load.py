@@ -186,7 +186,9 @@ def _samples(config: Config, model: ir.Model, path: Path) -> Datasets:
     data = config.data
     if not data.is_given:
         if config.needs_samples:
-            raise UserError("no samples: give data.path=<file or folder>, or take +algo=dfq, which needs none")
+            raise UserError(
+                "no samples: give them as data (data.path=FILE or FOLDER), or take algo=dfq, which needs none"
+            )
         noise = make_noise(inputs, num=NOISE_SAMPLES, seed=config.seed, mean=data.mean, std=data.std)
         return Datasets(calib=noise, eval=None)
     return open_datasets(
