@@ -1,4 +1,4 @@
-"""What a command of `dipo` is, and how it is started."""
+"""A command of `dipo`, and its start."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def no_choices(line: Line) -> Mapping[str, Sequence[str]]:
 
 @dataclass(frozen=True)
 class Command:
-    """One of the things that `dipo` does."""
+    """A command of `dipo`."""
 
     name: str
     """What the user types: `export`."""

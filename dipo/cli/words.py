@@ -59,7 +59,7 @@ def sort_words(argv: Sequence[str], flags: Sequence[Flag]) -> Line:
 
     Args:
         argv: The command line.
-        flags: Those that the command knows.
+        flags: The flags that the command knows.
 
     Raises:
         UserError: A flag is unknown, or lacks its value.

@@ -1,4 +1,4 @@
-"""What an analysis found, layer by layer, and which options follow from it."""
+"""The findings of an analysis, layer by layer, and the options that follow from them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ GRAIN_DB = 3.0
 
 @dataclass(frozen=True)
 class Advice:
-    """What would help a layer."""
+    """An option that would help a layer."""
 
     text: str
     settings: dict[str, Any] = field(default_factory=dict)
@@ -44,11 +44,11 @@ KEEP_FLOAT = Advice("keep it float")
 
 
 class WeightSums(Protocol):
-    """A weight rounded with one scale and with one for each channel."""
+    """Squared errors of a weight rounded with one scale, and with one for each channel."""
 
     @property
     def signal(self) -> float:
-        """Sum of its squares."""
+        """Sum of the weight's squares."""
         ...
 
     @property
@@ -58,7 +58,7 @@ class WeightSums(Protocol):
 
     @property
     def per_channel(self) -> float:
-        """The same with one for each channel."""
+        """Sum of the squared differences with one scale for each channel."""
         ...
 
 
@@ -142,7 +142,7 @@ class AnalysisReport:
 
 
 class NetworkFindings(Protocol):
-    """What an analysis found."""
+    """The findings of an analysis."""
 
     @property
     def totals(self) -> Mapping[str, Mapping[str, Sequence[ErrorSums]]]:
@@ -177,7 +177,7 @@ def report_analysis(
     rules: TargetSpec,
     found: NetworkFindings,
 ) -> AnalysisReport:
-    """Rates and ranks the layers.
+    """Rate and ranks the layers.
 
     Args:
         model: The float network.

@@ -1,4 +1,4 @@
-"""`report.json`: what a run found, cost and left."""
+"""`report.json`: a run's results, their cost, and its files."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class EqualizedRow:
 
 @dataclass(frozen=True)
 class Note:
-    """Something that the user should know of a layer or a value."""
+    """A sentence to the user on a layer or a value."""
 
     name: str
     what: str
@@ -77,13 +77,13 @@ class TargetRow:
     """Bytes of each file."""
 
     def with_notes(self, notes: Sequence[str]) -> TargetRow:
-        """The row with some more notes."""
+        """Return the row with more notes."""
         return replace(self, notes=[*self.notes, *notes])
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that `report.json` holds."""
+    """The content of `report.json`."""
 
     model: str
     algo: str
@@ -122,13 +122,13 @@ class Report:
     """The other targets whose files were written."""
 
     def to_plain(self) -> dict[str, Any]:
-        """As nested dictionaries and lists."""
+        """Return nested dictionaries and lists."""
         return asdict(self)
 
     def model_size(self, name: str) -> int:
-        """Bytes of a written model, those of its file of tensors included."""
+        """Return the bytes of a written model, including its file of tensors."""
         return self.files[name] + self.files.get(f"{name}.data", 0)
 
     def worst_layers(self, count: int) -> list[LayerRow]:
-        """The layers with the lowest SQNR."""
+        """Return the layers with the lowest SQNR."""
         return sorted(self.layers, key=lambda row: row.sqnr_db)[:count]
