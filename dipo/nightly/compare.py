@@ -21,7 +21,7 @@ class Divergence:
 
     layer: str
     changes: tuple[str, ...]
-    """What changed, and by how much."""
+    """Sentences on what changed, and by how much."""
 
     def __str__(self) -> str:
         return f"{self.layer}: {', '.join(self.changes)}"
@@ -38,7 +38,7 @@ class Comparison:
     cosine: float | None
     sqnr_db: float | None
     seconds_ratio: float | None
-    """Of the night before's."""
+    """This night's seconds over the night before's."""
     changed_ranges: int
     num_ranges: int
     first: Divergence | None

@@ -15,10 +15,10 @@ class GateOutcome:
     """Name of its option, such as `max_top1_drop`."""
     limit: float
     value: float | None
-    """What the job has; None where it cannot tell."""
+    """The job's value; None where it is not known."""
     passed: bool
     sentence: str
-    """What was measured, against what."""
+    """The measured value and the limit, in words."""
 
 
 def judge(

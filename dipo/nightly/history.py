@@ -59,7 +59,7 @@ class History:
         """
         self.url = _url(target)
         self.shown = self.url.set(query={}).render_as_string(hide_password=True)
-        """What may be printed of it."""
+        """The target without its password, for messages."""
         self._engine = self._open(create=create)
 
     def close(self) -> None:

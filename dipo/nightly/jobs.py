@@ -22,7 +22,7 @@ TOP_KEYS = ("jobs", "matrix", "defaults", "gate", "parallel", "cluster")
 JOB_KEYS = ("name", "options", "gate")
 MATRIX_KEYS = ("models", "algos", "platforms")
 OWN_FILES = (".log", ".json", ".xml", ".html")
-"""What a night writes beside its jobs' folders."""
+"""Endings of the files that a night writes beside its jobs' folders."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class NightJob:
     options: tuple[str, ...]
     """In the words of `python -m dipo.launch`."""
     config: JobConfig
-    """What they make."""
+    """The configuration that the options make."""
     gate: GateConfig
 
     @property
@@ -57,7 +57,7 @@ class Listed:
 
 
 def read_jobs(path: Path, given: Mapping[str, Any]) -> Listed:
-    """Read and checks a jobs file.
+    """Read and check a jobs file.
 
     Args:
         path: YAML.

@@ -31,7 +31,7 @@ class LayerState:
     weights: str | None = None
     """Digest of its integer weights and their zero points; None where it has none."""
     weight_scale: tuple[float, ...] | None = None
-    """Of each channel, or of all."""
+    """Scale of each channel, or one for all."""
     bias: str | None = None
     """Digest of its other constants, a bias in most cases, as they are stored."""
     range: str | None = None
@@ -39,7 +39,7 @@ class LayerState:
     act_scale: float | None = None
     act_zero_point: int | None = None
     cosine: float | None = None
-    """Of the layer's output with the float network's, where the job's report has it."""
+    """Cosine of the layer's output with the float network's, where the job's report has it."""
     sqnr_db: float | None = None
 
 

@@ -17,11 +17,11 @@ from dipo.nightly.runner import Ended
 REPORT = "report.json"
 MODEL = "quantized.onnx"
 LOG_LINES = 20
-"""Of a broken job's log that summaries show."""
+"""Number of lines of a broken job's log that summaries show."""
 
 
 class Status(StrEnum):
-    """How a job ended."""
+    """The ways in which a job ends."""
 
     PASSED = "passed"
     FAILED = "gate failed"
@@ -50,7 +50,7 @@ class JobResult:
     """Top-1 in per cent; None without labels."""
     accuracy_deployed: float | None = None
     agreement: float | None = None
-    """Of the deployed network with the float one; so are cosine and SQNR."""
+    """Top-1 agreement of the deployed network with the float one; cosine and SQNR compare the same two."""
     cosine: float | None = None
     sqnr_db: float | None = None
     gates: tuple[GateOutcome, ...] = ()

@@ -122,7 +122,7 @@ def run_tasks(
     grace: float = GRACE_SECONDS,
     on_start: Callable[[Task], None] | None = None,
 ) -> Generator[Ended, None, None]:
-    """Run the tasks, first fit in their order, and yields each as it ends; those never started come last.
+    """Run the tasks, first fit in their order, and yield each as it ends; those never started come last.
 
     Args:
         tasks: Each fits into the empty room.

@@ -30,13 +30,13 @@ class Summary:
     seconds: float
     folder: Path
     stopped: str | None
-    """Who stopped it; None where it ran to its end."""
+    """The signal that stopped the night, as a sentence; None where it ran to its end."""
     rows: tuple[Row, ...]
     """In the order of the jobs file."""
     problems: tuple[str, ...]
-    """What went wrong with the night itself."""
+    """Sentences on what went wrong with the night itself."""
     version: str
-    """Of dipo."""
+    """Version of dipo."""
 
     def count(self, status: Status) -> int:
         """Count the jobs that ended in this way."""

@@ -91,7 +91,7 @@ class TensorBoard:
         self._writer.add_text("config", "\n".join([f"| {run_name} | |", "|---|---|", *rows]))
 
     def take(self, event: Mapping[str, Any]) -> None:
-        """Plot the event's numbers; shows its message as a text."""
+        """Plot the event's numbers; show its message as a text."""
         found = scalars(event)
         for name, value in found.values.items():
             self._writer.add_scalar(name, value, found.step)
@@ -114,7 +114,7 @@ class MLflow:
     name = "mlflow"
 
     def __init__(self, folder: RunFolder, *, run_name: str, params: Mapping[str, str]) -> None:
-        """Start a run, or goes on with the one that this run folder has.
+        """Start a run, or go on with the one that this run folder has.
 
         Raises:
             UserError: Nobody answers there, or refuses.

@@ -1,4 +1,4 @@
-"""What a run shows on the terminal: progress with remaining time, and one table at the end.
+"""The output of a run on the terminal: progress with remaining time, and one table at the end.
 
 Where the output is no terminal, progress is plain lines: one when a task begins, one now and then, one when it ends.
 """
@@ -46,7 +46,7 @@ class Terminal:
 
     @contextlib.contextmanager
     def task(self, title: str, total: int, noun: str) -> Iterator[Callable[[int], None]]:
-        """Show the progress of a task; yields a function to call with what is done."""
+        """Show the progress of a task; yield a function to call with what is done."""
         if self.console.is_terminal:
             with self._bar() as bar:
                 task = bar.add_task(title, total=total, noun=noun)
