@@ -33,7 +33,7 @@ ABOUT = "dipo"
 """The entry in the header of an array file: a digest, and the plain values that go with the arrays."""
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _BEGIN = {"run.resume": "give the folder of one or begin with run.dir=", "run": "give the folder of a finished run"}
-"""By the option that names a folder: what to do where no run is in it."""
+"""Advice where a folder has no run, by the option that names the folder."""
 _ANEW = {"run.resume": "begin the run again with run.dir=", "run": "do the run again"}
 """What to do where a run is damaged."""
 _WRITABLE = {

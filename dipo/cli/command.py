@@ -39,7 +39,7 @@ class Command:
     names: Callable[[], Sequence[str]] = tuple
     """Words without a value that it takes."""
     program: str = "dipo"
-    """Whose name stands before what it complains of."""
+    """The name that stands before its errors."""
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Run the command line `argv`, by default the process's own, and return the exit status."""

@@ -44,12 +44,12 @@ def texts(flags: Sequence[Flag]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Line:
-    """What the user typed, sorted."""
+    """A command line, sorted into flags and words."""
 
     flags: frozenset[str]
     """Names of those without a value."""
     values: Mapping[str, str]
-    """Of the other flags, by name."""
+    """Values of the other flags, by name."""
     words: tuple[str, ...]
     """All that has no leading dash, as typed."""
 

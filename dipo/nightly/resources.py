@@ -26,7 +26,7 @@ class ResourceRequest:
 
 
 class Resources:
-    """The free CPUs, and the free GPUs by their ids."""
+    """The free CPUs, and the free GPUs by their ids; what is taken has to be given back."""
 
     def __init__(self, cpus: int, gpus: Sequence[str]) -> None:
         """Start with all of them free."""

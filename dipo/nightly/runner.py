@@ -37,7 +37,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a task ended."""
+    """The end of a task."""
 
     task: Task
     returncode: int | None
@@ -50,7 +50,7 @@ class Ended:
 
 
 class Stop:
-    """While it is entered, SIGINT and SIGTERM are noted; a second one ends the grace of those that still run."""
+    """A context that records SIGINT and SIGTERM; a second one ends the grace of those that still run."""
 
     def __init__(self) -> None:
         """Start without a signal."""

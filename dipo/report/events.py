@@ -62,7 +62,7 @@ class Torn:
     """A line that is no event: its writer was killed, or somebody edited the file."""
 
     number: int
-    """Of the line, from 1."""
+    """Number of the line, from 1."""
     text: str
     is_last: bool
     """The file ends with it, without a newline: it may still be being written."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dipo.quant.error_sums import ErrorSums
 
 NO_NOISE_DB = 200.0
-"""What an SQNR without any noise is reported as: JSON has no infinity."""
+"""SQNR in dB that is reported where there is no noise: JSON has no infinity."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class OutputError:
     agreement: float
     """Per cent of the samples with the same top-1 of the first output."""
     cosine: float
-    """Of all output values as one vector."""
+    """Cosine of all output values as one vector."""
     sqnr_db: float
     """10 log10(sum reference^2 / sum (reference - other)^2)."""
 

@@ -63,14 +63,14 @@ class TargetRow:
 
     name: str
     differences: list[str]
-    """Of its scheme from the one that the run quantized for, in words."""
+    """Differences of its scheme from that of the run's target, in words."""
     weights: dict[str, float]
-    """By name of a layer whose weight was rounded once more: its SQNR in dB against the weight before."""
+    """SQNR in dB of weights that were rounded once more, against those before, by name of the layer."""
     activations: dict[str, int]
     """Number of values by what became of their ranges: `kept` as they are, `range` kept on another grid, `statistics`:
     from what calibration saw."""
     error: OutputError | None
-    """Of the simulation of this target against the float network; null without samples."""
+    """Error of the simulation of this target against the float network; null without samples."""
     notes: list[str]
     """What the user should know of the files."""
     files: dict[str, int]
@@ -114,7 +114,7 @@ class Report:
     """Bytes of each file for the target, and of the float model as `float`, its files of tensors included."""
     seconds: dict[str, float]
     peak_rss_mb: dict[str, float]
-    """By process: `driver`, `worker 0`, ..."""
+    """Peak memory by process: `driver`, `worker 0`, ..."""
     workers: dict[str, Any]
     """Number, kind, device, threads, and pieces of a step."""
     versions: dict[str, str]
