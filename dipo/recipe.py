@@ -32,7 +32,7 @@ class CalibConfig(Section):
 
     @property
     def reads_statistics(self) -> bool:
-        """Whether samples have to be observed for the ranges of activations."""
+        """Whether samples must be observed for the ranges of activations."""
         return RANGE_METHODS[self.method].reads_statistics
 
 
@@ -91,5 +91,5 @@ class PrecisionConfig(Section):
 
     @property
     def title(self) -> str:
-        """Such as w4a8."""
+        """Widths of weights and activations, such as w4a8."""
         return f"w{self.weight_bits}a{self.act_bits}"

@@ -26,15 +26,15 @@ EntryT = TypeVar("EntryT")
 
 
 class Registry(Mapping[str, EntryT], Generic[EntryT]):
-    """What has a name: dipo's own first, in the order of their list, then that of other packages, by name."""
+    """Entries by name: dipo's own in the order of their list, then those of other packages, by name."""
 
     def __init__(self, kind: str, own: Mapping[str, EntryT], *, group: str) -> None:
-        """Lists dipo's own.
+        """List dipo's own entries.
 
         Args:
             kind: What the entries are, for messages: `step`.
-            own: Those that come with dipo, by name.
-            group: Of the entry points that other packages announce theirs by.
+            own: dipo's own entries, by name.
+            group: The group of entry points in which other packages announce theirs.
         """
         self.kind, self.group = kind, group
         self._own = dict(own)
@@ -55,7 +55,7 @@ class Registry(Mapping[str, EntryT], Generic[EntryT]):
         return {point.name: point for point in found}
 
     def __getitem__(self, name: str) -> EntryT:
-        """The entry of that name.
+        """Return the entry of that name.
 
         Raises:
             KeyError: There is none.
@@ -93,8 +93,7 @@ def _origin(point: metadata.EntryPoint) -> str:
 def _is_announced(group: str) -> bool:
     """Return whether an installed package may have entry points of a group.
 
-    A look at the files themselves takes a tenth of the time that `importlib.metadata` does, for its import and for
-    reading about all packages; `--help` waits for it.
+    Reading the files directly takes a tenth of the time of `importlib.metadata`, which matters for `--help`.
     """
     section = f"[{group}]".encode()
     for entry in map(Path, sys.path):

@@ -33,7 +33,7 @@ ABOUT = "dipo"
 """The entry in the header of an array file: a digest, and the plain values that go with the arrays."""
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _BEGIN = {"run.resume": "give the folder of one or begin with run.dir=", "run": "give the folder of a finished run"}
-"""By the option that names a folder: what to do where no run is in it."""
+"""Advice where a folder has no run, by the option that names the folder."""
 _ANEW = {"run.resume": "begin the run again with run.dir=", "run": "do the run again"}
 """What to do where a run is damaged."""
 _WRITABLE = {
@@ -45,19 +45,19 @@ _WRITABLE = {
 
 
 class DamagedFileError(Exception):
-    """A file of the run is not what was written."""
+    """The error of a run's file that is missing or differs from what was written."""
 
 
 class RunFolder:
-    """Writes a run's files, each under a temporary name that becomes the final one when it is complete."""
+    """The files of a run, each written under a temporary name that becomes the final one when it is complete."""
 
     def __init__(self, path: Path, *, resume: bool = False, option: str | None = None) -> None:
-        """Makes the folder, or takes up the one of an earlier run; no other process can have it at the same time.
+        """Make the folder, or open that of an earlier run, and lock it against other processes.
 
         Args:
             path: The folder.
-            resume: A run was begun in it.
-            option: By which the user named it; null: `run.resume` or `run.dir`.
+            resume: Whether a run was begun in it.
+            option: The option by which the user named it; None: `run.resume` or `run.dir`.
 
         Raises:
             UserError: It cannot be made or written, holds another run or, to `resume`, none, or is in use.
@@ -103,12 +103,12 @@ class RunFolder:
     def stored_config(
         path: Path, *, whole: Mapping[str, Any] | None = None, option: str = "run.resume"
     ) -> dict[str, Any]:
-        """The configuration that a run was begun with.
+        """Read the configuration that a run was begun with.
 
         Args:
             path: The run's folder.
             whole: A configuration with every section and option, all of which have to be there.
-            option: By which the user named the folder.
+            option: The option by which the user named the folder.
 
         Raises:
             UserError: There is none, it cannot be read, or part of it is missing.
@@ -130,32 +130,32 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end."""
+        """Whether the run finished."""
         return (self.path / REPORT).is_file()
 
     def has(self, name: str) -> bool:
-        """Whether a file was written."""
+        """Return whether a file was written."""
         return (self.path / name).is_file()
 
     def close(self) -> None:
-        """Lets another process have the folder."""
+        """Unlock the folder for other processes."""
         if self.lock is not None:
             os.close(self.lock)
             self.lock = None
 
     def discard(self) -> None:
-        """Removes the folder of a run that came to nothing, unless it was there before."""
+        """Remove the folder of a run that wrote nothing, unless it was there before."""
         if self.made:
             shutil.rmtree(self.path, ignore_errors=True)
 
     def forget_results(self) -> None:
-        """Removes what follows from the statistics, the report first: from then on the run counts as unfinished."""
+        """Remove the files that depend on the statistics, the report first: without it the run is unfinished."""
         (self.path / REPORT).unlink(missing_ok=True)
         shutil.rmtree(self.path / UNITS, ignore_errors=True)
 
     @contextlib.contextmanager
     def staging(self) -> Iterator[Path]:
-        """A folder for files that get their final place when all of them are complete; it goes away at the end."""
+        """Yield a temporary folder whose files are moved to their final place when all are complete."""
         path = self.path / f".staging.{os.getpid()}.part"
         with explain_full_disk(self.path, self._go_on):
             path.mkdir()
@@ -170,7 +170,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:
-        """A path to write to, renamed to `name` at the end; removed where the writing fails.
+        """Yield a path to write to, renamed to `name` at the end; removed where the writing fails.
 
         Args:
             name: The final name, `/` for folders within the run's.
@@ -191,7 +191,7 @@ class RunFolder:
             temporary.unlink(missing_ok=True)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """Writes a JSON file.
+        """Write a JSON file.
 
         Raises:
             ValueError: A number is NaN or infinite, which JSON does not know.
@@ -200,7 +200,7 @@ class RunFolder:
             path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """A JSON file that was written.
+        """Read a JSON file of the run.
 
         Raises:
             DamagedFileError: It is missing or damaged.
@@ -214,19 +214,19 @@ class RunFolder:
         return content
 
     def write_yaml(self, name: str, content: Mapping[str, Any]) -> None:
-        """Writes a YAML file."""
+        """Write a YAML file."""
         with self.writing(name) as path:
             path.write_text(yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
     def write_arrays(
         self, name: str, arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any] | None = None
     ) -> None:
-        """Writes a safetensors file, with a digest of its content.
+        """Write a safetensors file, with a digest of its content.
 
         Args:
             name: The final name.
-            arrays: What is written.
-            about: Plain values that go with them.
+            arrays: The arrays to write.
+            about: Plain values to store with them.
         """
         from safetensors.numpy import save
 
@@ -238,7 +238,7 @@ class RunFolder:
             path.write_bytes(save(stored, metadata=metadata))
 
     def read_arrays(self, name: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """The arrays of a file, and the plain values that go with them.
+        """Read the arrays of a file, and the plain values stored with them.
 
         Raises:
             DamagedFileError: It is missing or damaged.
@@ -260,7 +260,7 @@ class RunFolder:
 
 @contextlib.contextmanager
 def explain_full_disk(path: Path, go_on: str | None = None) -> Iterator[None]:
-    """Turns the error of a full disk into a sentence that says how to go on.
+    """Turn the error of a full disk into a sentence that says how to go on.
 
     Args:
         path: The run's folder.
@@ -285,7 +285,7 @@ def _no_run(path: Path, option: str) -> UserError:
 
 
 def _missing(whole: Mapping[str, Any], content: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Sections and options of `whole` that `content` lacks."""
+    """Return the sections and options of `whole` that `content` lacks."""
     found = []
     for name, value in whole.items():
         if name not in content:

@@ -1,4 +1,4 @@
-"""What the configuration is made of: sections, their options, and the limits that stand in an option's type."""
+"""The parts of the configuration: sections, their options, and the limits in an option's type."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def choose(word: str, choices: Iterable[str]) -> str:
-    """What to answer to a `word` that is none of the `choices`: the nearest first, then the others."""
+    """Return the answer to a `word` that is none of the `choices`: the nearest first, then the others."""
     names = list(choices)
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.65)
     others = [name for name in names if name not in near]
@@ -29,7 +29,7 @@ def choose(word: str, choices: Iterable[str]) -> str:
 
 
 def show(value: object) -> str:
-    """A value as the user would type it, text in quotes."""
+    """Return a value as the user would type it, text in quotes."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, float):
@@ -86,7 +86,7 @@ class Between:
 
 @dataclass(frozen=True)
 class Called:
-    """What a value is, for who has to give one: `a folder`."""
+    """The name of a kind of value, for messages: `a folder`."""
 
     noun: str
 
@@ -115,7 +115,7 @@ class Option:
     """What a value is; None: what its type says."""
 
     def read(self, value: Any) -> Any:
-        """`value` in the option's type; one member stands for a list of one.
+        """Return `value` in the option's type; one member stands for a list of one.
 
         Raises:
             UserError: `value` has another type or is outside the limits.
@@ -139,7 +139,7 @@ class Option:
 
     @functools.cached_property
     def _adapter(self) -> TypeAdapter[Any]:
-        """The option's type and limits for Pydantic, which is imported when the first value is read."""
+        """Return the option's type and limits for Pydantic, which is imported when the first value is read."""
         from pydantic import AfterValidator, Field, TypeAdapter
 
         member: Any = self.type
@@ -159,7 +159,7 @@ class Option:
         return TypeAdapter(hint, config={"strict": True})
 
     def wanted(self) -> str:
-        """What the user should give, in words."""
+        """Say in words what the user should give."""
         if isinstance(self.limit, OneOf):
             words = f"{'any' if self.is_list else 'one'} of {', '.join(self.limit.choices)}"
         elif self.type is dict:
@@ -178,7 +178,7 @@ _OUT_OF_LIMITS = frozenset({"greater_than", "greater_than_equal", "less_than_equ
 
 
 def _among(limit: OneOf, value: Any) -> Any:
-    """The validator of a choice."""
+    """Return the validator of a choice."""
     from pydantic_core import PydanticCustomError
 
     complaint = limit.complaint(value)
@@ -214,7 +214,7 @@ class Section:
 
     @classmethod
     def prefix(cls) -> str:
-        """What stands before the names of the section's options: `calib.`; nothing for the top one."""
+        """Return the prefix of the section's options: `calib.`; empty for the top one."""
         if cls._prefix is not None:
             return cls._prefix
         name = cls.__name__.removesuffix("Config").lower()
@@ -225,18 +225,18 @@ SectionT = TypeVar("SectionT", bound=Section)
 
 
 def options(section: type[Section]) -> tuple[Option, ...]:
-    """The section's own options, in their order; those that it inherits come first."""
+    """Return the section's own options, in their order; those that it inherits come first."""
     return _fields(section).options
 
 
 def parts(section: type[Section]) -> Mapping[str, type[Section]]:
-    """The sections inside a section, by name of the field."""
+    """Return the sections inside a section, by name of the field."""
     return _fields(section).parts
 
 
 @dataclass(frozen=True)
 class _Fields:
-    """What a section's fields are."""
+    """A section's fields."""
 
     options: tuple[Option, ...]
     parts: Mapping[str, type[Section]]
@@ -256,7 +256,7 @@ def _fields(section: type[Section]) -> _Fields:
 
 
 def all_options(section: type[Section]) -> Iterator[Option]:
-    """The options of a section and of the sections inside it."""
+    """Return the options of a section and of the sections inside it."""
     yield from options(section)
     for part in parts(section).values():
         yield from all_options(part)
@@ -285,7 +285,7 @@ def from_plain(section: type[SectionT], values: Mapping[str, Any]) -> SectionT:
 
 
 def choose_option(top: type[Section], key: str, *, groups: Sequence[str]) -> str:
-    """What to answer to a `key` that is no option: the nearest one, else what there is.
+    """Return the answer to a `key` that is no option: the nearest one, else all there are.
 
     Args:
         top: The section that holds all others.
@@ -336,5 +336,5 @@ def _option(section: type[Section], field: dataclasses.Field[Any], hint: Any) ->
 
 
 def _members(hint: Any) -> list[Any]:
-    """The types of a union, or the one that it is."""
+    """Return the types of a union; of another type, itself."""
     return list(typing.get_args(hint)) if isinstance(hint, types.UnionType) else [hint]

@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Fixtures of all tests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TinyJob:
     data: Path
 
     def arguments(self, *more: str) -> list[str]:
-        """A command line that runs in this process, without the compiler; later ones win."""
+        """Return a command line that runs in this process, without the compiler; later ones win."""
         return [
             f"model.path={self.model}",
             f"data.path={self.data}",
@@ -38,7 +38,7 @@ class TinyJob:
 
 @pytest.fixture(autouse=True)
 def own_log() -> Iterator[None]:
-    """A job's log file is that of its test alone."""
+    """Give each test's job a log file of its own."""
     yield
     log = logging.getLogger("dipo")
     for handler in list(log.handlers):
@@ -49,7 +49,7 @@ def own_log() -> Iterator[None]:
 
 @pytest.fixture
 def shared_file() -> Callable[[str], Path]:
-    """Finds one of the larger files beside the repository; the test is skipped where it is absent."""
+    """Find one of the larger files beside the repository; the test is skipped where it is absent."""
 
     def find(name: str) -> Path:
         path = SHARED_DATA / name
@@ -62,7 +62,7 @@ def shared_file() -> Callable[[str], Path]:
 
 @pytest.fixture
 def tiny_job(tmp_path: Path) -> TinyJob:
-    """A tiny CNN and samples with labels, for calibration and for evaluation."""
+    """Write a tiny CNN and samples with labels, for calibration and for evaluation."""
     labels = np.random.default_rng(1).integers(0, 10, 40)
     data = tmp_path / "samples.npz"
     np.savez(data, calib_x=images(24), calib_y=labels[:24], test_x=images(16, seed=1), test_y=labels[24:])

@@ -10,7 +10,7 @@ import onnx.parser
 
 
 def network(text: str, *, opset: int = 17, seed: int = 0, **constants: object) -> onnx.ModelProto:
-    """A model from the text of its graph; a constant given as a shape is filled with small random numbers."""
+    """Make a model from the text of its graph; a constant given as a shape is filled with small random numbers."""
     model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]>\ng {text}')
     rng = np.random.default_rng(seed)
     for name, value in constants.items():
@@ -28,7 +28,7 @@ def saved(model: onnx.ModelProto, folder: Path, name: str = "net.onnx") -> Path:
 
 
 def tiny_cnn(*, batch: int | str = "N", classes: int = 10) -> onnx.ModelProto:
-    """A stem, a residual block and a classifier, on images of 3x8x8."""
+    """Make a stem, a residual block and a classifier, on images of 3x8x8."""
     return network(
         f"""(float[{batch},3,8,8] image) => (float[{batch},{classes}] scores) {{
           [stem] a = Conv<pads=[1,1,1,1]>(image, w1, b1)

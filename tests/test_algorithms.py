@@ -59,7 +59,7 @@ def chain(folder: Path) -> Path:
 
 @pytest.fixture
 def run(tiny_job, tmp_path):
-    """Runs a job on the chain; returns its folder and its report."""
+    """Run a job on the chain; return its folder and its report."""
     model = chain(tmp_path)
 
     def job(*how: str, name: str = "run") -> tuple[Path, dict]:

@@ -15,7 +15,7 @@ from dipo.launch import main
 
 @pytest.fixture
 def complaint(tiny_job, tmp_path, monkeypatch, capfd):
-    """Runs a job that must fail on its input and returns the sentence; it must leave no results."""
+    """Run a job that must fail on its input and return the sentence; it must leave no results."""
     monkeypatch.chdir(tmp_path)
 
     def of(*arguments: str) -> str:

@@ -67,7 +67,7 @@ def fenced(kind):
 
 
 def in_backticks(text):
-    """What stands between backticks, outside of blocks of code."""
+    """Return the texts between backticks, outside of blocks of code."""
     return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```\n", "", text, flags=re.DOTALL | re.MULTILINE))
 
 

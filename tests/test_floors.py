@@ -52,7 +52,7 @@ def imports(tree):
 
 
 def room(module):
-    """What stands on a floor: `graph` of `dipo.graph.plan`."""
+    """Return the module or package that stands on a floor: `graph` of `dipo.graph.plan`."""
     return module.split(".")[1]
 
 

@@ -90,7 +90,7 @@ def test_a_flat_softmax_has_the_range_of_the_function(tmp_path, platform):
 
 
 def run(tiny_job, odd, folder, *how):
-    """Runs the job; the numbers of what it wrote are all finite."""
+    """Run the job; the numbers of what it wrote are all finite."""
     assert main(tiny_job.arguments(f"model.path={odd}", f"run.dir={folder}", *how)) == 0
     for tensor in onnx.load(folder / "quantized.onnx").graph.initializer:
         array = onnx.numpy_helper.to_array(tensor)

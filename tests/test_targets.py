@@ -246,7 +246,7 @@ def test_scripts_find_the_range_of_every_tensor(tiny_job, tmp_path, own):
 
 @pytest.fixture
 def damaged(tiny_job, tmp_path, capsys):
-    """Exports from a run after a file of it was changed; gives the complaint, which names the option that was typed."""
+    """Export from a run after a file of it was changed; return the complaint, which names the option that was typed."""
 
     def of(name, change, *words):
         run = tmp_path / "run"

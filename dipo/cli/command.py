@@ -1,4 +1,4 @@
-"""What a command of `dipo` is, and how it is started."""
+"""A command of `dipo`, and its start."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def no_choices(line: Line) -> Mapping[str, Sequence[str]]:
 
 @dataclass(frozen=True)
 class Command:
-    """One of the things that `dipo` does."""
+    """A command of `dipo`."""
 
     name: str
     """What the user types: `export`."""
@@ -39,7 +39,7 @@ class Command:
     names: Callable[[], Sequence[str]] = tuple
     """Words without a value that it takes."""
     program: str = "dipo"
-    """Whose name stands before what it complains of."""
+    """The name that stands before its errors."""
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Run the command line `argv`, by default the process's own, and return the exit status."""

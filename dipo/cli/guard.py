@@ -1,4 +1,4 @@
-"""What becomes of errors: a sentence for the user, the traceback in a log, and an exit status."""
+"""Handling of errors: a sentence for the user, the traceback in a log, and an exit status."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def guarded(run: Callable[[], int], *, program: str = "dipo") -> int:
 
     Args:
         run: The work.
-        program: Whose name stands before the sentence.
+        program: The name that stands before the sentence.
     """
     _TERMINATED.clear()
     signal.signal(signal.SIGTERM, _terminate)

@@ -98,7 +98,7 @@ def _verify(asked: VerifyWords) -> int:
 
 
 def _judge(target: Any, data: Mapping[str, Any] | None, samples: int, console: Any) -> list[Any]:
-    """What all consumers say of a target's files."""
+    """Return the verdicts of all consumers on a target's files."""
     from dipo.verify.consumers import judge
     from dipo.verify.probe import feed_of, make_probe
     from dipo.verify.verdict import Probe, Refused, Verdict

@@ -44,12 +44,12 @@ def texts(flags: Sequence[Flag]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Line:
-    """What the user typed, sorted."""
+    """A command line, sorted into flags and words."""
 
     flags: frozenset[str]
     """Names of those without a value."""
     values: Mapping[str, str]
-    """Of the other flags, by name."""
+    """Values of the other flags, by name."""
     words: tuple[str, ...]
     """All that has no leading dash, as typed."""
 
@@ -59,7 +59,7 @@ def sort_words(argv: Sequence[str], flags: Sequence[Flag]) -> Line:
 
     Args:
         argv: The command line.
-        flags: Those that the command knows.
+        flags: The flags that the command knows.
 
     Raises:
         UserError: A flag is unknown, or lacks its value.

@@ -30,7 +30,7 @@ _HYDRA = threading.Lock()
 
 
 def compose_config(overrides: Sequence[str], own: Sequence[Path] = ()) -> Config:
-    """The configuration that the presets and the overrides make; overrides of options win over presets.
+    """Compose the configuration of the presets and the overrides; overrides of options win over presets.
 
     With `run.resume` the configuration of that run takes the place of the presets' defaults.
 
@@ -65,7 +65,7 @@ def to_yaml(config: Config) -> str:
 
 
 def _resumed(overrides: Sequence[str]) -> Path | None:
-    """The folder of `run.resume`, where it is asked for."""
+    """Return the folder of `run.resume`; None where it is not given."""
     values = [word.partition("=")[2] for word in overrides if word.lstrip("+").startswith("run.resume=")]
     if not values or values[-1] in {"", "null"}:
         return None
@@ -73,10 +73,10 @@ def _resumed(overrides: Sequence[str]) -> Path | None:
 
 
 def _to_go_on_with(stored: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Return a run's configuration less what belongs to the process that began it.
+    """Return a run's configuration without the options of the process that began it.
 
-    That is its folder; and where other workers are to go on, with `cluster=inline` instead of Ray say, all about the
-    workers that results do not depend on: ten workers are nothing for one process.
+    These are its folder and, where other workers go on (`cluster=inline` instead of Ray, say), the options of the
+    workers that results do not depend on.
     """
     run = {key: value for key, value in stored["run"].items() if key not in {"dir", "resume"}}
     cluster = stored["cluster"]
@@ -88,7 +88,7 @@ def _to_go_on_with(stored: dict[str, Any], overrides: Sequence[str]) -> dict[str
 
 
 def _translate(override: str, own: Sequence[Path]) -> str:
-    """The override in Hydra's words, once it is known to name a preset or an option."""
+    """Translate an override to Hydra's grammar, after checking that it names a preset or an option."""
     match = re.fullmatch(r"\+{0,2}([^=+~]+)(?:=(.*))?", override, re.DOTALL)
     if match is None:
         raise UserError(f"'{override}': give group=choice or option=value, see --help")
@@ -124,7 +124,7 @@ def _choice(group: str, choice: str, presets: dict[str, Path], own: Sequence[Pat
 
 
 def _value(key: str, value: str, *, literal: bool) -> str:
-    """The value in Hydra's grammar; `literal` text, such as a path, needs no quotes from the user."""
+    """Return the value in Hydra's grammar; `literal` text, such as a path, needs no quotes from the user."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Quote, QuotedString
     from hydra.errors import HydraException
@@ -167,7 +167,7 @@ def _compose(overrides: Sequence[str], own: Sequence[Path], *, primary: Path | N
 
 @contextlib.contextmanager
 def _hydra_aside() -> Iterator[None]:
-    """Put away what a program around this one has told Hydra, and put it back at the end."""
+    """Clear Hydra's global state for the block, and restore it at the end: the calling program may use Hydra."""
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.singleton import Singleton
     from hydra.version import VersionBase

@@ -267,12 +267,12 @@ class Config(Section):
 
 
 def to_plain(config: Config) -> dict[str, Any]:
-    """The configuration as nested dictionaries of plain values, for config.yaml."""
+    """Return the configuration as nested dictionaries of plain values, for config.yaml."""
     return dataclasses.asdict(config)
 
 
 def resolve_path(path: str) -> Path:
-    """The file or folder that `path` means: one of dipo's own after `zoo:`, else a path with `~` expanded.
+    """Return the file or folder that `path` means: one of dipo's own after `zoo:`, else a path with `~` expanded.
 
     Raises:
         UserError: dipo has no such file of its own.

@@ -15,14 +15,14 @@ PRIMARY = "config"
 
 
 def packaged_folder() -> Path:
-    """The folder of dipo's own presets: in the installed package, or beside it in a checkout."""
+    """Return the folder of dipo's own presets: in the installed package, or beside it in a checkout."""
     package = Path(__file__).parents[1]
     installed = package / "conf"
     return installed if installed.is_dir() else package.parent / "conf"
 
 
 def own_folders(config_dir: str | None) -> list[Path]:
-    """The user's folders of presets: `config_dir`, and `conf` in the working directory where there is one.
+    """Return the user's folders of presets: `config_dir`, and `conf` in the working directory where there is one.
 
     Raises:
         UserError: `config_dir` is no folder.
@@ -37,7 +37,7 @@ def own_folders(config_dir: str | None) -> list[Path]:
 
 
 def find_presets(own: Sequence[Path]) -> dict[str, dict[str, Path]]:
-    """The file of every choice, by group of dipo's and by name; of two with one name, dipo's."""
+    """Return the file of every choice, by group and name; of two with one name, dipo's."""
     folders = [*own, packaged_folder()]
     return {
         group: {file.stem: file for folder in folders for file in sorted((folder / group).glob("*.yaml"))}
@@ -46,7 +46,7 @@ def find_presets(own: Sequence[Path]) -> dict[str, dict[str, Path]]:
 
 
 def refuse_shadowing(own: Sequence[Path], group: str, choice: str) -> None:
-    """See to it that the user's preset is not hidden by another one of dipo that has its name.
+    """Refuse a user's preset that one of dipo's with the same name would hide.
 
     Raises:
         UserError: It is.
@@ -59,14 +59,14 @@ def refuse_shadowing(own: Sequence[Path], group: str, choice: str) -> None:
 
 
 def default_choices() -> dict[str, str | None]:
-    """The groups in the order of the configuration, each with the choice that is taken where the user makes none."""
+    """Return the default choice of each group, in the order of the configuration."""
     choices = {group: choice for entry in defaults() if isinstance(entry, dict) for group, choice in entry.items()}
     order = [*parts(Config), *choices]
     return dict(sorted(choices.items(), key=lambda item: order.index(item[0])))
 
 
 def defaults() -> list[str | dict[str, str | None]]:
-    """Hydra's list of the groups, those that others override before them, with `_self_` for the file's own options."""
+    """Return Hydra's list of the groups, overridden ones before those that override them, and `_self_`."""
     found: list[str | dict[str, str | None]] = yaml.safe_load((packaged_folder() / f"{PRIMARY}.yaml").read_text())[
         "defaults"
     ]
@@ -74,6 +74,6 @@ def defaults() -> list[str | dict[str, str | None]]:
 
 
 def summary(preset: Path) -> str:
-    """What a preset is, in a line: its first comment that is no directive to Hydra."""
+    """Summarize a preset in a line: its first comment that is no directive to Hydra."""
     lines = (line.removeprefix("#").strip() for line in preset.read_text().splitlines() if line.startswith("#"))
     return next((line for line in lines if not line.startswith("@")), "")

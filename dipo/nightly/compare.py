@@ -17,11 +17,11 @@ from dipo.nightly.result import MODEL, JobResult
 
 @dataclass(frozen=True)
 class Divergence:
-    """The first layer, in the order of the graph, that is not what it was."""
+    """The first layer, in the order of the graph, that differs from the night before."""
 
     layer: str
     changes: tuple[str, ...]
-    """What changed, and by how much."""
+    """Sentences on what changed, and by how much."""
 
     def __str__(self) -> str:
         return f"{self.layer}: {', '.join(self.changes)}"
@@ -29,7 +29,7 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Comparison:
-    """This night less the one before."""
+    """Differences of a job's figures: this night's less those of the night before."""
 
     night: str
     """The one before."""
@@ -38,7 +38,7 @@ class Comparison:
     cosine: float | None
     sqnr_db: float | None
     seconds_ratio: float | None
-    """Of the night before's."""
+    """This night's seconds over the night before's."""
     changed_ranges: int
     num_ranges: int
     first: Divergence | None
@@ -48,7 +48,7 @@ class Comparison:
 
     @property
     def sentence(self) -> str:
-        """What to tell of it, in a line."""
+        """The comparison in a line."""
         if self.first is None:
             return f"as in night {self.night}, bit by bit"
         other = ", with other options" if self.options_changed else ""
@@ -57,7 +57,7 @@ class Comparison:
 
 
 def compare(now: JobResult, past: Past) -> Comparison:
-    """Compares a complete job with a complete one of an earlier night."""
+    """Compare a complete job with a complete one of an earlier night."""
     before = past.result
     ranges, old_ranges = _ranges(now.layers), _ranges(before.layers)
     return Comparison(
@@ -74,7 +74,7 @@ def compare(now: JobResult, past: Past) -> Comparison:
 
 
 def first_divergence(now: JobResult, before: JobResult) -> Divergence | None:
-    """The first layer whose weights, scales or range differ; None where all are what they were."""
+    """Return the first layer whose weights, scales or range differ; None where all are equal."""
     old = {layer.name: layer for layer in before.layers}
     for layer in now.layers:
         if layer.name not in old:
@@ -102,7 +102,7 @@ def _changes(now: LayerState, before: LayerState, model: Path, old_model: Path) 
 
 
 def _weights(now: LayerState, before: LayerState, model: Path, old_model: Path) -> str:
-    """How many codes differ, where the night before's model is still there."""
+    """Return how many codes differ, where the night before's model still exists."""
     new_arrays, old_arrays = _stored(model, now.name), _stored(old_model, before.name)
     if not same_weights(new_arrays, now.weights) or not same_weights(old_arrays, before.weights):
         return "weights"
@@ -119,12 +119,12 @@ def _bias(now: LayerState, before: LayerState, model: Path, old_model: Path) -> 
 
 
 def _stored(model: Path, name: str) -> dict[str, list[NDArray[Any]]]:
-    """Empty where the folder of that night has been removed."""
+    """Read a layer's arrays; empty where the folder of that night has been removed."""
     return read_arrays(model, name) if model.exists() else {}
 
 
 def _difference(old: Sequence[NDArray[Any]], new: Sequence[NDArray[Any]]) -> str:
-    """How many elements differ, of how many; empty where none does."""
+    """Return how many elements differ, of how many; empty where none does."""
     shapes, old_shapes = [array.shape for array in new], [array.shape for array in old]
     if shapes != old_shapes:
         return f"{_shown(old_shapes)} -> {_shown(shapes)}"
@@ -147,7 +147,7 @@ def _scales(now: tuple[float, ...] | None, before: tuple[float, ...] | None) -> 
 
 
 def _from_to(before: float | None, now: float | None) -> str:
-    """Both numbers, with as many digits as it takes to tell them apart."""
+    """Format both numbers with as many digits as it takes to tell them apart."""
     if before is None or now is None:
         return f"{'none' if before is None else f'{before:.3g}'} -> {'none' if now is None else f'{now:.3g}'}"
     digits = next((digits for digits in range(3, 17) if f"{before:.{digits}g}" != f"{now:.{digits}g}"), 17)

@@ -1,4 +1,4 @@
-"""Gates: what a job has to keep to, and whether it did."""
+"""Gates: the limits that a job must keep, and their outcomes."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from dipo.nightly.settings import GateConfig
 
 @dataclass(frozen=True)
 class GateOutcome:
-    """One gate of one job."""
+    """The outcome of one gate of one job."""
 
     gate: str
     """Name of its option, such as `max_top1_drop`."""
     limit: float
     value: float | None
-    """What the job has; None where it cannot tell."""
+    """The job's value; None where it is not known."""
     passed: bool
     sentence: str
-    """What was measured, against what."""
+    """The measured value and the limit, in words."""
 
 
 def judge(
     gate: GateConfig, *, fp32: float | None, deployed: float | None, cosine: float | None, seconds: float
 ) -> tuple[GateOutcome, ...]:
-    """Every gate that is set; one that cannot be judged has failed.
+    """Judge every gate that is set; one that cannot be judged has failed.
 
     Args:
-        gate: The job's.
+        gate: The job's gates.
         fp32: Top-1 of the float network, in per cent.
-        deployed: Top-1 of the deployed one.
-        cosine: Of the deployed network's outputs with the float one's.
+        deployed: Top-1 of the deployed network, in per cent.
+        cosine: Cosine of the deployed network's outputs with the float network's.
         seconds: The job's, from its start to its end.
     """
     outcomes = []

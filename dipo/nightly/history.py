@@ -48,26 +48,26 @@ class History:
     """A database of nights."""
 
     def __init__(self, target: str, *, create: bool = True) -> None:
-        """Opens it.
+        """Open the database.
 
         Args:
             target: Path of a SQLite file, or a URL.
-            create: Make what is not there yet; otherwise the history is only read.
+            create: Create a missing file and its tables; otherwise the history is only read.
 
         Raises:
             UserError: It cannot be opened, or its schema is another one.
         """
         self.url = _url(target)
         self.shown = self.url.set(query={}).render_as_string(hide_password=True)
-        """What may be printed of it."""
+        """The target without its password, for messages."""
         self._engine = self._open(create=create)
 
     def close(self) -> None:
-        """Lets its connections go."""
+        """Close its connections."""
         self._engine.dispose()
 
     def start_night(self, name: str, *, started: str, version: str, jobs: str) -> int:
-        """Enters a night that begins; returns its number."""
+        """Add a night that begins, and return its number."""
         with self._session() as session:
             night = NightRow(name=name, started=started, dipo=version, jobs=jobs, state="running", seconds=None)
             session.add(night)
@@ -75,7 +75,7 @@ class History:
             return night.id
 
     def add(self, night: int, result: JobResult) -> None:
-        """Enters a job that has ended."""
+        """Add the result of a job that has ended."""
         row = ResultRow(
             night_id=night,
             **{name: getattr(result, name) for name in PLAIN_RESULT},
@@ -88,13 +88,13 @@ class History:
             session.add(row)
 
     def end_night(self, night: int, *, state: str, seconds: float) -> None:
-        """Notes how a night ended: `finished` or `stopped`."""
+        """Record how a night ended: `finished` or `stopped`."""
         with self._session() as session:
             row = session.get_one(NightRow, night)
             row.state, row.seconds = state, seconds
 
     def previous(self, name: str, before: int) -> Past | None:
-        """The last result of a job that ran to its end in a night before; None where there is none."""
+        """Return the last complete result of a job in an earlier night; None where there is none."""
         complete = (Status.PASSED.value, Status.FAILED.value)
         query = (
             select(ResultRow)
@@ -108,14 +108,14 @@ class History:
             return None if row is None else _past(row, layers=True)
 
     def of(self, name: str, *, last: int) -> dict[str, list[Past]]:
-        """The last results of a job, or of all jobs of a model, oldest first, without their layers; by job."""
+        """Return the last results of a job, or of a model's jobs, by job, oldest first, without their layers."""
         with self._session() as session:
             either = (ResultRow.name == name) | (ResultRow.model == name)
             jobs = session.scalars(select(ResultRow.name).where(either).distinct().order_by(ResultRow.name)).all()
             return {job: self._last(session, job, last) for job in jobs}
 
     def names(self) -> list[str]:
-        """All jobs and models."""
+        """Return the names of all jobs and models."""
         with self._session() as session:
             rows = session.execute(select(ResultRow.name, ResultRow.model).distinct()).all()
             return sorted({name for row in rows for name in row})
@@ -132,7 +132,7 @@ class History:
 
     @contextlib.contextmanager
     def _session(self) -> Iterator[Session]:
-        """A transaction.
+        """Open a session whose block is one transaction.
 
         Raises:
             HistoryError: The database failed.
@@ -177,7 +177,7 @@ class History:
         return engine
 
     def _reason(self, error: SQLAlchemyError) -> str:
-        """A line of what the driver said, without the password."""
+        """Return the first line of the driver's error, without the password."""
         cause = getattr(error, "orig", None) or error
         line = next(iter(str(cause).splitlines()), type(cause).__name__)
         secrets = [self.url.password, *(value for key, value in self.url.query.items() if "pass" in key.lower())]
@@ -197,7 +197,7 @@ def _url(target: str) -> URL:
 
 
 def _lock_at_begin(engine: Engine) -> None:
-    """Takes SQLite's lock as a transaction begins: two nights wait for each other, and neither fails half-way."""
+    """Take SQLite's lock as a transaction begins: two nights wait for each other, and neither fails half-way."""
 
     @event.listens_for(engine, "connect")
     def leave_begin_to_us(connection: Any, record: Any) -> None:

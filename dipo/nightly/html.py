@@ -14,7 +14,7 @@ CLASSES = {Status.PASSED: "passed", Status.FAILED: "failed", Status.BROKEN: "bro
 
 
 def html_page(summary: Summary) -> str:
-    """The page; all that comes from models, options and logs is escaped."""
+    """Return the page; all that comes from models, options and logs is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     loader = FileSystemLoader(Path(__file__).parent)

@@ -1,4 +1,4 @@
-"""The jobs file: what a night has to do, checked before anything starts."""
+"""The jobs file: the jobs of a night, checked before any starts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOP_KEYS = ("jobs", "matrix", "defaults", "gate", "parallel", "cluster")
 JOB_KEYS = ("name", "options", "gate")
 MATRIX_KEYS = ("models", "algos", "platforms")
 OWN_FILES = (".log", ".json", ".xml", ".html")
-"""What a night writes beside its jobs' folders."""
+"""Endings of the files that a night writes beside its jobs' folders."""
 
 
 @dataclass(frozen=True)
@@ -33,23 +33,23 @@ class NightJob:
     options: tuple[str, ...]
     """In the words of `python -m dipo.launch`."""
     config: JobConfig
-    """What they make."""
+    """The configuration that the options make."""
     gate: GateConfig
 
     @property
     def model(self) -> str:
-        """The network's name, as the job's report has it."""
+        """The network's name, as in the job's report."""
         return self.config.model.title
 
     @property
     def precision(self) -> str:
-        """Such as w4a8."""
+        """Widths of weights and activations, such as w4a8."""
         return self.config.precision.title
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A jobs file, under the command line's options."""
+    """A jobs file, with the command line's options applied."""
 
     jobs: tuple[NightJob, ...]
     parallel: int | None
@@ -57,7 +57,7 @@ class Listed:
 
 
 def read_jobs(path: Path, given: Mapping[str, Any]) -> Listed:
-    """Reads and checks a jobs file.
+    """Read and check a jobs file.
 
     Args:
         path: YAML.
@@ -153,7 +153,7 @@ def _jobs(content: Any) -> Iterator[_Entry]:
 
 
 def _matrix(content: Any) -> Iterator[_Entry]:
-    """Every model with every algorithm for every platform."""
+    """Return the jobs of every model with every algorithm for every platform."""
     axes = _mapping("matrix", content)
     _refuse_unknown("matrix", axes, MATRIX_KEYS)
     if axes and not axes.get("models"):
@@ -165,7 +165,7 @@ def _matrix(content: Any) -> Iterator[_Entry]:
 
 
 def _axis(axis: str, group: str, content: Any) -> list[tuple[str, list[str]]]:
-    """Names on one axis of the matrix, and the options behind each."""
+    """Return the names on one axis of the matrix, with the options of each."""
     if isinstance(content, dict):
         return [(str(name), _words(f"matrix: {axis}: {name}", words)) for name, words in content.items()]
     if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
@@ -185,7 +185,7 @@ def _check_names(path: Path, names: list[str]) -> None:
 
 
 def _checked(entry: _Entry, defaults: list[str], gates: tuple[Any, Any], own: list[Path]) -> NightJob:
-    """The job, once its options and its gate are known to be right."""
+    """Return the job after checking its options and its gate."""
     words = (*defaults, *entry.options)
     try:
         config = compose_config(words, own)
@@ -197,7 +197,7 @@ def _checked(entry: _Entry, defaults: list[str], gates: tuple[Any, Any], own: li
 
 
 def _refuse_own(config: JobConfig) -> None:
-    """See to it that the job leaves to the night what is the night's."""
+    """Refuse a job that sets an option which the night itself sets."""
     if config.model.path is None:
         raise UserError("no model: give +model=<name> or model.path=<file.onnx>")
     if not config.data.is_given and config.needs_samples:

@@ -10,7 +10,7 @@ from dipo.nightly.summary import Row, Summary
 
 
 def junit_xml(summary: Summary) -> bytes:
-    """The document: failed gates are failures, broken jobs errors, those that were not run skipped."""
+    """Return the document: failed gates are failures, broken jobs errors, those that were not run skipped."""
     counts = {
         "tests": str(len(summary.rows)),
         "failures": str(summary.count(Status.FAILED)),

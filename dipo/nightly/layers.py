@@ -1,4 +1,4 @@
-"""What of each layer is on disk: digests of its integers, its scales, its output's range; read from a QDQ model.
+"""Digests of each layer's integers, its scales and its output's range, read from a QDQ model.
 
 A row stands for a node that has weights or whose output is quantized, or for a quantized input of the network. The
 rows are in the order of the graph, so that the first one that differs from another night's is where the two part.
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerState:
-    """One row."""
+    """The state of one layer."""
 
     name: str
     """The node's, or the network input's."""
     weights: str | None = None
     """Digest of its integer weights and their zero points; None where it has none."""
     weight_scale: tuple[float, ...] | None = None
-    """Of each channel, or of all."""
+    """Scale of each channel, or one for all."""
     bias: str | None = None
     """Digest of its other constants, a bias in most cases, as they are stored."""
     range: str | None = None
@@ -39,12 +39,12 @@ class LayerState:
     act_scale: float | None = None
     act_zero_point: int | None = None
     cosine: float | None = None
-    """Of the layer's output with the float network's, where the job's report has it."""
+    """Cosine of the layer's output with the float network's, where the job's report has it."""
     sqnr_db: float | None = None
 
 
 def read_layers(path: Path, errors: Mapping[str, tuple[float, float]]) -> tuple[LayerState, ...]:
-    """The rows of a QDQ model.
+    """Read the rows of a QDQ model.
 
     Args:
         path: The ONNX file.
@@ -77,7 +77,7 @@ def read_layers(path: Path, errors: Mapping[str, tuple[float, float]]) -> tuple[
 
 
 def read_arrays(path: Path, name: str) -> dict[str, list[NDArray[Any]]]:
-    """The constants of one node, as stored: `weights`, their `zero_point` and `scale`, `bias`; some may be absent."""
+    """Read a node's constants, as stored: `weights`, their `zero_point` and `scale`, `bias`; some may be absent."""
     import onnx_ir as ir
 
     node = next((node for node in ir.load(path).graph if node.name == name), None)
@@ -85,17 +85,17 @@ def read_arrays(path: Path, name: str) -> dict[str, list[NDArray[Any]]]:
 
 
 def same_weights(arrays: Mapping[str, list[NDArray[Any]]], digest: str | None) -> bool:
-    """Whether what `read_arrays` gave are the weights of a row."""
+    """Return whether arrays of `read_arrays` are the weights of a row."""
     return _digest([*arrays.get("weights", []), *arrays.get("zero_point", [])]) == digest
 
 
 def same_bias(arrays: Mapping[str, list[NDArray[Any]]], digest: str | None) -> bool:
-    """Whether what `read_arrays` gave is the bias of a row."""
+    """Return whether arrays of `read_arrays` have the bias of a row."""
     return _digest(arrays.get("bias")) == digest
 
 
 def _arrays(node: ir.Node, *, split: bool = False) -> dict[str, list[NDArray[Any]]]:
-    """A node's constants by role, if any of them is quantized; zero points stand among the weights unless `split`."""
+    """Return a node's constants by role, if any is quantized; zero points are among the weights unless `split`."""
     found: dict[str, list[NDArray[Any]]] = {}
     if operators.of(node).kind is Kind.QUANTIZED:
         return found
@@ -119,7 +119,7 @@ def _arrays(node: ir.Node, *, split: bool = False) -> dict[str, list[NDArray[Any
 
 
 def _dequantized(value: ir.Value | None) -> list[NDArray[Any]] | None:
-    """Codes, scale and zero point behind a value that DequantizeLinear makes of constants."""
+    """Return codes, scale and zero point of a value that DequantizeLinear computes from constants."""
     node = value.producer() if value is not None else None
     if node is None or node.op_type != "DequantizeLinear" or node.inputs[0] is None:
         return None
@@ -129,7 +129,7 @@ def _dequantized(value: ir.Value | None) -> list[NDArray[Any]] | None:
 
 
 def _ranges(graph: ir.Graph) -> dict[tuple[str, bool], list[dict[str, Any] | None]]:
-    """Ranges by the name of the node, or of the network's input (True), whose numbers they quantize."""
+    """Return the ranges by name of the node, or of the network's input (True), whose values they quantize."""
     found: dict[tuple[str, bool], list[dict[str, Any] | None]] = {}
     for node in graph:
         if node.op_type != "QuantizeLinear" or node.inputs[0] is None:
@@ -147,13 +147,13 @@ def _ranges(graph: ir.Graph) -> dict[tuple[str, bool], list[dict[str, Any] | Non
 
 
 def _owner(value: ir.Value) -> tuple[str, bool]:
-    """Who made a value: the node before the activation functions and reshapes ahead of QuantizeLinear, or an input."""
+    """Find a value's source: the node before activation functions and reshapes ahead of QuantizeLinear, or an input."""
     *_, (name, is_input) = _makers(value)
     return name, is_input
 
 
 def _makers(value: ir.Value) -> Iterator[tuple[str, bool]]:
-    """The value's maker, and those before it as long as each has but one input, which is float, and no weights."""
+    """Yield a value's producer, and those before it while each has one float input alone and no weights."""
     producer = value.producer()
     if producer is None:
         yield str(value.name), True
@@ -168,13 +168,13 @@ def _makers(value: ir.Value) -> Iterator[tuple[str, bool]]:
 
 
 def _has_weights(node: ir.Node) -> bool:
-    """Whether it reads an array of float constants: a layer that stays float, not an activation function."""
+    """Return whether a node reads an array of float constants: a layer that stays float, not an activation function."""
     constants = [each.const_value for each in node.inputs if each is not None and each.const_value is not None]
     return any(each.size > 1 and each.dtype.is_floating_point() for each in constants)
 
 
 def _digest(arrays: list[NDArray[Any]] | None) -> str | None:
-    """Of the arrays' types, shapes and bytes; None where there are none."""
+    """Return a digest of the arrays' types, shapes and bytes; None where there are no arrays."""
     if not arrays:
         return None
     digest = hashlib.blake2b(digest_size=16)

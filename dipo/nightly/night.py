@@ -35,11 +35,11 @@ STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
 def run_night(given: Mapping[str, Any], console: Console) -> int:
-    """Runs all jobs of a file.
+    """Run all jobs of a file.
 
     Args:
         given: The command line's values, nested, as `settings.read_words` gives them.
-        console: Where the night speaks.
+        console: The terminal that the night prints to.
 
     Returns:
         The exit status: 0, or 1 where a gate failed or a job broke, 130 or 143 where the night was stopped.
@@ -74,12 +74,12 @@ def run_night(given: Mapping[str, Any], console: Console) -> int:
 
 
 def open_history(out: str, history: str | None, *, create: bool = True) -> History:
-    """The history that the command line names, by default the one in the folder of the nights."""
+    """Open the history that the command line names, by default the one in the folder of the nights."""
     return History(history or str(Path(out).expanduser() / "history.sqlite"), create=create)
 
 
 class _Night:
-    """What is known of a night so far; its history has it, too."""
+    """The results of a night so far, which are also in its history."""
 
     def __init__(self, jobs_file: str, folder: Path, history: History, console: Console) -> None:
         self.folder, self.history, self.console = folder, history, console
@@ -93,7 +93,7 @@ class _Night:
         self.say(f"{task.name}: started on {task.need}")
 
     def end_job(self, job: NightJob, ended: Ended) -> None:
-        """Judges, compares and keeps a job that has ended."""
+        """Judge a job that has ended, compare it with the night before, and store it."""
         result = collect(job, ended, self.folder / job.name)
         comparison = self._compare(result) if result.complete else None
         self.rows[job.name] = Row(result, comparison)
@@ -131,7 +131,7 @@ class _Night:
 
     @contextlib.contextmanager
     def _noting_problems(self) -> Iterator[None]:
-        """The other jobs go on where the database fails; the night has failed then, and says why."""
+        """Record a failure of the database, which fails the night, and let the other jobs go on."""
         try:
             yield
         except HistoryError as error:
@@ -140,7 +140,7 @@ class _Night:
 
 @contextlib.contextmanager
 def _room(listed: Listed) -> Iterator[tuple[Resources, str | None, bool]]:
-    """What the jobs share, the address of their Ray if any wants one, and whether this process sees a GPU."""
+    """Return the shared resources, the address of Ray if a job wants it, and whether this process sees a GPU."""
     gpus, cpus = local_gpus(), listed.cluster.cpus or local_cpus()
     if all(job.config.cluster.kind == "inline" for job in listed.jobs):
         yield Resources(cpus, gpus), None, bool(gpus)
@@ -169,13 +169,13 @@ def _tasks(listed: Listed, needs: list[ResourceRequest], folder: Path, address: 
 
 
 def _own_options(job: NightJob, folder: Path, address: str | None) -> list[str]:
-    """What the night adds to a job's options."""
+    """Return the options that the night adds to a job's."""
     own = [f"run.dir={folder / job.name}"]
     return [*own, f"cluster.address={address}"] if job.config.cluster.kind == "ray" else own
 
 
 def _new_folder(out: Path) -> Path:
-    """A folder for this night, named by the time, that no other night has."""
+    """Make a new folder for this night, named by the time."""
     name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
     for number in range(1, 1000):
         path = out / (name if number == 1 else f"{name}_{number}")
@@ -190,7 +190,7 @@ def _new_folder(out: Path) -> Path:
 
 
 def _write(summary: Summary, folder: Path) -> None:
-    """Each file is complete or absent."""
+    """Write a file so that it is complete or absent."""
     content = {
         "summary.json": json.dumps(summary.to_plain(), indent=2).encode() + b"\n",
         "junit.xml": junit_xml(summary),

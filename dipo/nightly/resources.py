@@ -1,4 +1,4 @@
-"""What each job needs of the machine or cluster, and who has it: jobs are packed by these figures."""
+"""The resources that each job needs and those that are free: jobs are packed by these figures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dipo.nightly.jobs import NightJob
 
 @dataclass(frozen=True)
 class ResourceRequest:
-    """What a job holds while it runs."""
+    """The resources that a job holds while it runs."""
 
     cpus: int
     gpus: int
@@ -26,16 +26,16 @@ class ResourceRequest:
 
 
 class Resources:
-    """CPUs, and GPUs by their ids; what is taken has to be given back."""
+    """The free CPUs, and the free GPUs by their ids; what is taken has to be given back."""
 
     def __init__(self, cpus: int, gpus: Sequence[str]) -> None:
-        """All of it is free."""
+        """Start with all of them free."""
         self.total = ResourceRequest(cpus, len(gpus))
         self._cpus = cpus
         self._gpus = list(gpus)
 
     def take(self, need: ResourceRequest) -> list[str] | None:
-        """Ids of the GPUs that are now the taker's; None, and nothing taken, where there is too little."""
+        """Take a job's resources and return the ids of its GPUs; return None, and take nothing, if too few are free."""
         if need.cpus > self._cpus or need.gpus > len(self._gpus):
             return None
         self._cpus -= need.cpus
@@ -43,17 +43,17 @@ class Resources:
         return taken
 
     def give(self, need: ResourceRequest, gpus: Sequence[str]) -> None:
-        """Takes back what `take` gave."""
+        """Return the resources that `take` gave."""
         self._cpus += need.cpus
         self._gpus += gpus
 
 
 def need_of(cluster: ClusterConfig, *, gpus: int, cuda: bool, shared: bool) -> ResourceRequest:
-    """What a job holds.
+    """Return the resources that a job holds.
 
     Args:
-        cluster: The job's.
-        gpus: There are so many.
+        cluster: The job's cluster section.
+        gpus: Number of GPUs in all.
         cuda: The job computes on GPUs where it says `auto`.
         shared: Some of the night's jobs run on Ray. Ray does not know of a job inline, nor the job of Ray's choice of
             GPUs: beside Ray such a job has all GPUs or waits.
@@ -74,7 +74,7 @@ def need_of(cluster: ClusterConfig, *, gpus: int, cuda: bool, shared: bool) -> R
 
 
 def needs_of(jobs: Sequence[NightJob], room: Resources, *, cuda: bool) -> list[ResourceRequest]:
-    """What each job holds.
+    """Return the resources that each job holds.
 
     Raises:
         UserError: A job will never fit.
@@ -94,12 +94,12 @@ def needs_of(jobs: Sequence[NightJob], room: Resources, *, cuda: bool) -> list[R
 
 
 def local_cpus() -> int:
-    """CPUs that this process may use."""
+    """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def local_gpus() -> list[str]:
-    """GPUs of this machine that torch can use, in the words of CUDA_VISIBLE_DEVICES."""
+    """Return the GPUs of this machine that torch can use, in the words of CUDA_VISIBLE_DEVICES."""
     if not any(Path("/dev").glob("nvidia[0-9]*")) and not Path("/dev/dxg").exists():
         return []  # torch takes seconds to say so
     import torch

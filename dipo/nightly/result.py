@@ -1,4 +1,4 @@
-"""What became of a job: read from what it left in its folder."""
+"""The result of a job, read from the files in its folder."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from dipo.nightly.runner import Ended
 REPORT = "report.json"
 MODEL = "quantized.onnx"
 LOG_LINES = 20
-"""Of a broken job's log that summaries show."""
+"""Number of lines of a broken job's log that summaries show."""
 
 
 class Status(StrEnum):
-    """How a job ended."""
+    """The ways in which a job ends."""
 
     PASSED = "passed"
     FAILED = "gate failed"
@@ -31,7 +31,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class JobResult:
-    """One job of one night."""
+    """The result of one job of one night."""
 
     name: str
     model: str
@@ -50,7 +50,7 @@ class JobResult:
     """Top-1 in per cent; None without labels."""
     accuracy_deployed: float | None = None
     agreement: float | None = None
-    """Of the deployed network with the float one; so are cosine and SQNR."""
+    """Top-1 agreement of the deployed network with the float one; cosine and SQNR compare the same two."""
     cosine: float | None = None
     sqnr_db: float | None = None
     gates: tuple[GateOutcome, ...] = ()
@@ -60,22 +60,22 @@ class JobResult:
 
     @property
     def complete(self) -> bool:
-        """The job ran to its end, whatever its gates say."""
+        """Whether the job ran to its end, whatever its gates say."""
         return self.status in {Status.PASSED, Status.FAILED}
 
     @property
     def failures(self) -> list[str]:
-        """What to tell of a job that has not passed."""
+        """Sentences on why a job has not passed."""
         return [self.reason] if self.reason else [gate.sentence for gate in self.gates if not gate.passed]
 
 
 def collect(job: NightJob, ended: Ended, folder: Path) -> JobResult:
-    """Judges a job that has ended, or was never started.
+    """Judge a job that has ended, or was never started.
 
     Args:
-        job: As it was listed.
+        job: The job of the jobs file.
         ended: How its process ended.
-        folder: Of its run.
+        folder: The folder of its run.
     """
     common: dict[str, Any] = {
         "name": job.name,
@@ -108,12 +108,12 @@ def collect(job: NightJob, ended: Ended, folder: Path) -> JobResult:
 
 
 def printable(text: str) -> str:
-    """Without colours, and without the control characters that XML does not allow and terminals obey."""
+    """Strip colours, and the control characters that XML does not allow and terminals obey."""
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "", text)
 
 
 def _measured(folder: Path) -> dict[str, Any]:
-    """The figures of `report.json` and the layers of the model beside it."""
+    """Read the figures of `report.json` and the layers of the model beside it."""
     report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
     error = report["error"]["deployed_vs_fp32"]
     errors = {layer["name"]: (layer["cosine"], layer["sqnr_db"]) for layer in report["layers"]}
@@ -134,7 +134,7 @@ def _tail(log: Path) -> tuple[str, ...]:
 
 
 def _cause(ended: Ended, tail: tuple[str, ...]) -> str:
-    """The sentence with which the job ended, or how it ended."""
+    """Return the sentence with which the job ended, or how it ended."""
     said = next((line.removeprefix("dipo: ") for line in reversed(tail) if line.startswith("dipo: ")), None)
     if said:
         return said

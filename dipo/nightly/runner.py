@@ -37,7 +37,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a task ended."""
+    """The end of a task."""
 
     task: Task
     returncode: int | None
@@ -50,28 +50,28 @@ class Ended:
 
 
 class Stop:
-    """While it is entered, SIGINT and SIGTERM are noted; a second one ends the grace of those that still run."""
+    """A context that records SIGINT and SIGTERM; a second one ends the grace of those that still run."""
 
     def __init__(self) -> None:
-        """Nothing was asked yet."""
+        """Start without a signal."""
         self.signum: int | None = None
         self.hurry = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        """Takes the two signals over."""
+        """Install the handlers of the two signals."""
         for signum in (signal.SIGINT, signal.SIGTERM):
             self._before[signum] = signal.signal(signum, self._note)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Gives them back."""
+        """Restore the former handlers."""
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 
     @property
     def sentence(self) -> str:
-        """Who stopped the night."""
+        """The sentence that says which signal stopped the night."""
         return "stopped by Ctrl-C" if self.signum == signal.SIGINT else "stopped by SIGTERM"
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
@@ -91,7 +91,7 @@ class _Running:
     stopped: bool = False
 
     def has_ended(self) -> bool:
-        """Whether its first process is over; what it left in its group is ended, too."""
+        """Return whether its first process is over; if so, end what is left of its group."""
         over = os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
         if over:
             # Not reaped yet, so that the group's number is still nobody else's.
@@ -104,7 +104,7 @@ class _Running:
             os.killpg(self.process.pid, signum)
 
     def end(self, reason: str, *, grace: float, stopped: bool = False) -> None:
-        """Asks it to end, once; it is killed where it does not."""
+        """Ask it once to end, and kill it where it does not."""
         if self.kill_at is None:
             self.reason, self.stopped, self.kill_at = reason, stopped, time.monotonic() + grace
             self.signal(signal.SIGTERM)
@@ -122,11 +122,11 @@ def run_tasks(
     grace: float = GRACE_SECONDS,
     on_start: Callable[[Task], None] | None = None,
 ) -> Generator[Ended, None, None]:
-    """Runs the tasks, first fit in their order, and yields each as it ends; those never started come last.
+    """Run the tasks, first fit in their order, and yield each as it ends; those never started come last.
 
     Args:
         tasks: Each fits into the empty room.
-        room: What they share.
+        room: The resources that they share.
         stop: Once a signal is noted, what runs is ended and nothing more is started.
         parallel: Tasks at a time; None: as many as fit.
         grace: Seconds from SIGTERM to SIGKILL.
@@ -159,7 +159,7 @@ def _start_what_fits(
     parallel: int | None,
     on_start: Callable[[Task], None] | None,
 ) -> Iterator[Ended]:
-    """Moves tasks from those that wait to those that run; yields the ones that cannot even be started."""
+    """Start the waiting tasks that fit; yield those that cannot be started."""
     for task in list(waiting):
         if parallel is not None and len(running) >= parallel:
             return
@@ -196,7 +196,7 @@ def _visible(task: Task, gpus: Sequence[str]) -> Mapping[str, str]:
 
 
 def _see_to_limits(each: _Running, stop: Stop, grace: float) -> None:
-    """Ends a task whose time is up, or that is to stop with all others."""
+    """End a task whose time is up, or that is to stop with all others."""
     now = time.monotonic()
     if stop.signum is not None:
         each.end(stop.sentence, grace=grace, stopped=True)
@@ -207,7 +207,7 @@ def _see_to_limits(each: _Running, stop: Stop, grace: float) -> None:
 
 
 def _end_all(running: Sequence[_Running], grace: float) -> None:
-    """What still runs where the loop was left early."""
+    """End the tasks that still run where the loop was left early."""
     for each in running:
         each.end("left", grace=grace)
     for each in running:

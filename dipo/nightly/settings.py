@@ -1,4 +1,4 @@
-"""What a night can be told: on its command line, and in the jobs file."""
+"""The options of a night, on its command line and in the jobs file."""
 
 from __future__ import annotations
 
@@ -69,12 +69,12 @@ class TrendConfig(Section):
 
     @classmethod
     def prefix(cls) -> str:
-        """Its options stand alone."""
+        """The prefix of its options: none."""
         return ""
 
 
 def overlay(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested values of which the later ones win."""
+    """Merge nested values; the later ones win."""
     merged: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():

@@ -1,4 +1,4 @@
-"""What a night found: one value, from which the terminal's table and the three files are made."""
+"""The summary of a night: one value, from which the terminal's table and the three files are made."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dipo.nightly.result import JobResult, Status
 
 @dataclass(frozen=True)
 class Row:
-    """A job, and how it differs from the night before."""
+    """A job's result, and its differences from the night before."""
 
     result: JobResult
     comparison: Comparison | None
@@ -22,7 +22,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """A night."""
+    """The summary of a night."""
 
     name: str
     started: str
@@ -30,31 +30,31 @@ class Summary:
     seconds: float
     folder: Path
     stopped: str | None
-    """Who stopped it; None where it ran to its end."""
+    """The signal that stopped the night, as a sentence; None where it ran to its end."""
     rows: tuple[Row, ...]
     """In the order of the jobs file."""
     problems: tuple[str, ...]
-    """What went wrong with the night itself."""
+    """Sentences on what went wrong with the night itself."""
     version: str
-    """Of dipo."""
+    """Version of dipo."""
 
     def count(self, status: Status) -> int:
-        """Jobs that ended so."""
+        """Count the jobs that ended in this way."""
         return sum(row.result.status is status for row in self.rows)
 
     @property
     def passed(self) -> bool:
-        """Nothing failed, broke, or was left out."""
+        """Whether no job failed, broke, or was left out."""
         return not self.problems and self.count(Status.PASSED) == len(self.rows)
 
     @property
     def headline(self) -> str:
-        """How many jobs ended how."""
+        """The numbers of jobs by how they ended, in a line."""
         counts = [f"{self.count(status)} {status.value}" for status in Status if self.count(status)]
         return f"{len(self.rows)} jobs: {', '.join(counts)}"
 
     def to_plain(self) -> dict[str, Any]:
-        """As nested dictionaries and lists, without the layers, which are in the history."""
+        """Return nested dictionaries and lists, without the layers, which are in the history."""
         return {
             "night": self.name,
             "started": self.started,

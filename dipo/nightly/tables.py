@@ -30,7 +30,7 @@ class NightRow(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(String(64))
-    """Of its folder."""
+    """Name of the night's folder."""
     started: Mapped[str] = mapped_column(String(32))
     """ISO 8601, UTC."""
     seconds: Mapped[float | None]
@@ -63,7 +63,7 @@ class ResultRow(Base):
     """Top-1 in per cent."""
     accuracy_deployed: Mapped[float | None]
     agreement: Mapped[float | None]
-    """Of the deployed network with the float one; so are cosine and SQNR."""
+    """Top-1 agreement of the deployed network with the float one; cosine and SQNR compare the same two."""
     cosine: Mapped[float | None]
     sqnr_db: Mapped[float | None]
     gates: Mapped[list[dict[str, Any]]] = mapped_column(JSON)

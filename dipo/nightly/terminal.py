@@ -25,7 +25,7 @@ BESIDE, WITH_YEAR = 104, 76
 
 
 def show_night(summary: Summary, console: Console) -> None:
-    """The table of a night, and below it a line for each job that has something to tell."""
+    """Print the table of a night, and below it a line for each job that failed or differs."""
     columns = [name for name, least in NIGHT_WIDTHS.items() if console.width >= least]
     table = Table(title=Text(f"night {summary.name}"), title_justify="left", title_style="bold")
     table.add_column("job", overflow="fold", min_width=12)
@@ -50,7 +50,7 @@ def show_night(summary: Summary, console: Console) -> None:
 
 
 def show_trend(trends: Mapping[str, Sequence[Past]], console: Console) -> None:
-    """A table for each job: its nights, oldest first, with the change from the one before."""
+    """Print a table for each job: its nights, oldest first, with the change from the one before."""
     console.print(Group(*_spaced(_trend(job, pasts, width=console.width) for job, pasts in trends.items())))
 
 
@@ -60,7 +60,7 @@ def percent(value: float | None) -> str:
 
 
 def cosine(value: float | None) -> str:
-    """Five digits behind the point."""
+    """Format a cosine with five decimals."""
     return "-" if value is None else f"{value:.5f}"
 
 
@@ -70,14 +70,14 @@ def decibel(value: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Such as 12.3 s, 4.5 min or 1.2 h."""
+    """Format seconds, such as 12.3 s, 4.5 min or 1.2 h."""
     if seconds < 100:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def change(value: float | None, digits: int) -> str:
-    """With its sign; nothing where there is none to tell."""
+    """Format a change with its sign; empty where there is none."""
     if value is None:
         return ""
     text = f"{value:+.{digits}f}"
@@ -108,7 +108,7 @@ def _differences(rows: Sequence[Row]) -> Iterator[Text]:
 
 
 def _trend(job: str, pasts: Sequence[Past], *, width: int) -> Table:
-    """Changes stand beside the figures, or below them where the terminal is narrow."""
+    """Make a job's table; changes stand beside the figures, or below them where the terminal is narrow."""
     beside, columns = width >= BESIDE, [name for name, least in TREND_WIDTHS.items() if width >= least]
     table = Table(title=Text(job), title_justify="left", title_style="bold")
     table.add_column("night", no_wrap=True)
@@ -131,7 +131,7 @@ def _trend(job: str, pasts: Sequence[Past], *, width: int) -> Table:
 
 
 def _figure(name: str, result: JobResult, old: JobResult | None) -> tuple[str, str]:
-    """A figure, and its change from the last night in which the job ran to its end."""
+    """Format a figure, and its change from the last night in which the job was complete."""
     if name not in FIGURES:
         return duration(result.seconds), ""
     field, digits = FIGURES[name]

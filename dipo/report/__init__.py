@@ -1,1 +1,1 @@
-"""What was lost, and where: error measures and their tables."""
+"""Error measures of the quantized network, and their tables."""

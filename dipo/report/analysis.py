@@ -1,4 +1,4 @@
-"""What an analysis found, layer by layer, and which options follow from it."""
+"""The findings of an analysis, layer by layer, and the options that follow from them."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from dipo.report.measures import NO_NOISE_DB, Distance, sqnr_db
 ADVICE_BELOW_DB = 40.0
 """A layer that leaves the network's outputs more than this is well as it is."""
 SKIP_BELOW_DB = 20.0
-"""Of an 8-bit layer below this no other width or scale is left to ask for: it should stay float."""
+"""SQNR below which an 8-bit layer should stay float: no other width or scale is left to advise."""
 SHIFT_SHARE = 0.5
 """Part of a layer's noise that a corrected bias has to take away before it is advised."""
 GRAIN_DB = 3.0
-"""What a scale for each channel has to gain before it is advised."""
+"""Least gain at which a scale for each channel is advised."""
 
 
 @dataclass(frozen=True)
 class Advice:
-    """What would help a layer."""
+    """An option that would help a layer."""
 
     text: str
     settings: dict[str, Any] = field(default_factory=dict)
@@ -44,11 +44,11 @@ KEEP_FLOAT = Advice("keep it float")
 
 
 class WeightSums(Protocol):
-    """A weight rounded with one scale and with one for each channel."""
+    """Squared errors of a weight rounded with one scale, and with one for each channel."""
 
     @property
     def signal(self) -> float:
-        """Sum of its squares."""
+        """Sum of the weight's squares."""
         ...
 
     @property
@@ -58,7 +58,7 @@ class WeightSums(Protocol):
 
     @property
     def per_channel(self) -> float:
-        """The same with one for each channel."""
+        """Sum of the squared differences with one scale for each channel."""
         ...
 
 
@@ -81,7 +81,7 @@ class Sensitivity:
     relative_mse: float
     """Sum of the squared differences over the sum of the float squares, averaged over the network's outputs."""
     share: float
-    """Of the sum of all layers' relative errors, 0 to 1."""
+    """Share in the sum of all layers' relative errors, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -91,23 +91,23 @@ class AnalysisRow:
     name: str
     weight_bits: int
     act_bits: int | None
-    """Of what it reads; null where that stays float."""
+    """Width of the layer's input; null where that stays float."""
     per_channel: bool
     """Whether its weight has a scale for each channel."""
     alone: Alone
     accumulated: Distance
-    """Its output in the quantized network, with the errors of all before it."""
+    """Error of its output in the quantized network, with the errors of all layers before it."""
     sensitivity: Sensitivity
     per_channel_gain_db: float
-    """What a scale for each channel gains over one for the weight, or would gain."""
+    """Gain in dB of a scale for each channel over one for the weight, whether it is used or not."""
     shift_share: float | None
     """The part of the noise of its own output that a corrected bias takes away, 0 to 1; null where it has none."""
     hurts: Literal["weight", "activation"]
-    """What costs its own output more."""
+    """The part that costs its own output more."""
     rank: int
     """1: the layer that the network's outputs suffer most from."""
     advice: str | None
-    """What to ask for instead, in words."""
+    """The advised options, in words."""
 
 
 @dataclass(frozen=True)
@@ -116,15 +116,15 @@ class AnalysisReport:
 
     samples: int
     sensitivity_samples: int
-    """Of them, those on which sensitivity was measured."""
+    """Number of these on which sensitivity was measured."""
     layers: list[AnalysisRow]
     """In topological order."""
     overrides: dict[str, dict[str, Any]]
-    """What the rows' advice comes to as precision.overrides: patterns of layers' names, settings."""
+    """The rows' advice as precision.overrides: settings by pattern of layers' names."""
     skip: list[str]
-    """The same for precision.skip."""
+    """The rows' advice as precision.skip."""
     correct_bias: bool
-    """The same for the step bias_correction."""
+    """Whether the rows advise the step bias_correction."""
 
     def most_sensitive(self, count: int) -> list[AnalysisRow]:
         """The first by rank."""
@@ -142,31 +142,31 @@ class AnalysisReport:
 
 
 class NetworkFindings(Protocol):
-    """What an analysis found."""
+    """The findings of an analysis."""
 
     @property
     def totals(self) -> Mapping[str, Mapping[str, Sequence[ErrorSums]]]:
-        """By question (`weight`, `activation`, `both`, `accumulated`, `sensitivity`) and layer."""
+        """Error sums by question (`weight`, `activation`, `both`, `accumulated`, `sensitivity`) and layer."""
         ...
 
     @property
     def weights(self) -> Mapping[str, WeightSums]:
-        """By layer."""
+        """Squared errors of the weights, by layer."""
         ...
 
     @property
     def shift_shares(self) -> Mapping[str, float]:
-        """By layer with a bias: the part of the noise behind `both` that a corrected bias takes away."""
+        """Share of the noise behind `both` that a corrected bias removes, by layer with a bias."""
         ...
 
     @property
     def samples(self) -> int:
-        """Samples that were looked at."""
+        """Number of samples analysed."""
         ...
 
     @property
     def sensitivity_samples(self) -> int:
-        """Of them, those for `sensitivity`."""
+        """Number of these used for `sensitivity`."""
         ...
 
 
@@ -177,13 +177,13 @@ def report_analysis(
     rules: TargetSpec,
     found: NetworkFindings,
 ) -> AnalysisReport:
-    """Rates and ranks the layers.
+    """Rate and rank the layers.
 
     Args:
         model: The float network.
-        plan: What was quantized.
-        rules: What the target takes: nothing else is advised.
-        found: What the layers lose.
+        plan: The plan of the quantized network.
+        rules: The target's limits: nothing beyond them is advised.
+        found: The findings of the analysis.
     """
     totals, weights, shift_shares = found.totals, found.weights, found.shift_shares
     nodes = [layer.node for layer in layers_of(model) if layer.name in plan.layers]
@@ -255,7 +255,7 @@ def _row(
 
 
 def _relative_error(outputs: Sequence[ErrorSums]) -> float:
-    """Noise over signal, averaged over the outputs: their magnitudes have nothing to do with each other."""
+    """Return noise over signal, averaged over the outputs, whose magnitudes are unrelated."""
     ratios = [0.0 if sums.noise == 0 else float(10.0 ** (-sqnr_db(sums.fp_fp, sums.noise) / 10)) for sums in outputs]
     return sum(ratios) / len(ratios)
 
@@ -265,7 +265,7 @@ def _clipped_db(relative_error: float) -> float:
 
 
 def _advice(row: AnalysisRow, rules: TargetSpec, *, num_layers: int) -> Advice | None:
-    """What would help a layer that costs more than the others: first what costs the device nothing."""
+    """Return the advice for a layer that costs more than the others: first what costs the device nothing."""
     if row.sensitivity.share * num_layers < 1 or row.sensitivity.sqnr_db >= ADVICE_BELOW_DB:
         return None
     gains = row.hurts == "weight" and not row.per_channel and row.per_channel_gain_db >= GRAIN_DB
@@ -281,5 +281,5 @@ def _advice(row: AnalysisRow, rules: TargetSpec, *, num_layers: int) -> Advice |
 
 
 def _pattern(name: str) -> str:
-    """A pattern of that name that the command line takes without quotes inside of it."""
+    """Return a pattern of that name that the command line takes without quotes inside of it."""
     return re.sub(r"[^\w/.\-]|^[^A-Za-z_/]", "?", name, flags=re.ASCII)

@@ -44,16 +44,16 @@ MAX_REASON = 500
 
 
 class Sink(Protocol):
-    """Somebody else who wants the events."""
+    """A receiver of the events besides the file."""
 
     name: str
 
     def take(self, event: Mapping[str, Any]) -> None:
-        """Takes one event, as it stands in the file; whatever is raised makes the run go on without this sink."""
+        """Take one event, as it stands in the file; where it raises, the run goes on without this sink."""
         ...
 
     def close(self) -> None:
-        """No more events will come."""
+        """Close the sink after the last event."""
         ...
 
 
@@ -62,7 +62,7 @@ class Torn:
     """A line that is no event: its writer was killed, or somebody edited the file."""
 
     number: int
-    """Of the line, from 1."""
+    """Number of the line, from 1."""
     text: str
     is_last: bool
     """The file ends with it, without a newline: it may still be being written."""
@@ -76,7 +76,7 @@ class Events:
     """
 
     def __init__(self, path: Path, sinks: Sequence[Sink] = ()) -> None:
-        """Opens the file; one that a killed run left goes on on a line of its own.
+        """Open the file; one that a killed run left goes on on a line of its own.
 
         Raises:
             OSError: The file cannot be written.
@@ -93,7 +93,7 @@ class Events:
             os.write(self._file, b"\n")
 
     def emit(self, event: str, /, **fields: Any) -> None:
-        """Writes one event.
+        """Write one event.
 
         Args:
             event: One of `EVENTS`.
@@ -117,7 +117,7 @@ class Events:
                     self._hand(sink, record)
 
     def close(self) -> None:
-        """Closes the sinks and the file."""
+        """Close the sinks and the file."""
         with self._lock:
             for sink in list(self.sinks):
                 try:
@@ -149,7 +149,7 @@ class Events:
             log.error("%s: the run's end could not be written: %s", self.path, full)
 
     def _write(self, record: Mapping[str, Any]) -> None:
-        """One call for a whole line: a killed process leaves all of it or, at worst, a torn last line."""
+        """Write a whole line in one call: a killed process leaves all of it or, at worst, a torn last line."""
         line = (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
         size = os.fstat(self._file).st_size
         written = os.write(self._file, line)
@@ -175,7 +175,7 @@ class Events:
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any] | Torn]:
-    """Reads a run's events, oldest first; a line that is no event comes as `Torn`, none is left out.
+    """Read a run's events, oldest first; a line that is no event comes as `Torn`, none is left out.
 
     Raises:
         OSError: The file cannot be read.
@@ -188,7 +188,7 @@ def read_events(path: Path) -> Iterator[dict[str, Any] | Torn]:
 
 
 def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Mappings within mappings as one, their keys joined by dots."""
+    """Flatten nested mappings into one, with their keys joined by dots."""
     result: dict[str, Any] = {}
     for key, value in nested.items():
         result |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
@@ -196,7 +196,7 @@ def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """Twelve hexadecimal digits that two configurations share only if they are the same.
+    """Return twelve hexadecimal digits that two configurations share only if they are equal.
 
     Args:
         config: Nested mappings of plain values, as in `config.yaml`.
@@ -206,14 +206,14 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """An error in one line, without the credentials that an address in it may have."""
+    """Return an error in one line, without the credentials that an address in it may have."""
     lines = str(error).strip().splitlines()
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     return without_credentials(text)[:MAX_REASON]
 
 
 def without_credentials(text: str) -> str:
-    """A text whose addresses have lost their user's name and password."""
+    """Strip user names and passwords from the addresses in a text."""
     return re.sub(r"://[^/@\s]+@", "://", text)
 
 
@@ -231,7 +231,7 @@ def _check(event: str, fields: Mapping[str, Any]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON knows it."""
+    """Return a value as JSON can hold it."""
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):

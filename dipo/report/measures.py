@@ -1,4 +1,4 @@
-"""How far two networks' values are apart."""
+"""Measures of the error between two networks' values."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from dipo.quant.error_sums import ErrorSums
 
 NO_NOISE_DB = 200.0
-"""What an SQNR without any noise is reported as: JSON has no infinity."""
+"""SQNR in dB that is reported where there is no noise: JSON has no infinity."""
 
 
 @dataclass(frozen=True)
 class Distance:
-    """How far a layer's output is from the float network's."""
+    """The error of a layer's output against the float network's."""
 
     cosine: float
     sqnr_db: float
@@ -26,7 +26,7 @@ class Distance:
 
     @staticmethod
     def of(sums: ErrorSums) -> Distance:
-        """From the sums over all samples."""
+        """Compute the measures from the sums over all samples."""
         mse = sums.noise / max(1, sums.count)
         return Distance(
             cosine=cosine(sums.fp_fp, sums.q_q, sums.fp_q),
@@ -37,18 +37,18 @@ class Distance:
 
 @dataclass(frozen=True)
 class OutputError:
-    """Distance of a network from a reference, over all its outputs and samples."""
+    """The error of a network against a reference, over all its outputs and samples."""
 
     agreement: float
     """Per cent of the samples with the same top-1 of the first output."""
     cosine: float
-    """Of all output values as one vector."""
+    """Cosine of all output values as one vector."""
     sqnr_db: float
     """10 log10(sum reference^2 / sum (reference - other)^2)."""
 
 
 def output_error(reference: Mapping[str, NDArray[np.float32]], other: Mapping[str, NDArray[np.float32]]) -> OutputError:
-    """Compares the outputs of two networks, by name, each [samples, ...] of at least one sample."""
+    """Compare the outputs of two networks, by name, each [samples, ...] of at least one sample."""
     first = next(iter(reference))
     sums = ErrorSums()
     for name, array in reference.items():
@@ -62,12 +62,12 @@ def output_error(reference: Mapping[str, NDArray[np.float32]], other: Mapping[st
 
 
 def accuracy(outputs: Mapping[str, NDArray[np.float32]], labels: NDArray[np.int64]) -> float:
-    """Per cent of the samples whose top-1 of the first output is their label."""
+    """Return the per cent of samples whose top-1 of the first output is their label."""
     return 100.0 * float((_top1(next(iter(outputs.values()))) == labels).mean())
 
 
 def cosine(fp_fp: float, q_q: float, fp_q: float) -> float:
-    """Cosine of two vectors from their products; 1 for two zero vectors, 0 where only one is, or for NaN."""
+    """Return the cosine of two vectors from their products; 1 for two zero vectors, 0 where only one is, or for NaN."""
     if fp_fp == 0 and q_q == 0:
         return 1.0
     if not (0 < fp_fp < math.inf and 0 < q_q < math.inf and math.isfinite(fp_q)):
@@ -76,7 +76,7 @@ def cosine(fp_fp: float, q_q: float, fp_q: float) -> float:
 
 
 def sqnr_db(signal: float, noise: float) -> float:
-    """Signal to quantization noise ratio, within +-`NO_NOISE_DB`; the least where one of them is NaN or infinite."""
+    """Return signal to quantization noise in dB, within +-`NO_NOISE_DB`; the least where one is NaN or infinite."""
     if not (math.isfinite(signal) and math.isfinite(noise)):
         return -NO_NOISE_DB
     if noise <= 0:

@@ -1,4 +1,4 @@
-"""`report.json`: what a run found, cost and left."""
+"""`report.json`: a run's results, their cost, and its files."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class EqualizedRow:
 
 @dataclass(frozen=True)
 class Note:
-    """Something that the user should know of a layer or a value."""
+    """A sentence to the user on a layer or a value."""
 
     name: str
     what: str
@@ -63,27 +63,27 @@ class TargetRow:
 
     name: str
     differences: list[str]
-    """Of its scheme from the one that the run quantized for, in words."""
+    """Differences of its scheme from that of the run's target, in words."""
     weights: dict[str, float]
-    """By name of a layer whose weight was rounded once more: its SQNR in dB against the weight before."""
+    """SQNR in dB of weights that were rounded once more, against those before, by name of the layer."""
     activations: dict[str, int]
     """Number of values by what became of their ranges: `kept` as they are, `range` kept on another grid, `statistics`:
     from what calibration saw."""
     error: OutputError | None
-    """Of the simulation of this target against the float network; null without samples."""
+    """Error of the simulation of this target against the float network; null without samples."""
     notes: list[str]
     """What the user should know of the files."""
     files: dict[str, int]
     """Bytes of each file."""
 
     def with_notes(self, notes: Sequence[str]) -> TargetRow:
-        """The row with some more notes."""
+        """Return the row with more notes."""
         return replace(self, notes=[*self.notes, *notes])
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that `report.json` holds."""
+    """The content of `report.json`."""
 
     model: str
     algo: str
@@ -114,7 +114,7 @@ class Report:
     """Bytes of each file for the target, and of the float model as `float`, its files of tensors included."""
     seconds: dict[str, float]
     peak_rss_mb: dict[str, float]
-    """By process: `driver`, `worker 0`, ..."""
+    """Peak memory by process: `driver`, `worker 0`, ..."""
     workers: dict[str, Any]
     """Number, kind, device, threads, and pieces of a step."""
     versions: dict[str, str]
@@ -122,13 +122,13 @@ class Report:
     """The other targets whose files were written."""
 
     def to_plain(self) -> dict[str, Any]:
-        """As nested dictionaries and lists."""
+        """Return nested dictionaries and lists."""
         return asdict(self)
 
     def model_size(self, name: str) -> int:
-        """Bytes of a written model, those of its file of tensors included."""
+        """Return the bytes of a written model, including its file of tensors."""
         return self.files[name] + self.files.get(f"{name}.data", 0)
 
     def worst_layers(self, count: int) -> list[LayerRow]:
-        """The layers with the lowest SQNR."""
+        """Return the layers with the lowest SQNR."""
         return sorted(self.layers, key=lambda row: row.sqnr_db)[:count]

@@ -53,7 +53,7 @@ class Scalars:
 
 
 def scalars(event: Mapping[str, Any]) -> Scalars:
-    """What of an event a tracker plots."""
+    """Return the numbers of an event that a tracker plots."""
     found: dict[str, Any] = {}
     step = 0
     match event["event"]:
@@ -83,7 +83,7 @@ class TensorBoard:
     name = "tensorboard"
 
     def __init__(self, folder: RunFolder, *, run_name: str, params: Mapping[str, str]) -> None:
-        """Opens a new event file; those of a run that was resumed are shown as one."""
+        """Open a new event file; those of a run that was resumed are shown as one."""
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer: Any = SummaryWriter(str(folder.path / TENSORBOARD_FOLDER))
@@ -91,7 +91,7 @@ class TensorBoard:
         self._writer.add_text("config", "\n".join([f"| {run_name} | |", "|---|---|", *rows]))
 
     def take(self, event: Mapping[str, Any]) -> None:
-        """Plots the event's numbers; shows its message as a text."""
+        """Plot the event's numbers; show its message as a text."""
         found = scalars(event)
         for name, value in found.values.items():
             self._writer.add_scalar(name, value, found.step)
@@ -100,7 +100,7 @@ class TensorBoard:
         self._writer.flush()
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         self._writer.close()
 
 
@@ -114,7 +114,7 @@ class MLflow:
     name = "mlflow"
 
     def __init__(self, folder: RunFolder, *, run_name: str, params: Mapping[str, str]) -> None:
-        """Starts a run, or goes on with the one that this run folder has.
+        """Start a run, or go on with the one that this run folder has.
 
         Raises:
             UserError: Nobody answers there, or refuses.
@@ -142,7 +142,7 @@ class MLflow:
         self._ended = False
 
     def take(self, event: Mapping[str, Any]) -> None:
-        """Logs the event's numbers as metrics, the run's beginning as tags, its end as the run's status."""
+        """Log the event's numbers as metrics, the run's beginning as tags, its end as the run's status."""
         from mlflow.entities import Metric, RunTag
 
         found = scalars(event)
@@ -156,12 +156,12 @@ class MLflow:
             self._ended = True
 
     def close(self) -> None:
-        """A run whose end nobody reported has failed."""
+        """Close the run; one whose end was not reported counts as failed."""
         if not self._ended:
             self._client.set_terminated(self._run, status=MLFLOW_STATUS["failed"])
 
     def _resumed(self, folder: RunFolder) -> str | None:
-        """The MLflow run of a run folder that is resumed, if it is still there."""
+        """Return the MLflow run of a run folder that is resumed, if it is still there."""
         if not folder.has(MLFLOW_FILE):
             return None
         from mlflow.exceptions import MlflowException
@@ -216,12 +216,12 @@ SINKS: Mapping[str, _Factory] = {"tensorboard": TensorBoard, "mlflow": MLflow}
 
 
 def open_sinks(names: Iterable[str], folder: RunFolder, *, run_name: str, config: Mapping[str, Any]) -> list[Sink]:
-    """Opens the trackers that the user named.
+    """Open the trackers that the user named.
 
     Args:
-        names: Of `SINKS`.
-        folder: The run's.
-        run_name: What the trackers call it.
+        names: Names in `SINKS`.
+        folder: The run's folder.
+        run_name: The run's name in the trackers.
         config: The run's configuration as nested mappings of plain values.
 
     Raises:
@@ -251,7 +251,7 @@ def _open(name: str, folder: RunFolder, *, run_name: str, params: Mapping[str, s
 
 
 def _params(config: Mapping[str, Any]) -> dict[str, str]:
-    """Options by their full names; what is no text is written as JSON."""
+    """Return options by their full names; what is no text is written as JSON."""
     params: dict[str, Any] = {}
     for section, options in config.items():
         # Below the options, keys are the user's own: patterns of node names, which no tracker takes as names.

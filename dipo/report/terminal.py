@@ -1,4 +1,4 @@
-"""What a run shows on the terminal: progress with remaining time, and one table at the end.
+"""The output of a run on the terminal: progress with remaining time, and one table at the end.
 
 Where the output is no terminal, progress is plain lines: one when a task begins, one now and then, one when it ends.
 """
@@ -29,10 +29,10 @@ WIDE = 110
 
 
 class Terminal:
-    """Where a run speaks."""
+    """The terminal that a run prints to."""
 
     def __init__(self, console: Console | None = None) -> None:
-        """Speaks to standard output by default."""
+        """Speak to standard output by default."""
         self.console = console or Console(highlight=False)
 
     @classmethod
@@ -41,12 +41,12 @@ class Terminal:
         return cls(Console(quiet=True, force_terminal=False))
 
     def say(self, text: str) -> None:
-        """A line; it is not broken, so that paths in it can be copied."""
+        """Print a line; it is not wrapped, so that paths in it can be copied."""
         self.console.print(text, markup=False, emoji=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def task(self, title: str, total: int, noun: str) -> Iterator[Callable[[int], None]]:
-        """Shows the progress of a task; yields a function to call with what is done."""
+        """Show the progress of a task; yield a function to call with what is done."""
         if self.console.is_terminal:
             with self._bar() as bar:
                 task = bar.add_task(title, total=total, noun=noun)
@@ -66,17 +66,17 @@ class Terminal:
         )  # fmt: skip
 
     def show(self, report: Report) -> None:
-        """The table at the end of a run."""
+        """Print the table at the end of a run."""
         self.console.print(Group(Text(""), _outputs(report), _layers(report), _costs(report)))
 
     def show_analysis(self, analysis: AnalysisReport) -> None:
-        """The layers that the network suffers most from, and the options that would help them."""
+        """Print the layers that cost most accuracy, and the options that would help them."""
         self.console.print(Group(Text(""), _sensitive(analysis, wide=self.console.width >= WIDE)))
         for option in analysis.options():
             self.say(f"try '{option}'")
 
     def show_target(self, row: TargetRow, folder: str) -> None:
-        """A line on another target's files, and one on each difference."""
+        """Print a line on another target's files, and one on each difference."""
         parts = [f"{folder}: {', '.join(row.files)}"]
         if row.error is not None:
             parts.append(f"simulation against FP32: {row.error.agreement:.2f} % / {row.error.sqnr_db:.2f} dB")
@@ -88,7 +88,7 @@ class Terminal:
             self.say(f"  {text}")
 
     def show_notes(self, notes: Sequence[Note]) -> None:
-        """What is odd about the network, and what was left undone: the first of it, the rest is in the report."""
+        """Print the first notes on oddities of the network and steps left out; the report has all."""
         for note in notes[:NOTES]:
             self.say(f"note: {note.name}: {note.what}")
         if len(notes) > NOTES:

@@ -1,1 +1,1 @@
-"""Loads what was written in the programs that read it, and says what they make of every tensor."""
+"""Loading of written files in the programs that read them, and a report of what became of every tensor."""

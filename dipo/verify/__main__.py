@@ -1,4 +1,4 @@
-"""`python -m dipo.verify` is `dipo verify`: have the programs read what dipo wrote that are to read it."""
+"""`python -m dipo.verify` is `dipo verify`: have the target programs read the files that dipo wrote."""
 
 import sys
 

@@ -60,7 +60,7 @@ def check(file: Path, probe: Probe) -> Verdict:
 
 
 def _read(file: Path) -> dict[str, Encoded]:
-    """The grids of a file, by name of the tensor.
+    """Read the grids of a file, by name of the tensor.
 
     Raises:
         Refused: The file is none of the schemas.
@@ -93,14 +93,14 @@ def _fates(wanted: Mapping[str, Encoded], quantizers: Mapping[str, Any], network
 
 
 def _left(wanted: Mapping[str, Encoded], quantizers: Mapping[str, Any]) -> Iterator[TensorOutcome]:
-    """Quantizers that wait for a calibration: the file has nothing for them."""
+    """Yield the quantizers that wait for a calibration, because the file has no encoding for them."""
     for name, quantizer in quantizers.items():
         if name not in wanted and quantizer.enabled and not quantizer.is_initialized():
             yield TensorOutcome(name, State.RECOMPUTED, "not in the file, it would be calibrated again")
 
 
 def _held(quantizers: Mapping[str, Any], name: str) -> Encoded | None:
-    """The grid that the simulator has for a tensor; None where it has none, or leaves it in float."""
+    """Return the simulator's grid of a tensor; None where it has none, or leaves the tensor in float."""
     quantizer = quantizers.get(name)
     encodings = quantizer.get_encodings() if quantizer is not None else None
     if quantizer is None or not encodings or not (quantizer.enabled or encodings[0].bw >= BIAS_BITS):
@@ -109,7 +109,7 @@ def _held(quantizers: Mapping[str, Any], name: str) -> Encoded | None:
 
 
 def _source(name: str, producers: Mapping[str, onnx.NodeProto], quantizers: Mapping[str, Any]) -> str | None:
-    """The tensor with a grid in the simulator that this one is moved from."""
+    """Find the tensor with a grid in the simulator that this one is moved from (by Reshape and the like)."""
     # AIMET computes what is moved on the grid that it is moved from.
     while name in producers and _moves(producers[name]):
         name = producers[name].input[0]

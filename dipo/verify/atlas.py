@@ -23,7 +23,7 @@ from dipo.verify.simulate import Step, run_on_grids
 from dipo.verify.verdict import Probe, State, TensorOutcome, Verdict, asking
 
 ON_GRID = 1e-2
-"""How far from a code a number may be, in steps: the record's scales have single precision."""
+"""Largest distance of a number from a code, in steps: the record's scales have single precision."""
 
 
 def check(file: Path, probe: Probe) -> Verdict:
@@ -73,5 +73,5 @@ def _fates(node: onnx.NodeProto, value: Any, weights: Mapping[str, NDArray[Any]]
 
 
 def on_grid(codes: NDArray[Any]) -> bool:
-    """Whether numbers are int8 codes, but for what single precision loses."""
+    """Return whether numbers are int8 codes, within the error of single precision."""
     return bool(np.abs(codes - np.rint(codes)).max() <= ON_GRID and np.abs(codes).max() <= 128 + ON_GRID)

@@ -1,4 +1,4 @@
-"""What a range file says of its tensors, against the grids that `quantized.onnx` beside it gives to them."""
+"""Comparison of a range file's tensors with the grids that `quantized.onnx` beside it gives to them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Numbers = NDArray[np.float64]
 
 QUANTIZED, DEPLOYED = target.QUANTIZED.name, target.DEPLOYED.name
 STEP = 1e-5
-"""How far two steps may be apart, relative to them: some files have single precision."""
+"""Largest relative difference of two equal steps: some files have single precision."""
 ON_GRID = 1e-2
-"""How far from a code a number may be, in steps, for the same reason."""
+"""Largest distance of a number from a code, in steps, for the same reason."""
 MOST = 1 << 30
 """The largest code of a bias: `quantized.onnx` has a wider step for one that would be beyond."""
 NAMED = 3
-"""Tensors that a sentence names."""
+"""Number of tensors that a sentence names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class Comparison:
 
     @staticmethod
     def beside(file: Path) -> Comparison:
-        """That of a range file.
+        """Read the two models beside a range file.
 
         Raises:
             Refused: A model is missing.
@@ -50,7 +50,7 @@ class Comparison:
         return Comparison(deployed, reference_grids(deployed, quantized), deployed.constants())
 
     def fates(self, claims: Iterable[Claim]) -> tuple[list[TensorOutcome], list[str]]:
-        """The tensors that agree or have an unknown name, and what is wrong with the others."""
+        """Return the tensors that agree or have an unknown name, and a sentence for each of the others."""
         tensors, wrong = [], []
         for claim in claims:
             sentence = self.contradiction(claim)
@@ -64,7 +64,7 @@ class Comparison:
         return tensors, wrong
 
     def contradiction(self, claim: Claim) -> str | None:
-        """What of a claim is not so in `quantized.onnx`; None where all is, or no grid is known there."""
+        """Say how a claim contradicts `quantized.onnx`; None where it does not, or no grid is known there."""
         values = self._constant(claim.tensor)
         bad = _bad_numbers(claim)
         said = [bad] if bad else [_against(claim, held, values) for held in self.grids.get(claim.tensor or "", ())]
@@ -76,7 +76,7 @@ class Comparison:
 
 
 def sentence_of(wrong: Sequence[str], file: Path) -> str | None:
-    """What is wrong in a file, in one sentence; None where nothing is."""
+    """Say in one sentence what is wrong in a file; None where nothing is."""
     if not wrong:
         return None
     more = f", and {len(wrong) - NAMED} tensors more" if len(wrong) > NAMED else ""
@@ -84,7 +84,7 @@ def sentence_of(wrong: Sequence[str], file: Path) -> str | None:
 
 
 def _bad_numbers(claim: Claim) -> str | None:
-    """What is wrong with the numbers by themselves."""
+    """Say what is wrong with a claim's numbers by themselves; None where nothing is."""
     given = [each for each in (claim.scale, claim.low, claim.high, claim.offset) if each is not None]
     if not all(np.isfinite(each).all() for each in given):
         return "a number that is not finite"
@@ -101,7 +101,7 @@ def _bad_numbers(claim: Claim) -> str | None:
 
 
 def _against(claim: Claim, held: ReferenceGrid, values: Numbers | None) -> str | None:
-    """What of a claim is not so on a grid; `values` are those of a constant."""
+    """Say how a claim contradicts a grid; None where it does not. `values` are those of a constant."""
     if claim.scale is not None and (sentence := _other_step(claim.scale, held, values)) is not None:
         return sentence
     if claim.low is None or claim.high is None:
@@ -139,9 +139,9 @@ def _other_step(given: Numbers, held: ReferenceGrid, values: Numbers | None) -> 
 
 
 def _is_raised(given: Numbers, held: ReferenceGrid, values: Numbers) -> bool:
-    """Whether `quantized.onnx` alone has wider steps, for the sake of a bias that int32 would not hold.
+    """Return whether `quantized.onnx` alone has wider steps, because int32 would not hold a bias otherwise.
 
-    The file's own are then those on which the weight of `deploy.onnx` lies.
+    The weight of `deploy.onnx` then lies on the file's own steps.
     """
     if given.size != held.scale.size or np.any(given > held.scale * (1 + STEP)):
         return False
@@ -156,7 +156,7 @@ def _is_raised(given: Numbers, held: ReferenceGrid, values: Numbers) -> bool:
 
 
 def _is_range(low: Numbers, high: Numbers, held: ReferenceGrid) -> bool:
-    """Whether the ends of a value's range are its codes'; symmetric ranges may go without the smallest."""
+    """Return whether a value's range ends at its codes' limits; a symmetric one may omit the smallest code."""
 
     def near(code: Numbers, limit: float) -> bool:
         return bool(np.allclose(code, limit, rtol=STEP, atol=ON_GRID))
@@ -165,9 +165,9 @@ def _is_range(low: Numbers, high: Numbers, held: ReferenceGrid) -> bool:
 
 
 def _is_wide(low: Numbers, high: Numbers) -> bool:
-    """Whether a constant's ends are codes, as far apart as some width has them.
+    """Return whether a constant's ends are codes that span a type of 2 to 16 bits.
 
-    The file may count them from elsewhere than `quantized.onnx`, and in a narrower type.
+    The file may have another zero point than `quantized.onnx`, and a narrower type.
     """
     widths = [(1 << bits) - less for bits in range(2, 17) for less in (1, 2)]
     wide = any(np.allclose(high - low, width, rtol=STEP, atol=ON_GRID) for width in widths)

@@ -1,6 +1,6 @@
-"""Who reads which file: targets say it of theirs, by the names of the consumers here; each is one module and one line.
+"""The programs that read each file: a target names its files' consumers, each of which is one module here.
 
-A file that dipo can read back is compared with `quantized.onnx`, too.
+A file that dipo can read back is also compared with `quantized.onnx`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ CONSUMERS: dict[str, Callable[[Path, Probe], Verdict]] = {
     "protobuf, for AMCT": atlas.check,
     "protobuf, for TIDL": tidl.check,
 }
-"""By name: what has a program read a file. It may raise Refused or Unavailable, the answers without a verdict."""
+"""Checks by name of the program that reads the file. They may raise Refused or Unavailable."""
 
 
 def judge(target: TargetFolder, file: Path, probe: Probe) -> Iterator[Verdict]:
-    """Yield what each consumer of a file says; at least one verdict, even if it is that nobody looked."""
+    """Yield what each consumer of a file says; at least one verdict, which may be that no program checked it."""
     declared = declared_as(target.platform, file.name)
     if declared is None:
         yield Verdict("nobody", file, not_checked="nobody is known to read it")
@@ -42,11 +42,11 @@ def judge(target: TargetFolder, file: Path, probe: Probe) -> Iterator[Verdict]:
 
 
 def declared_as(platform: str | None, name: str) -> TargetFile | None:
-    """Return what a target says of a file of this name.
+    """Return a target's declaration of a file of this name.
 
     Args:
-        platform: The target. Where it is None, not installed, or has no such file, any that has one is asked.
-        name: The file's.
+        platform: The target. Where it is None, not installed, or has no such file, all targets are searched.
+        name: The name of the file.
 
     Returns:
         None where no target has such a file.

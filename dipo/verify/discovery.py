@@ -1,4 +1,4 @@
-"""What a run left to be read: its folder, and those of its other targets."""
+"""The files that a run wrote: in its own folder, and in those of its other targets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dipo.export.targets import TARGETS
 from dipo.run import CONFIG, FINGERPRINT, REPORT
 
 _OWN = frozenset({CONFIG, REPORT, FINGERPRINT, "events.jsonl", "dipo.log", "export.json"})
-"""What a run, and an export from it, keep for themselves."""
+"""Files that a run, and an export from it, write for dipo itself."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class TargetFolder:
     """A target's files in a folder."""
 
     platform: str | None
-    """None where nothing says it."""
+    """The target's name; None where it is not known."""
     folder: Path
     files: tuple[Path, ...]
 
@@ -36,7 +36,7 @@ class TargetFolder:
 
 
 def targets_of(run: Path) -> list[TargetFolder]:
-    """The targets of a run, its own first.
+    """Return the targets of a run, its own first.
 
     Raises:
         UserError: The folder holds no run, or one that wrote nothing.
@@ -50,7 +50,7 @@ def targets_of(run: Path) -> list[TargetFolder]:
 
 
 def target_of(file: Path, platform: str | None) -> TargetFolder:
-    """One file alone.
+    """Return the target folder that holds one file alone.
 
     Raises:
         UserError: There is no such file.
@@ -61,7 +61,7 @@ def target_of(file: Path, platform: str | None) -> TargetFolder:
 
 
 def data_beside(file: Path) -> Mapping[str, Any] | None:
-    """The `data` section of the run that wrote a file: its configuration lies beside it, or above a target's folder.
+    """Read the `data` section of the run that wrote a file, from `config.yaml` beside it or a folder above.
 
     Raises:
         UserError: The configuration cannot be read.
@@ -72,7 +72,7 @@ def data_beside(file: Path) -> Mapping[str, Any] | None:
 
 
 def config_of(run: Path) -> dict[str, Any]:
-    """A run's configuration.
+    """Read a run's configuration.
 
     Raises:
         UserError: There is none, or it cannot be read.
@@ -89,7 +89,11 @@ def config_of(run: Path) -> dict[str, Any]:
 
 
 def reported_sqnr(run: Path) -> float | None:
-    """SQNR in dB of the deployed model against the simulation, as the run itself found it; None before its end."""
+    """Read the SQNR in dB of the deployed model against the simulation from a run's report; None before its end.
+
+    Raises:
+        UserError: The report is damaged.
+    """
     try:
         content = json.loads((run / REPORT).read_text(encoding="utf-8"))
         return float(content["error"]["deployed_vs_simulated"]["sqnr_db"])
@@ -104,7 +108,7 @@ def _files(folder: Path) -> tuple[Path, ...]:
 
 
 def _sorted(files: Iterator[Path]) -> list[Path]:
-    """What is written for others, by its endings; models first."""
+    """Return the files written for the target's programs, told by their endings; models first."""
     endings = {".onnx", *(Path(declared.name).suffix for target in TARGETS.values() for declared in target.files)}
     written = [
         file for file in files

@@ -18,7 +18,7 @@ from dipo.verify.verdict import Refused
 _OWN_KERNELS = operators.names(lambda operator: operator.kind is Kind.QUANTIZED and not operator.domain) & {
     operator.qoperator for operator in operators.OPERATORS.values()
 }
-"""Integer operators of ONNX's own, which list the grid of what they make behind those of data and weight."""
+"""ONNX's own integer operators, which list their output's grid after those of data and weight."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,13 +32,13 @@ class Grid:
     scale: NDArray[Any]
     zero_point: NDArray[Any]
     output: str
-    """What the node makes."""
+    """The node's first output."""
     stored: bool
     """Whether the codes are part of the file."""
 
     @property
     def limits(self) -> tuple[int, int]:
-        """The smallest and the largest code of the type."""
+        """Smallest and largest code of the type."""
         name = self.zero_point.dtype.name  # such as uint8 or, of onnx's own types, int4
         bits = int("".join(filter(str.isdigit, name)))
         low = 0 if name.startswith("u") else -(1 << (bits - 1))
@@ -54,7 +54,7 @@ class Network:
 
     @staticmethod
     def read(file: Path) -> Network:
-        """The model in a file; large tensors stay where they are until they are asked for.
+        """Read the model of a file; external tensors are read when they are asked for.
 
         Raises:
             Refused: It is missing, or no ONNX.
@@ -67,7 +67,7 @@ class Network:
             raise Refused(f"{file.name} beside it cannot be read ({error})") from error
 
     def constants(self) -> dict[str, onnx.TensorProto]:
-        """Initializers and the values of Constant nodes, by name."""
+        """Return the initializers and the values of Constant nodes, by name."""
         found = {tensor.name: tensor for tensor in self.model.graph.initializer}
         for node in self.model.graph.node:
             if node.op_type == "Constant":
@@ -75,36 +75,36 @@ class Network:
         return found
 
     def array(self, tensor: onnx.TensorProto) -> NDArray[Any]:
-        """The numbers of a constant."""
+        """Return a constant as an array."""
         array: NDArray[Any] = onnx.numpy_helper.to_array(tensor, base_dir=str(self.folder))
         return array
 
     def nodes(self) -> dict[str, onnx.NodeProto]:
-        """By name."""
+        """Return the nodes by name."""
         return {node.name: node for node in self.model.graph.node}
 
     def values(self) -> set[str]:
-        """Names of all values and constants."""
+        """Return the names of all values and constants."""
         graph = self.model.graph
         made = {name for node in graph.node for name in node.output}
         return made | {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
 
     def producers(self) -> dict[str, onnx.NodeProto]:
-        """By name of what they make."""
+        """Return the nodes by name of their outputs."""
         return {name: node for node in self.model.graph.node for name in node.output}
 
     def inputs(self) -> list[onnx.ValueInfoProto]:
-        """What is fed; old files count their constants among the inputs."""
+        """Return the inputs without the constants, which old files list among them."""
         constants = {tensor.name for tensor in self.model.graph.initializer}
         return [value for value in self.model.graph.input if value.name not in constants]
 
     def batch(self) -> int | None:
-        """Samples of a fixed batch; None where any number will do."""
+        """Return the number of samples of a fixed batch; None where it is free."""
         sizes = {value.type.tensor_type.shape.dim[0].dim_value for value in self.inputs()}
         return sizes.pop() or None if len(sizes) == 1 else None
 
     def _computed_from_constants(self) -> set[str]:
-        """Names of the constants, and of what is made of them alone, but for what a QuantizeLinear makes."""
+        """Return the names of constants, and of values computed from them alone without a QuantizeLinear."""
         found = set(self.constants())
         for node in self.model.graph.node:
             if node.op_type != "QuantizeLinear" and all(name in found for name in node.input if name):
@@ -112,7 +112,7 @@ class Network:
         return found
 
     def grids(self) -> Iterator[Grid]:
-        """Of every QuantizeLinear, of every DequantizeLinear of stored codes, and of integer operators."""
+        """Yield the grids of QuantizeLinear, of DequantizeLinear of stored codes, and of integer operators."""
         constants, stored_codes = self.constants(), self._computed_from_constants()
         for node in self.model.graph.node:
             if node.op_type == "QuantizeLinear":

@@ -51,7 +51,7 @@ def _fates(network: Network, optimized: Network) -> Iterator[TensorOutcome]:
     biases, stored = _bias_steps(network), network.constants()
 
     def reads(name: str) -> bool:
-        """Codes may have another name: equal constants, as the biases and zero points of nothing but zeros, are one."""
+        """Return whether the optimized graph reads a constant; it may have renamed it, since it merges equal ones."""
         array = network.array(stored[name])
         return name in read or (array.size, array.tobytes()) in held
 
@@ -71,7 +71,7 @@ def _fates(network: Network, optimized: Network) -> Iterator[TensorOutcome]:
 
 
 def _bias_steps(network: Network) -> dict[str, NDArray[Any]]:
-    """Input step x weight step of the layers whose bias is dequantized, by name of that bias."""
+    """Return input step x weight step of the layers whose bias is dequantized, by name of the bias."""
     producers, constants = network.producers(), network.constants()
     found = {}
     for node in network.model.graph.node:
@@ -85,7 +85,7 @@ def _bias_steps(network: Network) -> dict[str, NDArray[Any]]:
 
 
 def _adds_bias(node: onnx.NodeProto) -> bool:
-    """Whether it is of the layers that take one, as their third input."""
+    """Return whether the node is a layer that takes a bias as its third input."""
     weight = operators.of(node).weight
     return weight is not None and weight.bias_port is not None
 
@@ -95,7 +95,7 @@ def _dequantizes(node: onnx.NodeProto) -> bool:
 
 
 def _float_biases(network: Network, kept: set[str]) -> Iterator[TensorOutcome]:
-    """Biases in float beside weights in integers, which ONNX Runtime rounds to int32."""
+    """Yield the float biases of layers with integer weights, which ONNX Runtime rounds to int32."""
     constants, producers = network.constants(), network.producers()
     for node in network.model.graph.node:
         if not _adds_bias(node) or len(node.input) <= 2:

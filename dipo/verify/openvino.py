@@ -54,7 +54,7 @@ def check(file: Path, probe: Probe) -> Verdict:
 
 
 def _executed(runtime: Any) -> Iterator[tuple[str, str]]:
-    """Names of the nodes that kernels were made of, and the type in which each kernel computes."""
+    """Yield the names of the nodes that each kernel was made of, with the type in which it computes."""
     for node in runtime.get_ordered_ops():
         info = node.get_rt_info()
         kind = info["runtimePrecision"].astype(str)
@@ -63,7 +63,7 @@ def _executed(runtime: Any) -> Iterator[tuple[str, str]]:
 
 
 def _layers(compiled: Any) -> list[str]:
-    """How many layers run on integers."""
+    """Return a note of how many layers run on integers; empty where there are no layers."""
     kinds = []
     for node in compiled.get_runtime_model().get_ordered_ops():
         info = node.get_rt_info()
@@ -99,13 +99,13 @@ def _key(grid: Grid) -> tuple[bytes, ...]:
 
 
 def _runs(node: str, executed: Set[str]) -> bool:
-    """Whether the node is part of a kernel; one that was split has a number behind its name."""
+    """Return whether the node is part of a kernel; a split node has a number appended to its name."""
     pattern = re.compile(rf"{re.escape(node)}(_\d+)?")
     return any(pattern.fullmatch(name) for name in executed)
 
 
 def _same(node: Any, grid: Grid) -> bool:
-    """Whether the FakeQuantize before the node has the ends of the grid."""
+    """Return whether the FakeQuantize before the node has the ends of the grid."""
     source = node.input_value(0).get_node()
     if source.get_type_name() != "FakeQuantize":
         return False

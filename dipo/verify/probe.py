@@ -1,4 +1,4 @@
-"""What is fed to every consumer: some of the run's samples, or numbers that lie where the input's grid does."""
+"""The samples fed to every consumer: some of the run's, or noise within the range of the input's grid."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ UNKNOWN = 4
 
 @dataclass(frozen=True)
 class Feed:
-    """Samples, and what they are."""
+    """Samples, and a phrase that says where they are from."""
 
     inputs: Mapping[str, NDArray[Any]]
     kind: str
 
 
 def make_probe(feed: Feed, quantized: Path | None) -> Probe:
-    """The samples, and what the quantized model makes of them when every node is computed as the file has it.
+    """Run the quantized model without optimizations on the samples, and return these with its outputs.
 
     Raises:
         Refused: ONNX Runtime does not run the quantized model.
@@ -47,7 +47,7 @@ def make_probe(feed: Feed, quantized: Path | None) -> Probe:
 
 
 def feed_of(model: Path, *, data: Mapping[str, Any] | None, samples: int) -> Feed:
-    """Samples for a model: those of a run's data where it had any that are still there, else noise.
+    """Return samples for a model: from a run's data where they still exist, else noise.
 
     Args:
         model: The file whose inputs are fed.
@@ -90,7 +90,7 @@ def _samples(network: Network, data: Mapping[str, Any], samples: int) -> dict[st
 
 
 def _noise(network: Network, samples: int) -> dict[str, NDArray[Any]]:
-    """Evenly spread over the grid of the input where it has one, else normal."""
+    """Draw samples uniformly over the range of the input's grid where it has one, else normally."""
     rng = np.random.default_rng(SEED)
     grids = {grid.name: grid for grid in network.grids() if grid.scale.ndim == 0}
     made: dict[str, NDArray[Any]] = {}

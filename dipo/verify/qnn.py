@@ -47,7 +47,7 @@ def check(file: Path, probe: Probe) -> Verdict:
 
 
 def _options(network: Network) -> ort.SessionOptions:
-    """The HTP wants to know all sizes."""
+    """Return session options with a batch of 1 (the HTP needs fixed sizes) and without the CPU's fallback."""
     made = options(threads=THREADS)
     made.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     for value in network.inputs():

@@ -19,7 +19,7 @@ def check(file: Path, declared: TargetFile) -> Verdict:
 
     Args:
         file: The file.
-        declared: What its target says of it: how it is read.
+        declared: Its target's declaration, which has the function that reads it.
 
     Raises:
         Refused: The file is not of the form that the target writes, or a model is missing beside it.

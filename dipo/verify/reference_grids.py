@@ -20,7 +20,7 @@ from dipo.verify.onnx_network import Grid, Network
 
 _FIRST = {operator.qoperator: 0 for operator in operators.OPERATORS.values() if operator.qoperator}
 _FIRST |= {"QLinearConcat": 2}
-"""Where an integer operator begins to list its inputs: codes, scale and zero point of each."""
+"""Index at which an integer operator begins to list its inputs: codes, scale and zero point of each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,11 +34,11 @@ class ReferenceGrid:
     """The smallest code."""
     high: float
     axis: int
-    """That of the channels."""
+    """The axis of the channels."""
 
 
 def reference_grids(deployed: Network, quantized: Network) -> dict[str, list[ReferenceGrid]]:
-    """By name in `deploy.onnx`; of a constant that several nodes read, one for each of them."""
+    """Return the grids by name in `deploy.onnx`; a constant has one for each node that reads it."""
     reader = _Reader(quantized, {node.name for node in deployed.model.graph.node})
     counterparts, producers = quantized.nodes(), quantized.producers()
     found: dict[str, list[ReferenceGrid]] = {}
@@ -55,14 +55,14 @@ def reference_grids(deployed: Network, quantized: Network) -> dict[str, list[Ref
 
 
 class _Reader:
-    """Finds what the nodes of a quantized network read."""
+    """The grids that the nodes of a quantized network read."""
 
     def __init__(self, network: Network, float_nodes: Set[str]) -> None:
         self._network, self._float_nodes = network, float_nodes
         self._constants, self._producers = network.constants(), network.producers()
 
     def read(self, node: onnx.NodeProto, index: int) -> ReferenceGrid | None:
-        """The grid of a node's input, as the float node counts them."""
+        """Return the grid of a node's input, by its index at the float node; None where it has none."""
         first = _FIRST.get(node.op_type)
         if first is None:
             return self.dequantized(self._producers.get(node.input[index])) if index < len(node.input) else None
@@ -73,7 +73,7 @@ class _Reader:
         return self._held(*node.input[at : at + 3], axis=0)
 
     def dequantized(self, node: onnx.NodeProto | None) -> ReferenceGrid | None:
-        """The grid of what a DequantizeLinear makes."""
+        """Return the grid of a DequantizeLinear's output; None for other nodes."""
         if node is None or node.op_type != "DequantizeLinear" or len(node.input) < 3:
             return None
         attributes = {each.name: each.i for each in node.attribute}
@@ -93,7 +93,7 @@ class _Reader:
     def _cut_off(
         self, codes: str, low: float, high: float, step: NDArray[np.float32], zero: NDArray[np.generic]
     ) -> tuple[float, float]:
-        """The codes' limits where a Clip of the export's leaves fewer of them than their type has."""
+        """Return the codes' limits, narrowed where the export put a Clip before the QuantizeLinear."""
         quantizer = self._producers.get(codes)
         quantizes = quantizer is not None and quantizer.op_type == "QuantizeLinear"
         clip = self._producers.get(quantizer.input[0]) if quantizer is not None and quantizes else None
@@ -108,13 +108,13 @@ class _Reader:
 
 
 def _keeps(node: onnx.NodeProto) -> bool:
-    """Whether a value before it without a grid of its own has that of what it makes."""
+    """Return whether the node's input has its output's grid where it has none of its own."""
     operator = operators.of(node)
     return operator.clips or (operator.keeps_range and operator.moves in {Moves.ALL, Moves.PICKED})
 
 
 def _spread(found: dict[str, list[ReferenceGrid]], deployed: Network) -> None:
-    """Hand grids on to values that only one operator reads, and that have the range of what it makes."""
+    """Give a node's output grid to its input where the range is the same and no other node reads the input."""
     graph = deployed.model.graph
     read = Counter(name for node in graph.node for name in node.input)
     read.update(output.name for output in graph.output)

@@ -33,7 +33,7 @@ DEVICE = "rk3588"
 SAMPLES = 8
 """The simulator takes one at a time."""
 SLACK = 1e-6
-"""How far the ends of one range may be apart, relative to them: the toolkit computes some with single precision."""
+"""Largest relative difference of the ends of equal ranges: the toolkit computes some with single precision."""
 _CHANGED = re.compile(r"quantize_parameters\['(.*?)'\] were changed")
 _ONE_RANGE = config.SAME | config.PART | config.LIMITS | config.PADDED
 """Operators that have one range for what they read and make, where the toolkit has left one of the two out."""
@@ -41,21 +41,21 @@ _ONE_RANGE = config.SAME | config.PART | config.LIMITS | config.PADDED
 
 @dataclass(frozen=True)
 class Taken:
-    """What the toolkit was given, and what it says of it."""
+    """The ranges that the toolkit was given, and those that it took."""
 
     before: Ranges
     """The ranges that it calibrated."""
     sources: Mapping[str, str]
-    """Whose range of ours each of its tensors was given."""
+    """Our tensor whose range was given, by the toolkit's tensor."""
     own: tuple[str, ...]
-    """Values that keep the range that it calibrated."""
+    """Values that keep the toolkit's calibrated range."""
     replaced: Mapping[str, str]
-    """Tensors of ours, and what its layer of the same name has in their place."""
+    """The toolkit's tensor in place of ours at the layer of the same name, by our tensor."""
     changed: frozenset[str] = frozenset()
-    """Tensors whose ranges it says that it changed."""
+    """Tensors whose ranges the toolkit reports as changed."""
 
     def took(self, name: str, ours: Ranges) -> bool:
-        """Whether the toolkit's tensor has the range that it was given."""
+        """Return whether the toolkit's tensor has the range that it was given."""
         return name in self.changed or _same(self.before[name], ours[self.sources[name]])
 
 
@@ -90,7 +90,7 @@ def check(file: Path, probe: Probe) -> Verdict:
 
 
 def _calibrate(toolkit: Any, model: Path, inputs: Arrays) -> None:
-    """The first step, which writes the file that is to be edited."""
+    """Run the first step, which writes the file of ranges that `_edit` changes."""
     lines = []
     for row in range(len(next(iter(inputs.values())))):
         files = {f"{number}-{row}.npy": array[row : row + 1] for number, array in enumerate(inputs.values())}
@@ -106,7 +106,7 @@ def _calibrate(toolkit: Any, model: Path, inputs: Arrays) -> None:
 
 
 def _edit(ours: Ranges, network: onnx.ModelProto) -> Taken:
-    """Give the toolkit the ranges, as users do it."""
+    """Write our ranges into the toolkit's file, as users do it."""
     file = Path("deploy.quantization.cfg")
     content, toolkit = config.read_ranges(file), config.read_network(Path("deploy.model"))
     before = content[ENTRIES]
@@ -121,7 +121,7 @@ def _edit(ours: Ranges, network: onnx.ModelProto) -> Taken:
 
 
 def _simulate(toolkit: Any, names: list[str], inputs: Arrays) -> dict[str, Any]:
-    """The second step, and what the toolkit's simulator makes of the samples."""
+    """Run the second step, then the samples on the toolkit's simulator; return its outputs by name."""
     _ask(toolkit.hybrid_quantization_step2("deploy.model", "deploy.data", "deploy.quantization.cfg"), "step 2")
     _ask(toolkit.init_runtime(), "its simulator")
 
@@ -168,7 +168,7 @@ def _fates(ours: Ranges, taken: Taken, network: onnx.ModelProto) -> Iterator[Ten
 
 
 def _parameter(name: str, parameter: str, ours: Ranges, taken: Taken) -> TensorOutcome:
-    """A weight or a bias by the name that is made of its node's."""
+    """Return the outcome of a weight or bias that the file names after its node."""
     its = ours[taken.sources[parameter]] if parameter in taken.sources else taken.before[parameter]
     if _same(its, ours[name]):
         return TensorOutcome(name, State.ACCEPTED, f"another name of {parameter!r}")
@@ -177,7 +177,7 @@ def _parameter(name: str, parameter: str, ours: Ranges, taken: Taken) -> TensorO
 
 
 def _other_names(network: onnx.ModelProto) -> dict[str, str]:
-    """The parameters behind the names that are made of their node's."""
+    """Return the initializers of layers by the names made of the node's: `<node>_W` and `<node>_b`."""
     found: dict[str, str] = {}
     for node in network.graph.node:
         if node.op_type in config.LAYERS:
@@ -186,7 +186,7 @@ def _other_names(network: onnx.ModelProto) -> dict[str, str]:
 
 
 def _neighbours(name: str, network: onnx.ModelProto) -> Iterator[str]:
-    """What an operator with one range makes of a value, or made it from."""
+    """Yield the values that share a range with this one across an operator that has one range."""
     for node in network.graph.node:
         if node.op_type in _ONE_RANGE:
             if name in node.output:

@@ -17,7 +17,7 @@ FATAL = 4
 
 
 def options(*, threads: int, optimized: bool = True) -> ort.SessionOptions:
-    """A session's options; without optimizations every node is computed as the file has it."""
+    """Return a session's options; without optimizations every node is computed as the file has it."""
     made = ort.SessionOptions()
     made.log_severity_level = FATAL
     made.intra_op_num_threads = threads
@@ -27,23 +27,26 @@ def options(*, threads: int, optimized: bool = True) -> ort.SessionOptions:
 
 
 def session_of(file: Path, made: ort.SessionOptions) -> ort.InferenceSession:
-    """A session on the CPU."""
+    """Open a session on the CPU."""
     return ort.InferenceSession(str(file), made, providers=["CPUExecutionProvider"])
 
 
 def outputs_of(session: Any, inputs: Arrays, *, rows: int | None) -> dict[str, NDArray[Any]]:
-    """All outputs, by name."""
+    """Run all samples, `rows` at a time, and return all outputs by name."""
     names = [output.name for output in session.get_outputs()]
     return in_rows(lambda some: dict(zip(names, session.run(names, dict(some)), strict=True)), inputs, rows=rows)
 
 
 def in_rows(run: Callable[[Arrays], Arrays], inputs: Arrays, *, rows: int | None) -> dict[str, NDArray[Any]]:
-    """What `run` makes of all samples, `rows` at a time; the last piece is filled up with the first samples again.
+    """Run all samples, `rows` at a time; the last batch is filled up with the first samples again.
 
     Args:
         run: Outputs of one batch, by name, [rows, ...].
         inputs: By name, [n, ...].
         rows: Samples of a batch; None: all at once.
+
+    Returns:
+        The outputs by name, [n, ...].
     """
     num = len(next(iter(inputs.values())))
     size = rows or num

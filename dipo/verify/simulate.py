@@ -30,19 +30,19 @@ class Step:
     zero_point: int
     signed: bool
     readers: Set[str] | None = None
-    """Nodes that read quantized values; None: all, and whoever reads the network's outputs."""
+    """Nodes that read the rounded value; None: all, and the network's outputs."""
 
 
 def run_on_grids(
     file: Path, steps: Mapping[str, Step], probe: Probe, *, constants: Mapping[str, NDArray[Any]] | None = None
 ) -> dict[str, NDArray[Any]]:
-    """The outputs of a float network whose values are rounded to these grids, by name of the output.
+    """Run a float network with its values rounded to these grids, and return its outputs by name.
 
     Args:
         file: The float network.
         steps: By name of the value.
-        probe: What is fed.
-        constants: Numbers in the place of initializers of the file.
+        probe: The samples that are fed.
+        constants: Arrays in place of initializers of the file, by name.
     """
     model = onnx.load(file)
     for tensor in model.graph.initializer:
@@ -61,7 +61,7 @@ def run_on_grids(
 
 
 def _round(graph: onnx.GraphProto, name: str, step: Step) -> None:
-    """Put a QuantizeLinear and a DequantizeLinear behind a value."""
+    """Insert a QuantizeLinear and a DequantizeLinear after a value."""
     place = next((i for i, node in enumerate(graph.node) if name in node.output), None)
     before, behind = (name, f"{name}__rounded") if place is None else (f"{name}__float", name)
     for node in graph.node:

@@ -1,4 +1,4 @@
-"""What the consumers said, on the terminal."""
+"""The consumers' verdicts on the terminal."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ WIDE = 120
 
 
 def show(verdicts: Sequence[Verdict], console: Console, *, root: Path, every: bool) -> None:
-    """A table with a row for each consumer of each file, and the tensors that were not just accepted.
+    """Print a table with a row for each consumer of each file, and the tensors that were not just accepted.
 
     Args:
-        verdicts: What was said.
-        console: Where it goes.
-        root: Files are named as seen from here.
+        verdicts: The verdicts to show.
+        console: The terminal that is printed to.
+        root: The folder that names of files are relative to.
         every: Name every tensor.
     """
     console.print("\nwhat the consumers make of the files", style="bold")
@@ -40,7 +40,7 @@ def show(verdicts: Sequence[Verdict], console: Console, *, root: Path, every: bo
 
 
 def _table(verdicts: Sequence[Verdict], root: Path, *, narrow: bool) -> Table:
-    """One line for each verdict; on a narrow terminal two, the consumer below the file."""
+    """Make a table with one line for each verdict; on a narrow terminal two, the consumer below the file."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("file\n  consumer" if narrow else "file", overflow="fold")
     if not narrow:

@@ -27,7 +27,7 @@ from dipo.verify.simulate import Step, run_on_grids
 from dipo.verify.verdict import Probe, Refused, State, TensorOutcome, Verdict, asking
 
 BIAS = 1e-6
-"""How far the number of a bias may be from the network's, relative to it."""
+"""Largest relative difference of a bias's values from the network's."""
 
 
 def check(file: Path, probe: Probe) -> Verdict:
@@ -60,7 +60,7 @@ def check(file: Path, probe: Probe) -> Verdict:
 
 @dataclass(frozen=True)
 class Layer:
-    """What the file says of a layer."""
+    """A layer of the file: its output's grid, its tensors' outcomes and its bias."""
 
     name: str
     step: Step
@@ -69,7 +69,11 @@ class Layer:
 
 
 def _read(layer: Any, node: onnx.NodeProto | None, network: Network) -> Layer:
-    """Raises Refused where the layer's numbers contradict each other or its bias is another one."""
+    """Check a layer's tensors against the network.
+
+    Raises:
+        Refused: The layer's numbers contradict each other, or its bias is not the network's.
+    """
     if not layer.outputs:
         raise Refused(f"layer {layer.layer_name!r} has no outputs")
     output = layer.outputs[0]
@@ -95,7 +99,7 @@ def _read(layer: Any, node: onnx.NodeProto | None, network: Network) -> Layer:
 
 
 def _step(tensor: Any, name: str) -> float:
-    """A code's step, as TIDL derives it from the range alone.
+    """Return a code's step, as TIDL derives it from the range alone.
 
     Raises:
         Refused: The range is none, or the type or the scale beside it are those of another one.
@@ -112,7 +116,7 @@ def _step(tensor: Any, name: str) -> float:
 
 
 def _bias(array: NDArray[Any], said: Any, name: str) -> NDArray[np.float32]:
-    """The values of a bias.
+    """Return the values of a bias.
 
     Raises:
         Refused: They are not those of the network, or their number and ends not theirs.

@@ -1,4 +1,4 @@
-"""What a consumer made of a file."""
+"""The verdict of a consumer on a file, and the ways to ask for it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 class State(StrEnum):
-    """What became of a tensor's numbers."""
+    """The outcome of a tensor's grid at a consumer."""
 
     ACCEPTED = "accepted"
     """The consumer computes with the grid of the file."""
     IGNORED = "ignored"
     """The consumer leaves the tensor in float, or does not know it."""
     RECOMPUTED = "recomputed"
-    """The consumer has a grid of its own for it."""
+    """The consumer uses a grid of its own for the tensor."""
 
 
 FAR_DB = 15.0
@@ -38,7 +38,7 @@ FAR_DB = 15.0
 
 @dataclass(frozen=True)
 class TensorOutcome:
-    """One tensor of a file."""
+    """The outcome of one tensor of a file."""
 
     name: str
     state: State
@@ -47,18 +47,18 @@ class TensorOutcome:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a consumer made of a file."""
+    """The verdict of a consumer on a file."""
 
     consumer: str
     """Its name and version."""
     file: Path
     tensors: Sequence[TensorOutcome] = field(default=())
     error: OutputError | None = None
-    """Of the consumer's outputs against those of the quantized model; None where it was not run."""
+    """Error of the consumer's outputs against the quantized model's; None where it was not run."""
     refused: str | None = None
-    """The consumer's words where it does not take the file."""
+    """The consumer's reason where it rejects the file."""
     not_checked: str | None = None
-    """Why nobody looked at the file."""
+    """The reason why no program checked the file."""
     notes: Sequence[str] = field(default=())
 
     @property
@@ -72,21 +72,21 @@ class Verdict:
         return self.error is not None and self.error.sqnr_db < FAR_DB and self.file.name != "deploy.onnx"
 
     def count(self, state: State) -> int:
-        """Tensors of this state."""
+        """Count the tensors of this state."""
         return sum(fate.state is state for fate in self.tensors)
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What the consumers compute, and what should come out."""
+    """Samples for the consumers, and the outputs to compare theirs with."""
 
     inputs: Arrays
-    """By name, [samples, ...]."""
+    """Samples by name, [samples, ...]."""
     outputs: Arrays
-    """What the quantized model makes of them, by its plain definition; empty where there is none to compare with."""
+    """Outputs of the quantized model without optimizations; empty where there is no such model."""
 
     def error_of(self, outputs: Arrays) -> OutputError | None:
-        """Distance of these outputs from what should come out; None where nothing is known of that.
+        """Return the error of these outputs against the expected ones; None where none are known.
 
         Raises:
             Refused: An output is missing or has another shape.
@@ -100,16 +100,16 @@ class Probe:
 
 
 class Refused(Exception):  # noqa: N818 - it is an answer, not an error
-    """The consumer does not take the file; the message is in its words."""
+    """The consumer's answer that it rejects the file; the message is in its words."""
 
 
 class Unavailable(Exception):  # noqa: N818 - it is an answer, not an error
-    """The consumer is not here; the message says how to get it."""
+    """The answer that the consumer is not installed; the message says how to get it."""
 
 
 @contextlib.contextmanager
 def asking() -> Iterator[None]:
-    """Around a call of the consumer: whatever it raises is its answer.
+    """Turn whatever a call of the consumer raises into its answer.
 
     Raises:
         Refused: The call raised something.
@@ -124,7 +124,7 @@ def asking() -> Iterator[None]:
 
 
 def require(module: str, *, get: str) -> Any:
-    """The consumer's module.
+    """Import the consumer's module.
 
     Args:
         module: Its name.
@@ -145,7 +145,7 @@ def require(module: str, *, get: str) -> Any:
 
 @contextlib.contextmanager
 def silence(to: Path = Path(os.devnull)) -> Iterator[None]:
-    """While libraries run that write to the standard streams: what they say goes to a file."""
+    """Redirect the standard streams to a file, also for libraries in C that write to them."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(number) for number in (1, 2)]

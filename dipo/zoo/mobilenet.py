@@ -55,7 +55,7 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1 and in_ch == out_ch
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, in_ch, H, W] to [N, out_ch, H / stride, W / stride]."""
+        """Map [N, in_ch, H, W] to [N, out_ch, H / stride, W / stride]."""
         hidden = x if self.expand is None else self.expand(x)
         y: Tensor = self.project(self.depthwise(hidden))
         return x + y if self.residual else y
@@ -79,7 +79,7 @@ class MobileNetV2(nn.Module):
         self.classifier = nn.Linear(HEAD_CHANNELS, NUM_CLASSES)
 
     def initialize(self, generator: Generator) -> None:
-        """Draws the weights as the paper's reference implementations do."""
+        """Draw the weights as the paper's reference implementations do."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", generator=generator)
@@ -87,7 +87,7 @@ class MobileNetV2(nn.Module):
         nn.init.zeros_(self.classifier.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, 1, 32, 32] normalized pixels to [N, 10] logits."""
+        """Map [N, 1, 32, 32] normalized pixels to [N, 10] logits."""
         pooled = self.head(self.features(self.stem(x))).mean((2, 3))
         logits: Tensor = self.classifier(pooled)
         return logits
@@ -95,18 +95,18 @@ class MobileNetV2(nn.Module):
 
 @dataclass
 class GraphBuilder:
-    """Collects nodes and initializers. A node `/a/b` writes the value `/a/b_output`."""
+    """A list of nodes and initializers. A node `/a/b` writes the value `/a/b_output`."""
 
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     initializers: list[onnx.TensorProto] = field(default_factory=list)
 
     def constant(self, name: str, value: Tensor) -> str:
-        """Adds an initializer."""
+        """Add an initializer."""
         self.initializers.append(onnx.numpy_helper.from_array(value.detach().numpy(), name))
         return name
 
     def node(self, op: str, name: str, inputs: Sequence[str], **attributes: int | float | Sequence[int]) -> str:
-        """Adds a node with one output, and gives that output's name."""
+        """Add a node with one output, and return that output's name."""
         output = f"{name}_output"
         node = onnx.helper.make_node(op, inputs, [output], name=name)
         node.attribute.extend(onnx.helper.make_attribute(key, value) for key, value in attributes.items())
@@ -114,7 +114,7 @@ class GraphBuilder:
         return output
 
     def conv_bn(self, name: str, layer: ConvBn, x: str) -> str:
-        """Conv -> BatchNormalization, and -> Clip where the layer is not linear."""
+        """Add Conv -> BatchNormalization, and -> Clip where the layer is not linear."""
         conv, bn = layer.get_submodule("conv"), layer.get_submodule("bn")
         assert isinstance(conv, nn.Conv2d)
         assert isinstance(bn, nn.BatchNorm2d)
@@ -134,7 +134,7 @@ class GraphBuilder:
 
 
 def to_onnx(net: MobileNetV2) -> onnx.ModelProto:
-    """The trained network as ONNX: `input` [batch, 1, 32, 32] to `logits` [batch, 10], nothing folded."""
+    """Return the trained network as ONNX: `input` [batch, 1, 32, 32] to `logits` [batch, 10], nothing folded."""
     graph = GraphBuilder()
     graph.constant("relu6.min", tensor(0.0))
     graph.constant("relu6.max", tensor(6.0))

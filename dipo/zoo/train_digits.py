@@ -69,14 +69,14 @@ class SplitIds:
 
 
 def split_ids(y: NDArray[np.int64], *, seed: int) -> SplitIds:
-    """Divides the labelled digits by class."""
+    """Divide the labelled digits by class."""
     train, test = train_test_split(np.arange(len(y)), test_size=NUM_TEST, stratify=y, random_state=seed)
     _, calib = train_test_split(train, test_size=NUM_CALIB, stratify=y[train], random_state=seed)
     return SplitIds(train=train, calib=calib, test=test)
 
 
 def load_split(*, seed: int) -> Split:
-    """Enlarges the 8x8 digits to 32x32 bilinearly, divides them, and places those of the two parts that are kept."""
+    """Enlarge the 8x8 digits to 32x32 bilinearly, divide them, and place those of the two parts that are kept."""
     digits = load_digits()
     small = torch.from_numpy(digits.images).float().unsqueeze(1) / 16
     x = F.interpolate(small, size=IMAGE_SIZE, mode="bilinear", align_corners=False)
@@ -91,27 +91,27 @@ def load_split(*, seed: int) -> Split:
 
 
 def to_pixels(x: Tensor, *, num_greys: int) -> NDArray[np.uint8]:
-    """Float32 [N, C, H, W] in 0 .. 1 as uint8 [N, H, W, C] with that many grey levels: fewer make a smaller file."""
+    """Convert [N, C, H, W] in 0 .. 1 to uint8 [N, H, W, C] of that many grey levels: fewer make a smaller file."""
     levels = (x * (num_greys - 1)).round() * (255 / (num_greys - 1))
     return levels.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def from_pixels(x: NDArray[np.uint8]) -> Tensor:
-    """Uint8 [N, H, W, C] as float32 [N, C, H, W] in 0 .. 1."""
+    """Convert uint8 [N, H, W, C] to float32 [N, C, H, W] in 0 .. 1."""
     return torch.from_numpy(x).permute(0, 3, 1, 2).float() / 255
 
 
 def normalize(x: Tensor) -> Tensor:
-    """What the network reads: mean 0.5 and standard deviation 0.5 taken from pixels in 0 .. 1."""
+    """Normalize pixels in 0 .. 1 with mean 0.5 and standard deviation 0.5."""
     return (x - 0.5) / 0.5
 
 
 def place(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Turns, scales and shifts each image by its own draw, uniform up to the `MAX_` constants above.
+    """Turn, scale and shift each image by its own draw, uniform up to the `MAX_` constants above.
 
     Args:
         x: [N, 1, H, W] in 0 .. 1; what comes in from outside is the background, 0.
-        generator: Where the draws come from.
+        generator: The source of the draws.
     """
     turn, size, shift_x, shift_y = 2 * torch.rand(4, len(x), generator=generator) - 1
     angle, scale, reach = turn * MAX_TURN, 1 + size * MAX_SCALE, 2 * MAX_SHIFT_PX / IMAGE_SIZE
@@ -121,7 +121,7 @@ def place(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def train(images: Images, *, epochs: int, batch_size: int, lr: float, weight_decay: float, seed: int) -> MobileNetV2:
-    """SGD with momentum 0.9 and a one-cycle learning rate whose peak is `lr`; the network comes back in eval mode."""
+    """Train by SGD (momentum 0.9, one-cycle learning rate with peak `lr`); leave the network in eval mode."""
     generator = torch.Generator().manual_seed(seed)
     net = MobileNetV2()
     net.initialize(generator)
@@ -144,14 +144,14 @@ def train(images: Images, *, epochs: int, batch_size: int, lr: float, weight_dec
 
 
 def onnx_logits(model: onnx.ModelProto, x: Tensor) -> NDArray[np.float32]:
-    """What ONNX Runtime computes from normalized images, [N, 10]."""
+    """Run ONNX Runtime on normalized images, and return the logits, [N, 10]."""
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     logits: NDArray[np.float32] = session.run(["logits"], {"input": x.numpy()})[0]
     return logits
 
 
 def replace(path: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` fill a temporary file beside `path`, then renames it, so that nothing half-written has that name."""
+    """Let `write` fill a temporary file beside `path`, then rename it: a file of that name is always complete."""
     temporary = path.with_name(f"tmp-{path.name}")
     write(temporary)
     temporary.replace(path)
@@ -159,7 +159,7 @@ def replace(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def main() -> None:
-    """Trains, checks the ONNX file against torch, and writes both files."""
+    """Train, check the ONNX file against torch, and writes both files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where both files go (default: beside the script)")
     parser.add_argument("--epochs", type=int, default=80)
