@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dipo.algo.activation_cache import Batch, CachedActivation
 from dipo.algo.network_pair import LayerOutputs, NetworkPair
+from dipo.algo.pair_statistics import channel_means, mean_of, output_error
 from dipo.graph.accessors import name_of
 from dipo.graph.plan import QuantizedLayer
 from dipo.graph.units import Unit
@@ -29,7 +30,7 @@ def corrected_layer(pair: NetworkPair, outputs: LayerOutputs, fp_mean: NDArray[n
         outputs: What the layer gives with the bias that it has.
         fp_mean: Channel means [C] of its output in the float network, over all samples.
     """
-    mean = pair.mean_of(dict(zip((batch.index for batch in pair.batches), outputs.batches, strict=True)))
+    mean = mean_of(pair, dict(zip((batch.index for batch in pair.batches), outputs.batches, strict=True)))
     return replace(pair.layers[outputs.layer], bias=(outputs.bias + (fp_mean - mean)).astype(np.float32))
 
 
@@ -46,19 +47,19 @@ def correct_if_better(pair: NetworkPair, unit: Unit, targets: Mapping[str, Cache
     """
     before = {name: pair.layers[name] for name in unit.layers if name in pair.layers}
     chosen = _chosen_batches(pair)
-    error = pair.output_error(unit, targets, chosen)
+    error = output_error(pair, unit, targets, chosen)
     nodes = [pair.nodes[name] for name in unit.nodes]
     outputs = {name: name_of(pair.nodes[name].outputs[0]) for name, layer in before.items() if layer.bias is not None}
     fp_module = pair.module(nodes, list(outputs.values()))
-    fp_means = pair.means(fp_module, pair.fp, chosen, constants={}, hook=None)
+    fp_means = channel_means(pair, fp_module, pair.fp, chosen, constants={}, hook=None)
     for name, output in outputs.items():
         layer = pair.layers[name]
         part = nodes[: nodes.index(pair.nodes[name]) + 1]
         module = pair.module(part, [output])
-        means = pair.means(module, pair.q, chosen, constants=pair.weights(unit.layers), hook=pair.hook(part))
+        means = channel_means(pair, module, pair.q, chosen, constants=pair.weights(unit.layers), hook=pair.hook(part))
         bias = (layer.bias + (fp_means[output] - means[output])).astype(np.float32)
         pair.layers[name] = replace(layer, bias=bias)
-    if pair.output_error(unit, targets, chosen) < error:
+    if output_error(pair, unit, targets, chosen) < error:
         return True
     pair.layers.update(before)
     return False

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from dipo.algo.activation_cache import Batch, CachedActivation, StoredRows, channel_sum
+from dipo.algo.activation_cache import Batch, CachedActivation, StoredRows
 from dipo.algo.collectives import Collectives
 from dipo.graph.accessors import name_of, node_name
 from dipo.graph.layers import layers_of
@@ -21,15 +21,6 @@ from dipo.graph.torch_module import GraphModule, Hook, channels_last
 from dipo.graph.units import Unit
 from dipo.quant.functional import TorchQParams, fake_quantize
 from dipo.quant.spec import QParams
-
-
-@dataclass(frozen=True, eq=False)
-class ChannelMoments:
-    """Of a value's channels, over samples and positions; float64 [C] each."""
-
-    mean: np.ndarray
-    var: np.ndarray
-    """Mean squared distance from the mean: divided by the number of elements, not by one less."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,86 +246,8 @@ class NetworkPair:
     def _torch_qparams(self, name: str) -> TorchQParams:
         return TorchQParams.of(self.activations[name], num_dims=0, device=self.device)
 
-    def output_error(
-        self, unit: Unit, targets: Mapping[str, CachedActivation], chosen: Sequence[tuple[Batch, slice]]
-    ) -> float:
-        """Sum of the squared differences of the unit's outputs from the float ones, over the chosen batches."""
-        nodes = [self.nodes[name] for name in unit.nodes]
-        module, hook, weights = self.module(nodes, unit.outputs), self.hook(nodes), self.weights(unit.layers)
-        sums = {batch.index: torch.zeros(1, dtype=torch.float64, device=self.device) for batch in self.batches}
-        for batch, rows in chosen:
-            made = module(self.read(self.q, module.inputs, rows), hook=hook, constants=weights)
-            for name, value in made.items():
-                seen = hook(name, value)
-                sums[batch.index] += (seen - targets[name].rows(rows.start, rows.stop)).square().sum().double()
-        return float(self.collectives.all_reduce_ordered(sums, owners=self.owners))
-
-    def means(
-        self,
-        module: GraphModule,
-        captures: Mapping[str, CachedActivation],
-        chosen: Sequence[tuple[Batch, slice]],
-        *,
-        constants: Mapping[str, torch.Tensor],
-        hook: Hook | None,
-    ) -> dict[str, np.ndarray]:
-        """Channel means of the module's outputs over the chosen batches of all workers; float64 [C] each."""
-        collected: dict[str, dict[int, torch.Tensor]] = {name: {} for name in module.outputs}
-        for batch, rows in chosen:
-            for name, value in module(self.read(captures, module.inputs, rows), hook=hook, constants=constants).items():
-                collected[name][batch.index] = _sum_and_count(value)
-        return {name: self._mean(parts, self._num_channels(name)) for name, parts in collected.items()}
-
-    def moments(
-        self,
-        module: GraphModule,
-        captures: Mapping[str, CachedActivation],
-        *,
-        constants: Mapping[str, torch.Tensor],
-        hook: Hook | None,
-    ) -> dict[str, ChannelMoments]:
-        """Channel means and variances of the module's outputs over all batches of all workers."""
-        collected: dict[str, dict[int, torch.Tensor]] = {name: {} for name in module.outputs}
-        for batch, inputs in zip(self.batches, self.reads(captures, module), strict=True):
-            for name, value in module(inputs, hook=hook, constants=constants).items():
-                # In double precision, the square of the mean may be taken off that of the values.
-                doubled = value.double()
-                collected[name][batch.index] = torch.stack([_sum_and_count(doubled), _sum_and_count(doubled.square())])
-        result = {}
-        for name, parts in collected.items():
-            total = self.collectives.all_reduce_ordered(parts, owners=self.owners).cpu().numpy()
-            mean, square = total[:, :-1] / total[:, -1:]
-            result[name] = ChannelMoments(mean, np.maximum(square - mean**2, 0))
-        return result
-
-    def mean_of(self, outs: Mapping[int, torch.Tensor]) -> np.ndarray:
-        """Channel means of one value over all batches of all workers; float64 [C]."""
-        return self._mean(
-            {index: _sum_and_count(out) for index, out in outs.items()}, next(iter(outs.values())).shape[1]
-        )
-
-    def _mean(self, parts: Mapping[int, torch.Tensor], num_channels: int) -> np.ndarray:
-        """Mean from the sums and counts of some of this worker's batches; the others add nothing."""
-        nothing = torch.zeros(num_channels + 1, dtype=torch.float64, device=self.device)
-        every = {batch.index: parts.get(batch.index, nothing) for batch in self.batches}
-        total = self.collectives.all_reduce_ordered(every, owners=self.owners).cpu().numpy()
-        return np.asarray(total[:-1] / total[-1])
-
-    def _num_channels(self, output: str) -> int:
-        return next(
-            len(layer.bias)
-            for name, layer in self.layers.items()
-            if layer.bias is not None and name_of(self.nodes[name].outputs[0]) == output
-        )
-
 
 def _rows(batches: Sequence[Batch]) -> list[slice]:
     """Where each batch lies in the worker's captures."""
     stops = np.cumsum([len(batch) for batch in batches])
     return [slice(int(stop) - len(batch), int(stop)) for batch, stop in zip(batches, stops, strict=True)]
-
-
-def _sum_and_count(value: torch.Tensor) -> torch.Tensor:
-    """Channel sums and, behind them, the number of elements in a channel; float64 [C + 1]."""
-    count = torch.tensor([value.numel() / value.shape[1]], dtype=torch.float64, device=value.device)
-    return torch.cat([channel_sum(value), count])

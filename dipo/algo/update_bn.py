@@ -14,7 +14,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from dipo.algo.network_pair import ChannelMoments, NetworkPair
+from dipo.algo.network_pair import NetworkPair
+from dipo.algo.pair_statistics import ChannelMoments, channel_moments
 from dipo.algo.reference_weights import rounded, target_of
 from dipo.graph.accessors import name_of, node_name
 from dipo.graph.batch_norm import BatchNorm
@@ -50,7 +51,7 @@ def updated_layers(
     if norm is None or old is None or old.bias is None:
         return {}
     module = pair.module([node], [output])
-    seen = pair.moments(module, pair.q, constants=pair.weights([name]), hook=None)[output]
+    seen = channel_moments(pair, module, pair.q, constants=pair.weights([name]), hook=None)[output]
     return {name: _refolded(pair, name, old, norm, seen, calib)}
 
 

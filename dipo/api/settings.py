@@ -122,7 +122,7 @@ def folder_of(given: str | os.PathLike[str], *, argument: str = "folder") -> Pat
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{argument}: {path} cannot be made ({error.strerror}), choose another folder") from error
+        raise UserError(f"{path}: cannot be written ({error.strerror}), choose another folder") from error
     return path
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import onnx_ir as ir
 import ray
-from ray import exceptions as failures
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -22,7 +21,8 @@ from dipo.cluster.messages import Job
 from dipo.cluster.network import PackedNetwork
 from dipo.cluster.pool import Notify, Progress, StoredLostError, WorkersLostError
 from dipo.cluster.process_group import CollectiveError
-from dipo.cluster.ray_failures import DEATHS, answered, cause, failure, reason, reraise
+from dipo.cluster.ray_failures import answered, cause, failure, reason, reraise
+from dipo.cluster.ray_map import POLL_SECONDS, TaskMap, method_of
 from dipo.cluster.ray_runtime import RayRuntime, captures_bytes, place
 from dipo.cluster.ray_worker import ACTOR, WorkerSlot
 from dipo.cluster.worker import Worker
@@ -33,7 +33,6 @@ T = TypeVar("T")
 ResultT = TypeVar("ResultT")
 MessageT = TypeVar("MessageT")
 
-POLL_SECONDS = 0.2
 GRACE_SECONDS = 5.0
 """How long the others may take to notice that one of them has died."""
 FAREWELL_SECONDS = 2.0
@@ -92,15 +91,15 @@ class RayPool:
         progress: Progress | None = None,
     ) -> Iterator[tuple[int, ResultT]]:
         """As `Pool.map`."""
-        return self._map(_Map(self, tasks, stored or [()] * len(tasks), sizes or [1] * len(tasks)), progress)
+        return self._map(TaskMap(self, tasks, stored or [()] * len(tasks), sizes or [1] * len(tasks)), progress)
 
     def map_kept(
         self, tasks: Sequence[Task[tuple[Any, ...]]], *, num_kept: int
     ) -> Iterator[tuple[int, list[StoredRows]]]:
         """As `Pool.map_kept`."""
-        return self._map(_Map(self, tasks, [()] * len(tasks), [1] * len(tasks), keep=num_kept), None)
+        return self._map(TaskMap(self, tasks, [()] * len(tasks), [1] * len(tasks), keep=num_kept), None)
 
-    def _map(self, task: _Map, progress: Progress | None) -> Iterator[tuple[int, Any]]:
+    def _map(self, task: TaskMap, progress: Progress | None) -> Iterator[tuple[int, Any]]:
         while not task.finished:
             self._admit()
             self.logs.fetch(self._actors())
@@ -122,14 +121,14 @@ class RayPool:
     ) -> list[ResultT]:
         """As `Pool.call`."""
         seats = self.ready[: len(messages)]
-        calls = [_method(seat, verb).remote(message) for seat, message in zip(seats, messages, strict=True)]
+        calls = [method_of(seat, verb).remote(message) for seat, message in zip(seats, messages, strict=True)]
         waiting, broken = list(calls), None
         while waiting and broken is None:
             done, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_SECONDS)
             broken = next(filter(None, map(failure, done)), None)
             self.logs.fetch(self._actors())
             if progress is not None and waiting and broken is None:
-                progress(self._progress(seats[:1]))
+                progress(self.progress_of(seats[:1]))
         if broken is None:
             return list(ray.get(calls))
         self._recover(seats, calls, broken)
@@ -137,7 +136,7 @@ class RayPool:
 
     def ask(self, question: Callable[[Worker], ResultT]) -> list[ResultT]:
         """As `Pool.ask`."""
-        answers = [_method(seat, question).remote() for seat in self.ready]
+        answers = [method_of(seat, question).remote() for seat in self.ready]
         ray.wait(answers, num_returns=len(answers), timeout=GRACE_SECONDS)
         return [ray.get(answer) for answer in answers if answered(answer)]
 
@@ -238,7 +237,8 @@ class RayPool:
         if not self.ready:
             self._wait_for_anyone()
 
-    def _progress(self, seats: Sequence[WorkerSlot]) -> int:
+    def progress_of(self, seats: Sequence[WorkerSlot]) -> int:
+        """Return the work that some workers have done in the calls under way, all together."""
         asked = [seat.actor.progress.remote() for seat in seats]
         answered, _ = ray.wait(asked, num_returns=len(asked), timeout=GRACE_SECONDS)
         return sum(ray.get(reference) for reference in answered if failure(reference) is None)
@@ -254,79 +254,3 @@ class InStore(Generic[T]):
         """Return the value; arrays in it are mapped, not copied."""
         value: T = ray.get(self.reference)
         return value
-
-
-def _method(seat: WorkerSlot, verb: Callable[..., Any]) -> Any:
-    """The actor's method for one of `Worker`'s."""
-    return getattr(seat.actor, verb.__name__)
-
-
-class _Map:
-    """The state of one `RayPool.map`."""
-
-    def __init__(
-        self,
-        pool: RayPool,
-        tasks: Sequence[Task[Any]],
-        stored: Sequence[Sequence[StoredRows]],
-        sizes: Sequence[int],
-        *,
-        keep: int = 0,
-    ) -> None:
-        self.pool, self.tasks, self.stored, self.sizes, self.keep = pool, tasks, stored, sizes, keep
-        self.queue = deque(range(len(tasks)))
-        self.running: dict[Any, tuple[int, WorkerSlot, list[Any]]] = {}
-        self.failed = Counter[int]()
-        self.done = 0
-        self.lost_values = False
-
-    @property
-    def finished(self) -> bool:
-        """Nothing is left to do, or to be done before the loss of values is reported."""
-        return not self.running and (self.lost_values or not self.queue)
-
-    def hand_out(self) -> None:
-        """Gives the next items to the workers that are free."""
-        busy = {seat for _, seat, _ in self.running.values()}
-        for seat in [seat for seat in self.pool.ready if seat not in busy]:
-            if not self.queue or self.lost_values:
-                return
-            index = self.queue.popleft()
-            method = _method(seat, Worker.run).options(num_returns=1 + self.keep)
-            references = method.remote(self.tasks[index], *self.stored[index])
-            first, *kept = references if self.keep else [references]
-            self.running[first] = index, seat, kept
-
-    def collect(self) -> Iterator[tuple[int, Any]]:
-        """Waits a little; the results that came."""
-        if not self.running:
-            return
-        ready, _ = ray.wait(list(self.running), num_returns=1, timeout=POLL_SECONDS)
-        for reference in ready:
-            index, seat, kept = self.running.pop(reference)
-            error = failure(reference)
-            if error is None:
-                self.done += self.sizes[index]
-                yield index, kept if self.keep else ray.get(reference)
-            elif isinstance(cause(error), failures.ObjectLostError):
-                self.lost_values = True
-            elif isinstance(error, DEATHS):
-                self._again(index, seat, error)
-            else:
-                reraise(error)
-
-    def progress(self) -> int:
-        """The work that is done, that of items under way included."""
-        return self.done + self.pool._progress([seat for _, seat, _ in self.running.values()])
-
-    def _again(self, index: int, seat: WorkerSlot, error: BaseException) -> None:
-        self.failed[index] += 1
-        self.pool.lose(seat, error)
-        retries = self.pool.cfg.retries
-        if self.failed[index] > retries:
-            raise JobError(
-                f"{self.tasks[index].name}: its worker died {self.failed[index]} times ({reason(error)}), find out why "
-                "in Ray's logs, or allow more with cluster.retries"
-            )
-        self.pool.notify("retry", work=self.tasks[index].name, item=index, attempt=self.failed[index] + 1)
-        self.queue.appendleft(index)

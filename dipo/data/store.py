@@ -94,6 +94,8 @@ def _write_whole(folder: Path, arrays: Mapping[str, Any], title: str) -> None:
         file = folder / _file_name(str(name))
         if file.exists():
             raise UserError(f"{source}: another array has the name {file.stem}, name them like the model's inputs")
+        if array.ndim and not len(array):
+            raise UserError(f"{source}: it has no samples, give one at least")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise UserError(f"{source}: a sample has NaN or Inf, repair or remove it")
         np.save(file, array)
