@@ -20,7 +20,7 @@ log = logging.getLogger("dipo")
 
 
 def run_job(config: Config) -> int:
-    """Runs a job from its configuration to its report, or goes on with one from its last finished unit.
+    """Run a job from its configuration to its report, or goes on with one from its last finished unit.
 
     Returns:
         The exit status, 0.

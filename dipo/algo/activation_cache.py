@@ -32,7 +32,7 @@ class Batch:
 
 
 def cut(num_samples: int, batch_size: int) -> list[Batch]:
-    """All batches of a run; the last may be shorter."""
+    """Return all batches of a run; the last may be shorter."""
     starts = range(0, num_samples, batch_size)
     return [Batch(index, start, min(start + batch_size, num_samples)) for index, start in enumerate(starts)]
 
@@ -48,7 +48,7 @@ class StoredRows:
 
     @staticmethod
     def of(capture: CachedActivation) -> StoredRows:
-        """All samples of a capture."""
+        """Return all samples of a capture."""
         return StoredRows(capture.data.cpu().numpy(), capture.shape)
 
 
@@ -65,42 +65,42 @@ class CachedActivation:
 
     @staticmethod
     def encode(batch: torch.Tensor, qparams: TorchQParams | None) -> torch.Tensor:
-        """A batch of the value, quantized before or not, as it is stored: codes where `qparams` are given."""
+        """Return a batch of the value, quantized before or not, as it is stored: codes where `qparams` are given."""
         return batch if qparams is None else quantize(batch, qparams)
 
     @staticmethod
     def gather(parts: Sequence[torch.Tensor], qparams: TorchQParams | None) -> CachedActivation:
-        """Puts encoded batches together."""
+        """Put encoded batches together."""
         stored = [flat(part).view(len(part), -1) for part in parts]
         return CachedActivation(torch.cat(stored), tuple(parts[0].shape[1:]), qparams)
 
     @staticmethod
     def restore(parts: Sequence[StoredRows], qparams: TorchQParams | None, device: torch.device) -> CachedActivation:
-        """Puts stored parts together."""
+        """Put stored parts together."""
         data = np.concatenate([part.data for part in parts])
         return CachedActivation(torch.from_numpy(data).to(device), parts[0].shape, qparams)
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
-        """Samples start to stop, float32 [stop - start, *shape]."""
+        """Return samples start to stop, float32 [stop - start, *shape]."""
         part = self.data[start:stop]
         numbers = part if self.qparams is None else dequantize(part, self.qparams)
         return self.view(numbers)
 
     def view(self, numbers: torch.Tensor) -> torch.Tensor:
-        """Numbers in the capture's order, as [samples, *shape]."""
+        """Return numbers in the capture's order, as [samples, *shape]."""
         samples = numbers.numel() // max(1, self.data.shape[1])
         return unflat(numbers.reshape(-1), (samples, *self.shape))
 
 
 def channel_sum(value: torch.Tensor) -> torch.Tensor:
-    """Sum over all dimensions but the channels', 1; float64 [C]."""
+    """Return the sum over all dimensions but the channels', 1; float64 [C]."""
     return value.sum(dim=[dim for dim in range(value.ndim) if dim != 1]).double()
 
 
 def read_ahead(
     batches: Sequence[Batch], inputs: Callable[[Batch], Mapping[str, torch.Tensor]]
 ) -> Iterator[tuple[Batch, Mapping[str, torch.Tensor]]]:
-    """Batches with their inputs; while one is worked on, a thread reads and decodes the next."""
+    """Return batches with their inputs; while one is worked on, a thread reads and decodes the next."""
     with ThreadPoolExecutor(1) as reader:
         coming = deque(reader.submit(inputs, batch) for batch in batches[:1])
         for index, batch in enumerate(batches):

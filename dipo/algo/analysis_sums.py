@@ -24,7 +24,7 @@ class Analysis:
     """By name of a layer with a bias and index of the batch: sums [C] of the differences behind `both`."""
 
     def merge(self, other: Analysis) -> Analysis:
-        """What both saw."""
+        """Return what both saw."""
         return Analysis(
             {
                 question: {name: mine | other.parts[question][name] for name, mine in layers.items()}

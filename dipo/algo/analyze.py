@@ -61,7 +61,7 @@ def analyze(
     device: torch.device,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Analysis:
-    """Answers the questions of this module for a worker's batches.
+    """Answer the questions of this module for a worker's batches.
 
     A batch's values are kept where a question reads them, so memory is bounded by a batch, not by the samples.
 
@@ -156,7 +156,7 @@ def _probes(model: ir.Model, plan: Plan, passes: _Passes) -> list[_Probe]:
 
 
 def _suffix(steps: Sequence[Step]) -> tuple[Step, ...]:
-    """Those of the steps behind the first that its outputs reach."""
+    """Return those of the steps behind the first that its outputs reach."""
     reached = set(steps[0].outputs)
     suffix = []
     for step in steps[1:]:
@@ -182,7 +182,7 @@ class _Passes:
     def answer(
         self, values: Mapping[str, torch.Tensor], probes: Sequence[_Probe], *, sensitivity: bool
     ) -> tuple[dict[str, dict[str, tuple[ErrorSums, ...]]], dict[str, NDArray[np.float64]]]:
-        """All questions for one batch, by question and layer; and `Analysis.shifts`."""
+        """Return all questions for one batch, by question and layer; and `Analysis.shifts`."""
         kept = self._float_values(values, _read_values(probes, self.outputs, sensitivity=sensitivity))
         answers: dict[str, dict[str, tuple[ErrorSums, ...]]] = {question: {} for question in QUESTIONS}
         shifts = {}
@@ -208,7 +208,7 @@ class _Passes:
         return answers, shifts
 
     def _float_values(self, values: Mapping[str, torch.Tensor], wanted: frozenset[str]) -> dict[str, torch.Tensor]:
-        """Constants, and those values of the float network that are wanted."""
+        """Return constants, and those values of the float network that are wanted."""
         kept = dict(self.float_constants)
 
         def keep(name: str, value: torch.Tensor) -> torch.Tensor:
@@ -234,7 +234,7 @@ class _Passes:
         return found
 
     def _rerun(self, probe: _Probe, output: torch.Tensor, kept: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The network outputs that the layer reaches, with its output replaced and all else float."""
+        """Return the network outputs that the layer reaches, with its output replaced and all else float."""
         live = {probe.step.outputs[0]: output}
         result = {name: value for name, value in live.items() if name in self.outputs}
         for step in probe.suffix:
@@ -249,7 +249,7 @@ class _Passes:
 
 
 def _read_values(probes: Sequence[_Probe], outputs: Sequence[str], *, sensitivity: bool) -> frozenset[str]:
-    """The float values that the questions read."""
+    """Return the float values that the questions read."""
     wanted = {*outputs, *(name for probe in probes for name in (_data(probe.step), probe.step.outputs[0]))}
     steps = {probe.step.node: probe.step for probe in probes}
     if sensitivity:
@@ -260,7 +260,7 @@ def _read_values(probes: Sequence[_Probe], outputs: Sequence[str], *, sensitivit
 
 
 def _data(step: Step) -> str:
-    """What a layer multiplies by its weight."""
+    """Return what a layer multiplies by its weight."""
     name = step.inputs[0]
     assert name is not None
     return name

@@ -40,7 +40,7 @@ class Absorbed:
 def amounts_of(
     link: LayerPair, floor: NDArray[np.float64] | None, scales: NDArray[np.float64]
 ) -> NDArray[np.float64] | Skipped | None:
-    """What can be taken off each channel between two layers; None where there is nothing.
+    """Return what can be taken off each channel between two layers; None where there is nothing.
 
     c = max(0, floor), and no more than a Clip lets pass (DFQ, eq. 15).
 
@@ -63,7 +63,7 @@ def amounts_of(
 
 
 def absorb_bias_of(link: LayerPair, layers: Mapping[str, Layer], amounts: NDArray[np.float64]) -> Absorbed:
-    """Moves `amounts` [C] from the first layer's bias into the second's, as W c. Limits of a Clip between are left.
+    """Move `amounts` [C] from the first layer's bias into the second's, as W c. Limits of a Clip between are left.
 
     Args:
         link: The two layers.
@@ -84,12 +84,12 @@ def absorb_bias_of(link: LayerPair, layers: Mapping[str, Layer], amounts: NDArra
 
 
 def set_constant(value: ir.Value, array: NDArray[np.floating]) -> None:
-    """Gives an initializer other numbers, in float32."""
+    """Give an initializer other numbers, in float32."""
     value.const_value = ir.tensor(np.ascontiguousarray(array, dtype=np.float32), name=value.name)
 
 
 def _obstacle(link: LayerPair) -> str | None:
-    """Why a constant cannot pass from one layer to the other; None where it can."""
+    """Return why a constant cannot pass from one layer to the other; None where it can."""
     blocked: Intermediate | None = next((passed for passed in link.between if not keeps_shifts(passed)), None)
     if blocked is not None:
         return f"{node_name(blocked.node)} is {blocked.node.op_type}, which a constant does not pass unchanged"

@@ -35,7 +35,7 @@ def corrected_layer(pair: NetworkPair, outputs: LayerOutputs, fp_mean: NDArray[n
 
 
 def correct_if_better(pair: NetworkPair, unit: Unit, targets: Mapping[str, CachedActivation]) -> bool:
-    """Corrects the biases of a unit's layers, first to last; takes that back where the outputs' error does not fall.
+    """Correct the biases of a unit's layers, first to last; takes that back where the outputs' error does not fall.
 
     Args:
         pair: Both networks, in front of the unit.
@@ -66,6 +66,6 @@ def correct_if_better(pair: NetworkPair, unit: Unit, targets: Mapping[str, Cache
 
 
 def _chosen_batches(pair: NetworkPair) -> list[tuple[Batch, slice]]:
-    """Every k-th of the run's batches, so that the choice does not depend on who holds them."""
+    """Return every k-th of the run's batches, so that the choice does not depend on who holds them."""
     stride = max(1, len(pair.owners) // CORRECTION_BATCHES)
     return [(batch, rows) for batch, rows in zip(pair.batches, pair.rows, strict=True) if batch.index % stride == 0]

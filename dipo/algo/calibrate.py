@@ -47,7 +47,7 @@ class Observed:
     """By name of the layer: elements of a channel that were summed."""
 
     def merge(self, other: Observed) -> Observed:
-        """What both saw."""
+        """Return what both saw."""
         return Observed(
             {
                 name: mine.merge(other.statistics[name])
@@ -59,7 +59,7 @@ class Observed:
         )
 
     def calibration(self) -> Calibration:
-        """What all have seen; the batches' sums are added in their order, whoever ran them."""
+        """Return what all have seen; the batches' sums are added in their order, whoever ran them."""
         means = {
             name: np.asarray(np.sum([parts[index] for index in sorted(parts)], axis=0) / self.counts[name])
             for name, parts in self.channel_sums.items()
@@ -76,7 +76,7 @@ def observe(
     device: torch.device,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Observed:
-    """Runs the float network over a worker's batches.
+    """Run the float network over a worker's batches.
 
     Raises:
         UserError: An activation has NaN or infinite values.
@@ -149,7 +149,7 @@ def _collect(
 
 
 def activation_ranges(plan: Plan, statistics: Mapping[str, Statistics], *, cfg: CalibConfig) -> dict[str, Range]:
-    """Ranges of the quantized activations, by name, from what calibration saw.
+    """Return ranges of the quantized activations, by name, from what calibration saw.
 
     Raises:
         UserError: Nothing was seen of one of them.
@@ -162,7 +162,7 @@ def activation_ranges(plan: Plan, statistics: Mapping[str, Statistics], *, cfg: 
 
 
 def quantize_model(model: ir.Model, *, plan: Plan, ranges: Mapping[str, Range], cfg: CalibConfig) -> QuantizedModel:
-    """Scales from ranges, and every weight rounded to the nearest code."""
+    """Scale from ranges, and every weight rounded to the nearest code."""
     activations = {name: qparams_of(ranges[name], spec) for name, spec in plan.activations.items()}
     activations |= {value: activations[source] for value, source in plan.aliases.items()}
     layers = {}

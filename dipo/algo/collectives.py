@@ -12,7 +12,7 @@ class Collectives(Protocol):
     """Sums over all workers that do not depend on how many there are."""
 
     def all_reduce_ordered(self, parts: Mapping[int, torch.Tensor], *, owners: Sequence[int]) -> torch.Tensor:
-        """Adds the parts of all workers in the order of their numbers: floats add differently in another order.
+        """Add the parts of all workers in the order of their numbers: floats add differently in another order.
 
         Args:
             parts: This worker's parts, by number; one or more.
@@ -28,12 +28,12 @@ class SingleWorker:
     """A single worker."""
 
     def all_reduce_ordered(self, parts: Mapping[int, torch.Tensor], *, owners: Sequence[int]) -> torch.Tensor:
-        """The sum of the parts, in the order of their numbers."""
+        """Return the sum of the parts, in the order of their numbers."""
         return add_in_order([parts[number] for number in range(len(owners))])
 
 
 def add_in_order(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Sum of one or more parts, first to last."""
+    """Return the sum of one or more parts, first to last."""
     total = parts[0].clone() if len(parts) > 1 else parts[0]
     for part in parts[1:]:
         total += part

@@ -20,7 +20,7 @@ from dipo.quant.ranges import Range
 def analytic_bias_correction(
     model: ir.Model, *, plan: Plan, quantized: QuantizedModel, moments: Mapping[str, Moments]
 ) -> QuantizedModel:
-    """Takes off each bias what the errors of the weights add to the mean of the layer's output.
+    """Take off each bias what the errors of the weights add to the mean of the layer's output.
 
     b - (W_q - W) E[x] (DFQ, arXiv:1906.04721, section 4.2.1), E[x] being the mean of the float layer's input. A MatMul,
     which has no bias, stays as it is.
@@ -43,7 +43,7 @@ def analytic_bias_correction(
 
 
 def data_free_ranges(plan: Plan, moments: Mapping[str, Moments], *, sigmas: float = 6.0) -> dict[str, Range]:
-    """Ranges of all activations: so many standard deviations around each channel's mean (DFQ, section 5).
+    """Return ranges of all activations: so many standard deviations around each channel's mean (DFQ, section 5).
 
     What a Relu or Clip cuts off of that is left out; the range spans all channels, and zero.
 

@@ -23,7 +23,7 @@ class Diagnostic:
 
 
 def diagnose(model: ir.Model, plan: Plan, statistics: Mapping[str, Statistics]) -> list[Diagnostic]:
-    """Weights and channels that are all zero, and activations with one value alone.
+    """Return weights and channels that are all zero, and activations with one value alone.
 
     Args:
         model: The float network.

@@ -73,7 +73,7 @@ def equalize(
     limit: float = LIMIT,
     max_sweeps: int = MAX_SWEEPS,
 ) -> Equalized:
-    """Equalizes all layers that have a partner, to convergence.
+    """Equalize all layers that have a partner, to convergence.
 
     Channel i of a pair is divided by s_i = sqrt(r1_i r2_i) / r2_i in the first layer and multiplied by it in the
     second, r being the largest |weight| of the channel (DFQ, eq. 11). Of a chain over depthwise layers, all ranges of
@@ -129,7 +129,7 @@ def _clips(link: LayerPair) -> bool:
 
 
 def _has_limits(node: ir.Node) -> bool:
-    """Whether it cuts off at limits that have to be scaled along."""
+    """Return whether it cuts off at limits that have to be scaled along."""
     operator = operators.of(node)
     return operator.clips and not operator.homogeneous
 
@@ -154,7 +154,7 @@ class _Scales:
         self._logs = {link: np.zeros(self._outputs(link.first).size) for link in links}
 
     def improve(self, chain: Sequence[LayerPair]) -> float:
-        """Equalizes the ranges of a chain's layers; gives the largest change of a scale's logarithm.
+        """Equalize the ranges of a chain's layers; gives the largest change of a scale's logarithm.
 
         s_j = r_0 ... r_(j-1) / g^j for the j-th values between layers, g = (r_0 ... r_k)^(1 / (k + 1)).
         """
@@ -271,7 +271,7 @@ def _limit(
     scales: NDArray[np.float64],
     taken: NDArray[np.float64],
 ) -> None:
-    """Gives the Clips of a link limits for each channel, less what was absorbed, where a channel was changed."""
+    """Give the Clips of a link limits for each channel, less what was absorbed, where a channel was changed."""
     if (scales == 1).all() and not taken.any():
         return
     for passed in link.between:
@@ -284,7 +284,7 @@ def _limit(
 
 
 def _split_clip(model: ir.Model, clip: ir.Node, low: NDArray[np.floating], high: NDArray[np.floating]) -> None:
-    """Puts a Relu, or a Max, and a Min in a Clip's place; the last of them makes the value of the Clip's name."""
+    """Put a Relu, or a Max, and a Min in a Clip's place; the last of them makes the value of the Clip's name."""
     source, made = clip.inputs[0], clip.outputs[0]
     assert source is not None
     steps: list[tuple[str, NDArray[np.floating] | None]] = []

@@ -29,7 +29,7 @@ def fisher_diagonals(
     seed: int,
     device: torch.device,
 ) -> dict[str, CachedActivation]:
-    """One pass forward and backward over a worker's samples.
+    """Return one pass forward and backward over a worker's samples.
 
     Args:
         model: The float network.
@@ -85,7 +85,7 @@ def normalised(
 
 
 def _judged(output: ir.Value) -> str:
-    """The value that the likelihood is of: a network output, the logits where a Softmax makes it of them."""
+    """Return the value that the likelihood is of: a network output, the logits where a Softmax makes it of them."""
     node = output.producer()
     if node is None or node.op_type != "Softmax" or output.shape is None or len(output.shape) != 2:
         return name_of(output)
@@ -112,7 +112,7 @@ def _tapped(
 
 
 def _likelihood_slope(out: torch.Tensor, batch: Batch, seed: Sequence[int]) -> torch.Tensor:
-    """The gradient of log p(y | x) at a network output, for the y that is drawn for each sample."""
+    """Return the gradient of log p(y | x) at a network output, for the y that is drawn for each sample."""
     generators = [np.random.default_rng([*seed, sample]) for sample in range(batch.start, batch.stop)]
     if out.ndim == 2 and out.shape[1] > 1:
         probabilities = out.double().softmax(1).cpu().numpy()

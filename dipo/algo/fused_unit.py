@@ -40,7 +40,7 @@ class FusedFakeQuant:
 
 
 def fuse(nodes: Sequence[ir.Node], quantized: set[str], opset: int) -> list[Operation | FusedFakeQuant]:
-    """The unit's nodes, each quantized value's activation and residual sum drawn into its quantizer."""
+    """Return the unit's nodes, each quantized value's activation and residual sum drawn into its quantizer."""
     sites: dict[ir.Node, FusedFakeQuant] = {}
     absorbed: set[ir.Node] = set()
     for node in nodes:
@@ -85,7 +85,7 @@ def fuse(nodes: Sequence[ir.Node], quantized: set[str], opset: int) -> list[Oper
 
 
 def _bounds(node: ir.Node) -> tuple[float, float] | None:
-    """The interval that a Relu or a Clip clips to; None for another node."""
+    """Return the interval that a Relu or a Clip clips to; None for another node."""
     limits = clip_limits(node)
     return None if limits is None else (limits.low, limits.high)
 
@@ -148,7 +148,7 @@ class FusedUnit:
     def run(
         self, inputs: Mapping[str, torch.Tensor], outputs: Sequence[str], generator: torch.Generator
     ) -> list[torch.Tensor]:
-        """Runs the unit.
+        """Run the unit.
 
         Args:
             inputs: What the unit's nodes read from outside, as they shall see it.

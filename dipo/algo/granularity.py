@@ -30,7 +30,7 @@ class WeightSums:
 def compare_granularities(
     model: ir.Model, *, plan: Plan, quantized: QuantizedModel, cfg: CalibConfig
 ) -> dict[str, WeightSums]:
-    """What one scale for each channel gains over one for the tensor, by name of the layer; no sample is needed.
+    """Return what one scale for each channel gains over one for the tensor, by name of the layer; no sample is needed.
 
     The kind that the layer has keeps its scales; the other gets what calibration would give it at the same width.
 
@@ -62,7 +62,7 @@ def compare_granularities(
 
 
 def _rounding_noise(weight: NDArray[np.float32], qparams: QParams) -> float:
-    """Sum of (Q(w) - w)^2 with every weight at its nearest code."""
+    """Return the sum of (Q(w) - w)^2 with every weight at its nearest code."""
     scale, zero_point = qparams.broadcast_to(weight.ndim)
     codes = nearest_codes(weight, qparams)
     return float(np.square(((codes - zero_point) * scale).astype(np.float32) - weight, dtype=np.float64).sum())

@@ -43,7 +43,7 @@ class _Grid:
 
 
 def hessian(pair: NetworkPair, node: ir.Node) -> torch.Tensor:
-    """The Gram matrix of the next unit's layer, in front of which the pair stands, behind the quantized prefix.
+    """Return the Gram matrix of the next unit's layer, in front of which the pair stands, behind the quantized prefix.
 
     Args:
         pair: The networks; every worker calls at the same time.
@@ -77,7 +77,7 @@ def hessian(pair: NetworkPair, node: ir.Node) -> torch.Tensor:
 
 
 def columns(x: torch.Tensor, layout: WeightLayout, function: TorchOp, *, node: ir.Node) -> torch.Tensor:
-    """What each output of a layer reads.
+    """Return what each output of a layer reads.
 
     A convolution reads through a kernel that is one at a single position and zero elsewhere, a channel at a time: so
     every attribute is obeyed.
@@ -131,7 +131,7 @@ def _numbers(capture: CachedActivation, start: int, stop: int) -> torch.Tensor:
 
 
 def _grid(pair: NetworkPair, capture: CachedActivation, num_outputs: int) -> _Grid:
-    """The finest grid on which all workers' sums are exact.
+    """Return the finest grid on which all workers' sums are exact.
 
     Args:
         pair: The networks.
@@ -159,5 +159,5 @@ def _rank(pair: NetworkPair) -> int:
 
 
 def _sum_over_workers(pair: NetworkPair, mine: torch.Tensor) -> torch.Tensor:
-    """The sum of one tensor of each worker."""
+    """Return the sum of one tensor of each worker."""
     return pair.collectives.all_reduce_ordered({_rank(pair): mine}, owners=list(range(max(pair.owners) + 1)))

@@ -68,7 +68,7 @@ class MeasureUnits:
     units: Sequence[Unit]
 
     def run(self, bench: Bench, *stored: StoredRows) -> list[UnitCost]:
-        """Time the float units."""
+        """Return time the float units."""
         del stored
         batch = Batch(0, 0, min(COST_SAMPLES, len(bench.calib)))
         names = list(dict.fromkeys(name for unit in self.units for name in unit.inputs))
@@ -127,7 +127,7 @@ def _pair(bench: Bench, units: Sequence[Unit], quantized: QuantizedModel, batche
 
 
 def _capture_bytes(plan: Plan, name: str, value: torch.Tensor) -> int:
-    """Of a sample, in both networks."""
+    """Return the bytes of one sample of a value, in both networks."""
     spec = plan.activations.get(plan.aliases.get(name, name))
     own = value.element_size()
     return value[0].numel() * (own + (own if spec is None else 1 if spec.bits <= 8 else 2))

@@ -49,7 +49,7 @@ class IntegerKernels:
     """By name of a layer's output: the step of the accumulator that is found there, to multiply it by."""
 
     def module(self, module: GraphModule) -> GraphModule:
-        """The same module with these kernels; it shares its constants."""
+        """Return the same module with these kernels; it shares its constants."""
         changed = copy.copy(module)
         changed.steps = [
             dataclasses.replace(step, function=self.functions.get(step.node, step.function)) for step in module.steps
@@ -107,7 +107,7 @@ def _less(zero_point: int) -> Function:
 
 
 def _finish(kernels: IntegerKernels, site: KernelMatch, scaled: Function) -> None:
-    """Lets the value at which the kernel ends be codes of its grid, and the activation function before it be none.
+    """Let the value at which the kernel ends be codes of its grid, and the activation function before it be none.
 
     Args:
         kernels: To be changed.
@@ -171,12 +171,12 @@ def _add_layer(
 
 
 def less_zero_point(x: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """The codes less their zero point, in float32, of what kernels handed on; it may be `x` itself."""
+    """Return the codes less their zero point, in float32, of what kernels handed on; it may be `x` itself."""
     return x if grid.step == 1 else x.mul(1 / grid.step).round_()
 
 
 def _layer_codes(layer: QuantizedLayer, source: Grid) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Codes of the weight less its zero point, its scale, and the codes of the bias."""
+    """Return the codes of the weight less its zero point, its scale, and the codes of the bias."""
     scale, bias_codes = layer.qparams.scale, None
     if layer.bias is not None:
         bias = quantize_bias(layer.bias, input_scale=np.asarray(source.scale), weight=layer.qparams)

@@ -65,7 +65,7 @@ def match_kernel(
     quantized: QuantizedModel,
     quantize_outputs: bool,
 ) -> KernelMatch | None:
-    """Where a node computes with integers; None where it does not.
+    """Return where a node computes with integers; None where it does not.
 
     As ONNX Runtime decides it: all that the node reads is codes, and all that anybody reads of what it makes, too.
     Operators that only move values may stand between the node and the quantization of its output.
@@ -122,7 +122,7 @@ def keep_integer(model: ir.Model, sites: Mapping[str, KernelMatch], *, plan: Pla
 
 
 def _feeds_kernels(value: ir.Value, sites: Mapping[str, KernelMatch]) -> bool:
-    """Whether nothing else reads it, nor what operators that only move values make of it."""
+    """Return whether nothing else reads it, nor what operators that only move values make of it."""
     readers = [use.node for use in value.uses()]
     return not value.is_graph_output() and all(
         _feeds_kernels(node.outputs[0], sites) if operators.of(node).on_codes else node_name(node) in sites
@@ -168,13 +168,13 @@ def _written(
 
 
 def _moves_codes(node: ir.Node) -> bool:
-    """Whether it gives nothing but codes that it reads."""
+    """Return whether it gives nothing but codes that it reads."""
     operator = operators.of(node)
     return operator.on_codes and operator.moves is not Moves.PADDED
 
 
 def _limits(activation: TorchOp, grid: Grid) -> tuple[int, int]:
-    """Codes between which the activation function's output lies: it is monotone, and so is rounding."""
+    """Return the codes between which the activation function's output lies: it is monotone, and so is rounding."""
     largest = torch.finfo(torch.float32).max
     ends = activation(torch.tensor([-largest, largest]))
     assert isinstance(ends, torch.Tensor)

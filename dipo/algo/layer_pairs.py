@@ -30,7 +30,7 @@ class Intermediate:
     """Elements in a row of the channels' dimension that belong to one channel of the first layer."""
 
     def along(self, channels: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Numbers for each channel, shaped to broadcast against what the node reads."""
+        """Return numbers for each channel, shaped to broadcast against what the node reads."""
         return np.repeat(channels, self.repeat).reshape(-1, *(1,) * self.num_dims_behind)
 
 
@@ -55,7 +55,7 @@ class Skipped:
 
 
 def find_layer_pairs(model: ir.Model) -> tuple[list[LayerPair], list[Skipped]]:
-    """The links of all layers, in topological order, and why the other layers have none behind them.
+    """Return the links of all layers, in topological order, and why the other layers have none behind them.
 
     Args:
         model: A model that `graph.load` has normalised.
@@ -67,7 +67,7 @@ def find_layer_pairs(model: ir.Model) -> tuple[list[LayerPair], list[Skipped]]:
 
 
 def find_chains(links: list[LayerPair]) -> list[list[LayerPair]]:
-    """Links that have to be solved together: those into and out of a depthwise layer.
+    """Return links that have to be solved together: those into and out of a depthwise layer.
 
     Each link is in one chain; the layers inside a chain are depthwise.
     """
@@ -149,7 +149,7 @@ def _fits(first: Layer, second: Layer, num_dims_behind: int, repeat: int) -> boo
 
 
 def _obstacle(passed: Intermediate, index: int) -> str | None:
-    """Why channels cannot be rescaled through the node; None where they can."""
+    """Return why channels cannot be rescaled through the node; None where they can."""
     node = passed.node
     operator = operators.of(node)
     if index != 0 and operator.operand is None:
@@ -172,7 +172,7 @@ def _obstacle(passed: Intermediate, index: int) -> str | None:
 
 
 def _is_for_channels(passed: Intermediate, index: int) -> bool:
-    """Whether the other operand is a constant that broadcasts along all but the channels."""
+    """Return whether the other operand is a constant that broadcasts along all but the channels."""
     value = passed.node.inputs[index]
     if value is None or value.const_value is None:
         return False
@@ -182,7 +182,7 @@ def _is_for_channels(passed: Intermediate, index: int) -> bool:
 
 
 def _behind(passed: Intermediate) -> tuple[int, int]:
-    """Dimensions behind the channels, and the repeats of each, in what the node makes."""
+    """Return dimensions behind the channels, and the repeats of each, in what the node makes."""
     channels = operators.of(passed.node).channels
     if channels is Channels.REDUCED:
         found = reduced(passed)

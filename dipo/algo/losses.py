@@ -40,7 +40,7 @@ class ErrorLoss:
         return found
 
     def value(self, out: torch.Tensor, target: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-        """The loss itself, from the gradient that was found."""
+        """Return the loss itself, from the gradient that was found."""
         if self.plain:
             return gradient.square().sum() / (2 * self.factor)
         # The gradient of |d|^p is p |d|^p / d.

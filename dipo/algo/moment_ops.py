@@ -19,7 +19,7 @@ from dipo.quant.gaussian import Moments, clipped, leaky, multiplied, scaled, sum
 
 
 def refusal(node: ir.Node) -> UserError:
-    """That the operator is not known here."""
+    """Return the error that says that the operator is not known here."""
     return UserError(
         f"node {node_name(node)!r} ({node.op_type}): what it makes cannot be told without samples, give data.path and "
         "another calib.method, or skip bias correction from BatchNormalization"
@@ -27,7 +27,7 @@ def refusal(node: ir.Node) -> UserError:
 
 
 def _of_one(rule: Callable[[ir.Node, Moments], Moments]) -> MomentFunction:
-    """A rule of one value, and constants."""
+    """Return a rule of one value, and constants."""
 
     def apply(node: ir.Node, read: Sequence[Moments]) -> Moments:
         if len(read) != 1:
@@ -67,7 +67,7 @@ def _averaged(node: ir.Node, x: Moments) -> Moments:
 
 
 def _operands(node: ir.Node, x: Moments) -> Iterable[NDArray[np.float64]]:
-    """The constant operands, each one number for all channels or one for each."""
+    """Return the constant operands, each one number for all channels or one for each."""
     for value in node.inputs:
         if value is None or value.const_value is None:
             continue
@@ -124,7 +124,7 @@ def _prelu(node: ir.Node, x: Moments) -> Moments:
 
 
 def _normalized(node: ir.Node, x: Moments) -> Moments:
-    """A normalization that is computed at inference: its scale and bias are those of what it makes."""
+    """Return a normalization that is computed at inference: its scale and bias are those of what it makes."""
     parameters = [value for value in node.inputs[1:3] if value is not None and value.const_value is not None]
     arrays = [array_of(value).astype(np.float64).reshape(-1) for value in parameters]
     if not arrays or any(len(array) != len(x.mean) for array in arrays):

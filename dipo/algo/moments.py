@@ -36,7 +36,7 @@ def input_moments(
     low: float | NDArray[np.floating] = -np.inf,
     high: float | NDArray[np.floating] = np.inf,
 ) -> dict[str, Moments]:
-    """What the network's inputs are taken for: the same for each of them.
+    """Return what the network's inputs are taken for: the same for each of them.
 
     Args:
         model: A model that `graph.load` has normalised.
@@ -69,7 +69,7 @@ def input_moments(
 
 
 def moments_of(model: ir.Model, inputs: Mapping[str, Moments] | None = None) -> dict[str, Moments]:
-    """What every value is like, by name.
+    """Return what every value is like, by name.
 
     Args:
         model: A model that `graph.load` has normalised, equalized or not.
@@ -104,7 +104,7 @@ def _made_by(node: ir.Node, known: Mapping[str, Moments], opset: int) -> list[Mo
 def _followed(
     node: ir.Node, read: list[Moments], rule: MomentRule | operators.MomentFunction | None, opset: int
 ) -> Moments:
-    """What a node's one output is like."""
+    """Return what a node's one output is like."""
     if rule is None:
         raise refusal(node)
     if not isinstance(rule, MomentRule):
@@ -143,7 +143,7 @@ def _layer(layer: Layer, x: Moments) -> Moments:
 
 
 def _moved(node: ir.Node, read: list[Moments], opset: int) -> list[Moments]:
-    """Runs the operator on the numbers themselves, laid out like the values; positions are averaged."""
+    """Run the operator on the numbers themselves, laid out like the values; positions are averaged."""
     if not is_moved(node):
         raise refusal(node)
     function = torch_ops.bind(node, opset)

@@ -51,7 +51,7 @@ class NetworkPair:
         collectives: Collectives,
         device: torch.device,
     ) -> None:
-        """Holds no samples yet: `read_samples` or `take_inputs` bring them.
+        """Hold no samples yet: `read_samples` or `take_inputs` bring them.
 
         Args:
             model: The float network, normalised.
@@ -77,7 +77,7 @@ class NetworkPair:
         self.q: dict[str, CachedActivation] = {}
 
     def read_samples(self, inputs: Callable[[Batch], Mapping[str, torch.Tensor]], *, with_float: bool) -> None:
-        """Begins in front of the first unit.
+        """Begin in front of the first unit.
 
         Args:
             inputs: Reads a batch: the network's inputs by name.
@@ -91,7 +91,7 @@ class NetworkPair:
         self.fp = {name: self.gather(name, [channels_last(part[name]) for part in read], codes=False) for name in kept}
 
     def take_inputs(self, fp: Mapping[str, Sequence[StoredRows]], q: Mapping[str, Sequence[StoredRows]]) -> None:
-        """Begins in front of any unit, with what another pair captured of its inputs.
+        """Begin in front of any unit, with what another pair captured of its inputs.
 
         Args:
             fp: By name of the value, the parts of the float network's.
@@ -104,7 +104,7 @@ class NetworkPair:
         }
 
     def capture(self, names: Sequence[str]) -> tuple[dict[str, CachedActivation], dict[str, CachedActivation]]:
-        """Values anywhere in the float and in the quantized network, behind the samples that were read."""
+        """Return values anywhere in the float and in the quantized network, behind the samples that were read."""
         nodes = list(self.model.graph)
         module = self.module(nodes, names)
         fp = self.run(module, self.reads(self.fp, module), constants={}, hook=None, codes=False)
@@ -112,7 +112,7 @@ class NetworkPair:
         return fp, self.run(module, self.reads(self.q, module), constants=weights, hook=hook, codes=True)
 
     def adopt(self, layers: Mapping[str, QuantizedLayer], activations: Mapping[str, QParams]) -> None:
-        """Takes what was found for a unit's layers, and its activations with all that share their scales."""
+        """Take what was found for a unit's layers, and its activations with all that share their scales."""
         self.layers.update(layers)
         self.activations.update(activations)
         for value, source in self.plan.aliases.items():
@@ -120,7 +120,7 @@ class NetworkPair:
                 self.activations[value] = activations[source]
 
     def targets(self, unit: Unit) -> dict[str, CachedActivation]:
-        """What the float network gives as the next unit's outputs."""
+        """Return what the float network gives as the next unit's outputs."""
         module = self.module([self.nodes[name] for name in unit.nodes], unit.outputs)
         return self.run(module, self.reads(self.fp, module), constants={}, hook=None, codes=False)
 
@@ -136,7 +136,7 @@ class NetworkPair:
         return LayerOutputs(name, value, layer.bias, batches)
 
     def advance(self, unit: Unit, *, outputs: LayerOutputs | None = None) -> None:
-        """Runs the quantized unit, as it now is, over all samples.
+        """Run the quantized unit, as it now is, over all samples.
 
         Args:
             unit: The unit.
@@ -176,7 +176,7 @@ class NetworkPair:
         hook: Hook | None,
         codes: bool,
     ) -> dict[str, CachedActivation]:
-        """The module's outputs for all batches, as captures."""
+        """Return the module's outputs for all batches, as captures."""
         parts: dict[str, list[torch.Tensor]] = {name: [] for name in module.outputs}
         for batch in inputs:
             for name, value in module(batch, hook=hook, constants=constants).items():
@@ -187,16 +187,16 @@ class NetworkPair:
         }
 
     def gather(self, name: str, batches: Sequence[torch.Tensor], *, codes: bool) -> CachedActivation:
-        """A value of all batches; `codes` keeps it as the quantized network has it."""
+        """Return a value of all batches; `codes` keeps it as the quantized network has it."""
         qparams = self._code_qparams(name, codes=codes)
         return CachedActivation.gather([CachedActivation.encode(batch, qparams) for batch in batches], qparams)
 
     def _code_qparams(self, name: str, *, codes: bool) -> TorchQParams | None:
-        """The codes that a capture of the quantized network keeps; None where it keeps floats."""
+        """Return the codes that a capture of the quantized network keeps; None where it keeps floats."""
         return self._torch_qparams(name) if codes and name in self.activations else None
 
     def forget(self, unit: Unit) -> None:
-        """Drops what no later unit reads."""
+        """Drop what no later unit reads."""
         needed = {name for later in self.units[unit.index + 1 :] for name in later.inputs}
         for captures in (self.q, self.fp):
             for name in [name for name in captures if name not in needed]:
@@ -205,15 +205,15 @@ class NetworkPair:
     def read(
         self, captures: Mapping[str, CachedActivation], names: Sequence[str], rows: slice
     ) -> dict[str, torch.Tensor]:
-        """Captured values of some rows."""
+        """Return captured values of some rows."""
         return {name: captures[name].rows(rows.start, rows.stop) for name in names}
 
     def reads(self, captures: Mapping[str, CachedActivation], module: GraphModule) -> Iterator[dict[str, torch.Tensor]]:
-        """What a module reads, batch by batch."""
+        """Return what a module reads, batch by batch."""
         return (self.read(captures, module.inputs, rows) for rows in self.rows)
 
     def module(self, nodes: Sequence[ir.Node], outputs: Sequence[str]) -> GraphModule:
-        """Some of the graph's nodes, with the float network's constants."""
+        """Return some of the graph's nodes, with the float network's constants."""
         return (
             GraphModule(self.model, nodes=nodes, outputs=outputs)
             .to(self.device)
@@ -222,7 +222,7 @@ class NetworkPair:
         )
 
     def weights(self, layers: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Quantized weights and biases of those layers, by name of the constant."""
+        """Return quantized weights and biases of those layers, by name of the constant."""
         result = {}
         for name in layers:
             if name not in self.layers:
@@ -234,7 +234,7 @@ class NetworkPair:
         return result
 
     def hook(self, nodes: Sequence[ir.Node]) -> Hook:
-        """Fake-quantizes the values that the nodes make."""
+        """Fake-quantize the values that the nodes make."""
         made = {name_of(value) for node in nodes for value in node.outputs if value.name}
         qparams = {
             name: self._torch_qparams(name)
@@ -248,6 +248,6 @@ class NetworkPair:
 
 
 def _rows(batches: Sequence[Batch]) -> list[slice]:
-    """Where each batch lies in the worker's captures."""
+    """Return where each batch lies in the worker's captures."""
     stops = np.cumsum([len(batch) for batch in batches])
     return [slice(int(stop) - len(batch), int(stop)) for batch, stop in zip(batches, stops, strict=True)]

@@ -17,7 +17,7 @@ from dipo.graph.units import Unit
 
 @dataclass(frozen=True, eq=False)
 class ChannelMoments:
-    """Of a value's channels, over samples and positions; float64 [C] each."""
+    """Means and variances of a value's channels, over samples and positions; float64 [C] each."""
 
     mean: np.ndarray
     var: np.ndarray

@@ -44,7 +44,7 @@ def reconstruct(
     kernels: Kernels,
     progress: Callable[[int], None] = lambda _: None,
 ) -> UnitResult:
-    """Trains a unit.
+    """Train a unit.
 
     Args:
         problem: The unit; its captures hold the samples of this worker's pieces.
@@ -80,7 +80,7 @@ def reconstruct(
 
 
 def _schedule(cfg: ReconstructionOptions, phase: Phase) -> torch.Tensor:
-    """What changes from step to step of a phase, [steps, 6].
+    """Return what changes from step to step of a phase, [steps, 6].
 
     Columns: learning rate of the rounding, beta, strength of the regulariser, Adam's two bias corrections, and the
     factor on the learning rates of biases and scales, which fall along a cosine. Adam's moments begin with the phase.

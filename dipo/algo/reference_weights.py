@@ -14,7 +14,7 @@ from dipo.recipe import CalibConfig
 
 
 def target_of(pair: NetworkPair, name: str) -> NDArray[np.float32]:
-    """The float weight that the layer's codes stand for."""
+    """Return the float weight that the layer's codes stand for."""
     target = pair.layers[name].target
     if target is not None:
         return target
@@ -25,7 +25,7 @@ def target_of(pair: NetworkPair, name: str) -> NDArray[np.float32]:
 def rounded(
     target: NDArray[np.float32], bias: NDArray[np.float32] | None, *, layer: LayerPlan, calib: CalibConfig
 ) -> QuantizedLayer:
-    """A layer whose weight `target` gets a grid of its own and is rounded to the nearest codes."""
+    """Return a layer whose weight `target` gets a grid of its own and is rounded to the nearest codes."""
     qparams = weight_qparams(
         target,
         layer.spec,

@@ -51,7 +51,7 @@ def simulate(
     device: torch.device,
     progress: Callable[[int], None],
 ) -> Simulated:
-    """Runs the float and the quantized network over a worker's batches.
+    """Run the float and the quantized network over a worker's batches.
 
     Where the target keeps biases in int32, nodes between codes compute what integer kernels compute, to the last code
     (`dipo.algo.integer_kernels`). All other nodes compute in float with the numbers that the codes stand for; on a CPU,
@@ -145,7 +145,7 @@ class SimulateBatches:
 
 
 def _quantizers(plan: Plan, quantized: QuantizedModel, kernels: IntegerKernels, *, device: torch.device) -> Hook:
-    """What nodes read of a value: the numbers that its codes stand for."""
+    """Return what nodes read of a value: the numbers that its codes stand for."""
     qparams = {
         name: TorchQParams.of(quantized.activations[name], num_dims=0, device=device) for name in plan.activations
     }
@@ -161,7 +161,7 @@ def _quantizers(plan: Plan, quantized: QuantizedModel, kernels: IntegerKernels, 
 def simulated_constants(
     model: ir.Model, *, plan: Plan, quantized: QuantizedModel, rules: TargetSpec, device: torch.device
 ) -> dict[str, torch.Tensor]:
-    """Weights and biases by name of the initializer, as the target keeps them."""
+    """Return weights and biases by name of the initializer, as the target keeps them."""
     constants = {}
     for layer in layers_of(model):
         own = quantized.layers.get(layer.name)

@@ -25,7 +25,7 @@ from dipo.graph.weight_layout import WeightLayout
 from dipo.recipe import CalibConfig
 
 DAMPING = 0.01
-"""Added to the diagonal of a Gram matrix, as a part of its mean: what few samples say is not believed to the last."""
+"""Added to the diagonal of a Gram matrix, as a part of its mean: the estimate from few samples is noisy."""
 BLOCK = 128
 """Columns whose mask is chosen at once, where no pattern says so."""
 FIT_STEPS, FIT_TOLERANCE = 200, 1e-6
@@ -45,7 +45,7 @@ class Pattern:
 
     @staticmethod
     def of(cfg: SparsifyOptions) -> Pattern:
-        """What the options ask for."""
+        """Return what the options ask for."""
         if cfg.sparsity_pattern == UNSTRUCTURED:
             return Pattern(cfg.sparsity)
         kept, run = map(int, cfg.sparsity_pattern.split(":"))
@@ -97,7 +97,7 @@ def pruned_layers(
 
 
 def smallest(rows: NDArray[np.float32], pattern: Pattern) -> NDArray[np.bool_]:
-    """The weights that go where the smallest magnitudes do; of equal ones the first.
+    """Return the weights that go where the smallest magnitudes do; of equal ones the first.
 
     Args:
         rows: [groups, rows, positions, inputs].
@@ -120,7 +120,7 @@ def smallest(rows: NDArray[np.float32], pattern: Pattern) -> NDArray[np.bool_]:
 
 
 def prune_by_error(rows: NDArray[np.float32], hessian_matrix: torch.Tensor, pattern: Pattern) -> NDArray[np.float32]:
-    """Takes the weights away that cost least when the others make up for them, and lets these do so.
+    """Take the weights away that cost least when the others make up for them, and lets these do so.
 
     Minimises the sum over rows of (w - w') H' (w - w')^T, H' = H + damping. The mask is chosen from the first to the
     last column (SparseGPT, algorithm 1): what a removal costs, and how the columns behind it change, are read off the
@@ -158,7 +158,7 @@ def _damped(hessian_matrix: torch.Tensor) -> torch.Tensor:
 def _sweep_runs(
     weight: torch.Tensor, factor: torch.Tensor, runs: list[tuple[int, int, int]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mask of a pattern with runs, and the weights as they are then; True where a weight goes."""
+    """Return the mask of a pattern with runs, and the weights as they are then; True where a weight goes."""
     gone = torch.zeros_like(weight, dtype=torch.bool)
     for start, end, kept in runs:
         gone[..., start:end] = _cheapest(weight[..., start:end], factor[:, start:end, start:end], kept)
@@ -184,7 +184,7 @@ def _sweep_blocks(weight: torch.Tensor, factor: torch.Tensor, rate: float) -> tu
 
 
 def _cheapest(weight: torch.Tensor, factor: torch.Tensor, kept: int) -> torch.Tensor:
-    """The weights of a run that go: one after the other that which costs least, w^2 / [H^-1]_jj (OBC, eq. 3).
+    """Return the weights of a run that go: one after the other that which costs least, w^2 / [H^-1]_jj (OBC, eq. 3).
 
     Args:
         weight: [groups, rows, run], made up for what went before.
@@ -208,7 +208,7 @@ def _cheapest(weight: torch.Tensor, factor: torch.Tensor, kept: int) -> torch.Te
 
 
 def _eliminate(weight: torch.Tensor, factor: torch.Tensor, gone: torch.Tensor, start: int, end: int) -> None:
-    """Sets the weights of some columns that go to zero; those behind make up for them. Changes `weight`."""
+    """Set the weights of some columns that go to zero; those behind make up for them. Changes `weight`."""
     errors = torch.zeros_like(weight[..., start:end])
     for column in range(start, end):
         errors[..., column - start] = torch.where(
@@ -221,7 +221,7 @@ def _eliminate(weight: torch.Tensor, factor: torch.Tensor, gone: torch.Tensor, s
 
 
 def _fit(weight: torch.Tensor, begun: torch.Tensor, kept: torch.Tensor, damped: torch.Tensor) -> torch.Tensor:
-    """Solves every row's normal equations for the weights that are left, by preconditioned conjugate gradients.
+    """Solve every row's normal equations for the weights that are left, by preconditioned conjugate gradients.
 
     Args:
         weight: W, [groups, rows, D].

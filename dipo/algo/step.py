@@ -49,7 +49,7 @@ class StepOptions(Section):
 
     @classmethod
     def prefix(cls) -> str:
-        """What the user types before them."""
+        """Return what the user types before them."""
         return "algo."
 
 
@@ -90,7 +90,7 @@ class Step(abc.ABC):
         return True
 
     def solves_units(self, *, has_samples: bool) -> bool:
-        """Whether it solves one unit after the other, the samples being the user's or none."""
+        """Return whether it solves one unit after the other, the samples being the user's or none."""
         del has_samples
         return isinstance(self, UnitStep)
 
@@ -103,7 +103,7 @@ class Step(abc.ABC):
         del plan
 
     def reads_channel_means(self, *, has_samples: bool) -> bool:
-        """Whether it reads what calibration saw of the layers' outputs, the samples being the user's or none."""
+        """Return whether it reads what calibration saw of the layers' outputs, the samples being the user's or none."""
         del has_samples
         return False
 

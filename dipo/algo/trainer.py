@@ -138,7 +138,7 @@ class Trainer:
         return {**self.problem.constants, **current, **weights, **self.biases}
 
     def gradient(self, piece: GradShard, step: int, *, wants_loss: bool) -> torch.Tensor:
-        """The piece's gradients of all that is trained, and its loss, in one vector.
+        """Return the piece's gradients of all that is trained, and its loss, in one vector.
 
         In this order: of the weights, where their rounding is trained; of the biases; of the logarithms of activation
         scales and of weight scales.
@@ -197,7 +197,7 @@ class Trainer:
             self.weights.rescale(self.log_weight_scales)
 
     def layers(self) -> dict[str, QuantizedLayer]:
-        """The layers with their rounding decided."""
+        """Return the layers with their rounding decided."""
         result = {}
         for node, layer in self.weights.solved().items():
             bias_name = self.problem.layers[node][1]
@@ -207,7 +207,7 @@ class Trainer:
         return result
 
     def activations(self) -> dict[str, QParams]:
-        """The activations with their trained scales."""
+        """Return the activations with their trained scales."""
         scales = self.scales.detach().cpu().numpy()
         return {
             name: old if old.power_of_two else dataclasses.replace(old, scale=scales[i].copy())

@@ -83,7 +83,7 @@ def unit_problem(
 
 
 def _fisher(work: UnitWork, seed: int) -> dict[str, CachedActivation]:
-    """What the errors of the unit's outputs count, 1 in the mean over all workers' samples."""
+    """Return what the errors of the unit's outputs count, 1 in the mean over all workers' samples."""
     pair = work.pair
     found = fisher_diagonals(
         pair.model, work.unit.outputs, pair.batches, work.bench.calib_inputs, seed=seed, device=pair.device

@@ -56,7 +56,7 @@ def updated_layers(
 
 
 def scale_change(norm: BatchNorm, var: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What folding the variance measured, in place of the old one, multiplies the output channels by.
+    """Return what folding the variance measured, in place of the old one, multiplies the output channels by.
 
     The layer gives y = factor * z + constant with factor = gamma / sqrt(norm.var + epsilon), so z has the variance
     var / factor^2, and the channel is multiplied by sqrt(norm.var + epsilon) / sqrt(var / factor^2 + epsilon). Neither

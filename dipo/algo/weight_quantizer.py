@@ -58,7 +58,7 @@ class _FlatSlice:
         return sums.movedim(-1, blocks.axis).reshape(-1)
 
     def spread(self, scales: torch.Tensor) -> torch.Tensor:
-        """The layer's scales, shaped to broadcast against its weight."""
+        """Return the layer's scales, shaped to broadcast against its weight."""
         own, blocks = scales[self.first_scale : self.first_scale + self.num_scales], self.qparams.blocks
         if blocks is not None:
             repeated = own.view(self.qparams.scale.shape).repeat_interleave(blocks.size, blocks.axis)
@@ -81,7 +81,7 @@ class WeightQuantizer:
         begun: Mapping[str, NDArray[np.float32]] | None,
         kernels: Kernels,
     ) -> None:
-        """Begins at the float weights.
+        """Begin at the float weights.
 
         Args:
             layers: By node.
@@ -124,7 +124,7 @@ class WeightQuantizer:
         self.scales = self.first_scales.clone()
 
     def _float(self, node: str) -> torch.Tensor:
-        """What the layer's codes are made from."""
+        """Return what the layer's codes are made from."""
         target = self.layers[node].layer.target
         return self.layers[node].weight.contiguous() if target is None else torch.tensor(target, device=self.device)
 
@@ -163,7 +163,7 @@ class WeightQuantizer:
 
     @torch.no_grad()
     def gradients(self, found: Sequence[torch.Tensor]) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]:
-        """What is trained wants these gradients: for `step`, and of the logarithms of the scales.
+        """Return what is trained wants these gradients: for `step`, and of the logarithms of the scales.
 
         Args:
             found: Of the layers' weights, each flat. That of a scale's logarithm is the sum of gradient * weight over
@@ -185,14 +185,14 @@ class WeightQuantizer:
 
     @torch.no_grad()
     def rescale(self, logs: torch.Tensor) -> None:
-        """Takes scales, given as logarithms of their ratios to the first ones."""
+        """Take scales, given as logarithms of their ratios to the first ones."""
         torch.mul(self.first_scales, logs.exp(), out=self.scales)
         for part in self.parts.values():
             self.scale[part.start : part.stop].view(part.shape).copy_(part.spread(self.scales))
         self.soft.copy_(self._weight())
 
     def solved(self) -> dict[str, QuantizedLayer]:
-        """The layers with their rounding decided, and their scales."""
+        """Return the layers with their rounding decided, and their scales."""
         if self.rounding == FIXED:
             levels = self.base
         else:

@@ -147,7 +147,7 @@ def source_of(quantized: Quantized) -> QuantizedRun:
 
 
 def _with_step(config: Config, step: str, options: Mapping[str, Any]) -> Config:
-    """The configuration with one more step."""
+    """Return the configuration with one more step."""
     algo = config.algo
     name = f"{algo.name}+{step}" if algo.steps else step
     entry: str | dict[str, Any] = {step: dict(options)} if options else step

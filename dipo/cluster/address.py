@@ -17,7 +17,7 @@ QUIETLY: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
 
 
 def is_private(address: str | None) -> bool:
-    """Whether `cluster.address` asks for a Ray of one's own."""
+    """Return whether `cluster.address` asks for a Ray of one's own."""
     return address in (None, "local")
 
 
@@ -31,7 +31,7 @@ def set_environment(address: str | None) -> None:
 
 
 def join(address: str) -> None:
-    """Joins a Ray that runs already.
+    """Join a Ray that runs already.
 
     Raises:
         UserError: None answers there, or it does not let this process in.
@@ -49,7 +49,7 @@ def join(address: str) -> None:
 
 
 def _knock(address: str) -> None:
-    """Sees whether anyone listens at HOST:PORT: Ray itself would try for minutes.
+    """See whether anyone listens at HOST:PORT: Ray itself would try for minutes.
 
     Raises:
         UserError: Nobody does.

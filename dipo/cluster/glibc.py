@@ -9,7 +9,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep what is freed: a network frees and asks for the same large blocks again and again.
+    """Tell glibc to keep what is freed: a network frees and asks for the same large blocks again and again.
 
     Faulting them in anew costs a calibration a tenth of its time. Elsewhere than on glibc nothing happens.
     """

@@ -34,7 +34,7 @@ class WorkerLog(logging.Handler):
     """
 
     def __init__(self, *, limit: int = LIMIT_BYTES, stderr: int | None = STDERR) -> None:
-        """Begins with what comes from now on.
+        """Begin with what comes from now on.
 
         Args:
             limit: Most bytes to keep.
@@ -49,14 +49,14 @@ class WorkerLog(logging.Handler):
         self._read = os.fstat(self._stderr).st_size if self._stderr is not None else 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keeps a record; `logging` holds this handler's lock."""
+        """Keep a record; `logging` holds this handler's lock."""
         try:
             self._keep(self.format(record))
         except Exception:  # noqa: BLE001 - as every handler does: a record that cannot be formatted is reported
             self.handleError(record)
 
     def drain(self) -> str:
-        """What came since the last time: whole lines, or nothing; may be called from another thread."""
+        """Return what came since the last time: whole lines, or nothing; may be called from another thread."""
         assert self.lock is not None
         with self.lock:
             for line in self._written_to_stderr():
@@ -68,7 +68,7 @@ class WorkerLog(logging.Handler):
         return text
 
     def close(self) -> None:
-        """Takes no more; what was not drained is gone."""
+        """Take no more; what was not drained is gone."""
         assert self.lock is not None
         with self.lock:
             if self._stderr is not None:
@@ -122,7 +122,7 @@ class LogFetcher:
     """The driver's side: brings the workers' logs home, now and then and at the end."""
 
     def __init__(self, keep: Callable[[int, str], None], *, interval: float = FETCH_SECONDS) -> None:
-        """Asks nobody yet.
+        """Ask nobody yet.
 
         Args:
             keep: Takes a worker's rank and the next piece of its log, as `append_worker_log` does.
@@ -133,7 +133,7 @@ class LogFetcher:
         self._last = time.monotonic()
 
     def fetch(self, actors: Mapping[int, Any], *, patience: float | None = None) -> None:
-        """Keeps what has come and asks again; does nothing within the interval, so it may be called at every poll.
+        """Keep what has come and asks again; does nothing within the interval, so it may be called at every poll.
 
         Args:
             actors: Ray actors with a method `drain_log`, by rank.
@@ -181,7 +181,7 @@ def append_worker_log(folder: Path, rank: int, text: str) -> None:
 
 
 def _own_view(descriptor: int) -> int | None:
-    """The file behind a descriptor, opened once more for reading; None where it is none."""
+    """Return the file behind a descriptor, opened once more for reading; None where it is none."""
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return None

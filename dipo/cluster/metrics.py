@@ -49,7 +49,7 @@ class RayMetrics:
     """
 
     def __init__(self, *, run: str, worker: int, device: str, clock: Callable[[], float] = time.monotonic) -> None:
-        """Declares the metrics.
+        """Declare the metrics.
 
         Args:
             run: Name of the run, the same for all its workers.
@@ -79,7 +79,7 @@ class RayMetrics:
         """When there was progress last; when metrics were shown last, and the total by then."""
 
     def progress(self, done: int) -> None:
-        """Shows rate and memory, at most every `INTERVAL_SECONDS`."""
+        """Show rate and memory, at most every `INTERVAL_SECONDS`."""
         now = self._clock()
         begins = done <= self._done
         self._total += done if begins else done - self._done
@@ -93,7 +93,7 @@ class RayMetrics:
         self._heard, self._done = now, done
 
     def unit_done(self) -> None:
-        """Counts the unit, at once: Ray gathers what it exports, and to add one is cheap."""
+        """Count the unit, at once: Ray gathers what it exports, and to add one is cheap."""
         self._units.inc()
 
     def _show_memory(self) -> None:

@@ -158,7 +158,7 @@ class InlinePool:
     def map_kept(
         self, tasks: Sequence[Task[tuple[Any, ...]]], *, num_kept: int
     ) -> Iterator[tuple[int, list[StoredRows]]]:
-        """As `Pool.map_kept`; what is kept stands for itself."""
+        """As `Pool.map_kept`; the values themselves are handed back."""
         for index, result in self.map(tasks):
             assert len(result) == num_kept + 1
             yield index, list(result[1:])
@@ -189,7 +189,7 @@ class InlinePool:
 def start_pool(
     job: Job, model: ir.Model, *, cfg: ClusterConfig, notify: Notify, keep_log: Callable[[int, str], None]
 ) -> Pool:
-    """The workers that the configuration asks for, each with the normalised float network.
+    """Return the workers that the configuration asks for, each with the normalised float network.
 
     Raises:
         UserError: Ray cannot be reached, or has no room for the workers.

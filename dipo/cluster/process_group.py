@@ -41,7 +41,7 @@ class TorchCollectives:
     """
 
     def __init__(self, group: Group, device: torch.device, listener: socket.socket | None) -> None:
-        """Meets the other workers.
+        """Meet the other workers.
 
         Args:
             group: This worker's place.
@@ -70,7 +70,7 @@ class TorchCollectives:
             raise CollectiveError(str(error)) from error
 
     def all_reduce_ordered(self, parts: Mapping[int, torch.Tensor], *, owners: Sequence[int]) -> torch.Tensor:
-        """The sum of all workers' parts, in the order of their numbers.
+        """Return the sum of all workers' parts, in the order of their numbers.
 
         Raises:
             ExchangeError: A worker died.
@@ -91,7 +91,7 @@ class TorchCollectives:
         return add_in_order(ordered)
 
     def close(self) -> None:
-        """Leaves the group."""
+        """Leave the group."""
         self.processes.shutdown()
 
 
@@ -104,7 +104,7 @@ def _process_group(store: Any, group: Group, device: torch.device) -> Any:
 
 
 def listen() -> socket.socket:
-    """A socket on a free port of this node's address in the cluster."""
+    """Return a socket on a free port of this node's address in the cluster."""
     import ray
 
     host = ray.util.get_node_ip_address() if ray.is_initialized() else "127.0.0.1"

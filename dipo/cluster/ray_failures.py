@@ -20,7 +20,7 @@ DEATHS = (
 
 
 def failure(reference: Any) -> Exception | None:
-    """The error that a finished call ended with; None where it went well."""
+    """Return the error that a finished call ended with; None where it went well."""
     try:
         ray.get(reference)
     except failures.RayError as error:
@@ -29,17 +29,17 @@ def failure(reference: Any) -> Exception | None:
 
 
 def answered(reference: Any) -> bool:
-    """Whether a call has finished, and well."""
+    """Return whether a call has finished, and well."""
     return bool(ray.wait([reference], timeout=0)[0]) and failure(reference) is None
 
 
 def cause(error: BaseException) -> BaseException:
-    """What a worker raised, or what became of the worker."""
+    """Return what a worker raised, or what became of the worker."""
     return error.cause if isinstance(error, failures.RayTaskError) else error
 
 
 def reason(error: BaseException) -> str:
-    """A line about it."""
+    """Return a line about it."""
     return next(iter(str(cause(error)).strip().splitlines()), type(error).__name__)
 
 

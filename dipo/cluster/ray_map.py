@@ -52,7 +52,7 @@ class TaskMap:
         return not self.running and (self.lost_values or not self.queue)
 
     def hand_out(self) -> None:
-        """Gives the next items to the workers that are free."""
+        """Give the next items to the workers that are free."""
         busy = {seat for _, seat, _ in self.running.values()}
         for seat in [seat for seat in self.pool.ready if seat not in busy]:
             if not self.queue or self.lost_values:
@@ -64,7 +64,7 @@ class TaskMap:
             self.running[first] = index, seat, kept
 
     def collect(self) -> Iterator[tuple[int, Any]]:
-        """Waits a little; the results that came."""
+        """Wait a little; the results that came."""
         if not self.running:
             return
         ready, _ = ray.wait(list(self.running), num_returns=1, timeout=POLL_SECONDS)
@@ -82,7 +82,7 @@ class TaskMap:
                 reraise(error)
 
     def progress(self) -> int:
-        """The work that is done, that of items under way included."""
+        """Return the work that is done, that of items under way included."""
         return self.done + self.pool.progress_of([seat for _, seat, _ in self.running.values()])
 
     def _again(self, index: int, seat: WorkerSlot, error: BaseException) -> None:

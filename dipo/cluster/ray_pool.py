@@ -1,4 +1,4 @@
-"""Workers that are Ray actors in a placement group; who dies is replaced, what was lost is done again."""
+"""Workers that are Ray actors in a placement group; one that dies is replaced, and its work is done again."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class RayPool:
     def __init__(
         self, job: Job, model: ir.Model, *, cfg: ClusterConfig, notify: Notify, keep_log: Callable[[int, str], None]
     ) -> None:
-        """Starts or joins Ray, and the workers on it.
+        """Start or joins Ray, and the workers on it.
 
         Raises:
             UserError: Ray cannot be reached, or has no room for the workers.
@@ -145,7 +145,7 @@ class RayPool:
         return captures_bytes(self.cfg)
 
     def close(self) -> None:
-        """Kills the workers, and Ray where it is this run's own."""
+        """Kill the workers, and Ray where it is this run's own."""
         self.logs.fetch(self._actors(), patience=FAREWELL_SECONDS)
         for seat in self.seats:
             ray.kill(seat.actor)
@@ -154,7 +154,7 @@ class RayPool:
         self.engine.close()
 
     def lose(self, seat: WorkerSlot, error: BaseException) -> None:
-        """Puts another worker into the seat."""
+        """Put another worker into the seat."""
         if seat not in self.seats:
             return
         self.notify("worker_dies", worker=seat.index, reason=reason(error))
@@ -166,7 +166,7 @@ class RayPool:
         return {seat.index: seat.actor for seat in self.ready}
 
     def _take(self, index: int) -> WorkerSlot:
-        """Starts a worker; it may have to wait until a lost node's place is found elsewhere."""
+        """Start a worker; it may have to wait until a lost node's place is found elsewhere."""
         assert self.group is not None
         strategy = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=index)
         actor = ACTOR.options(
@@ -178,7 +178,7 @@ class RayPool:
         return WorkerSlot(index, actor, actor.node.remote())
 
     def _admit(self) -> None:
-        """Lets those in who have started since."""
+        """Let those in who have started since."""
         waiting = {seat.started: seat for seat in self.seats if seat not in self.ready}
         if not waiting:
             return
@@ -202,7 +202,7 @@ class RayPool:
         self.lose(seat, error)
 
     def _fill(self, *, patience: float) -> None:
-        """Waits until all seats are taken, or for so many seconds."""
+        """Wait until all seats are taken, or for so many seconds."""
         deadline = time.monotonic() + patience
         while True:
             self._admit()
@@ -222,7 +222,7 @@ class RayPool:
             time.sleep(POLL_SECONDS)
 
     def _recover(self, seats: Sequence[WorkerSlot], calls: Sequence[Any], broken: BaseException) -> None:
-        """Replaces who died, and who does not come back from a call that one of the others has left."""
+        """Replace who died, and who does not come back from a call that one of the others has left."""
         ray.wait(list(calls), num_returns=len(calls), timeout=GRACE_SECONDS)
         alive = {seat: seat.actor.node.remote() for seat in seats}
         ray.wait(list(alive.values()), num_returns=len(alive), timeout=GRACE_SECONDS)

@@ -37,7 +37,7 @@ class RayRuntime:
     """Ray, as this run has it."""
 
     def __init__(self, cfg: ClusterConfig) -> None:
-        """Starts Ray on this machine for this run alone, or joins the one that `cluster.address` names.
+        """Start Ray on this machine for this run alone, or joins the one that `cluster.address` names.
 
         A Ray of the run's own listens on the loopback interface only (see `start_pool`). No SIGTERM reaches it: a batch
         system sends its own to all processes, and if Ray's went first, the driver would wait a minute for them.
@@ -58,7 +58,7 @@ class RayRuntime:
         self.processes = _children() - before
 
     def close(self) -> None:
-        """Ends Ray where it is this run's own, else leaves it.
+        """End Ray where it is this run's own, else leaves it.
 
         Ray asks its processes to end by SIGTERM and gives each a second. They do not hear it, so each is ended as soon
         as it has been asked; not where the SIGTERM came from elsewhere, for Ray still needs them then.
@@ -102,7 +102,7 @@ def _children() -> frozenset[int]:
 
 
 def _is_asked_to_end(pid: int) -> bool:
-    """Whether a SIGTERM waits that the process has blocked."""
+    """Return whether a SIGTERM waits that the process has blocked."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
@@ -112,7 +112,7 @@ def _is_asked_to_end(pid: int) -> bool:
 
 
 def place(cfg: ClusterConfig, *, cuda: bool) -> Placed:
-    """Reserves the CPUs and GPUs of all workers at once, all or none; waits until they are free.
+    """Reserve the CPUs and GPUs of all workers at once, all or none; waits until they are free.
 
     Raises:
         UserError: The cluster has no such room, not even when it is empty, or it was not free in time.
@@ -140,14 +140,14 @@ def place(cfg: ClusterConfig, *, cuda: bool) -> Placed:
 
 
 def captures_bytes(cfg: ClusterConfig) -> int:
-    """How much of the object store may be filled at a time."""
+    """Return how much of the object store may be filled at a time."""
     if cfg.captures_gb is not None:
         return int(cfg.captures_gb * GIGABYTE)
     return int(CAPTURES_SHARE * float(ray.cluster_resources().get("object_store_memory", 0)))
 
 
 def shares(cfg: ClusterConfig, *, gpus: int, cuda: bool) -> tuple[int, float]:
-    """Number of workers, and the GPUs of one."""
+    """Return the number of workers, and the GPUs of one."""
     if not cuda:
         return cfg.workers or 2, 0.0
     if not gpus:

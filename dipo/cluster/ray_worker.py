@@ -25,17 +25,17 @@ class RayWorker(Worker):
 
     @cast("Any", ray.method(concurrency_group="aside"))
     def drain_log(self) -> str:
-        """What it logged since the last time."""
+        """Return what it logged since the last time."""
         return self.log.drain()
 
     @cast("Any", ray.method(concurrency_group="aside"))
     def progress(self) -> int:
-        """Samples or steps done in the call under way."""
+        """Return samples or steps done in the call under way."""
         return self.done
 
     @cast("Any", ray.method(concurrency_group="aside"))
     def node(self) -> str:
-        """Where it runs; answers as soon as it has started."""
+        """Return where it runs; answers as soon as it has started."""
         return str(ray.util.get_node_ip_address())
 
 

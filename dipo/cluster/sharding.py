@@ -20,7 +20,7 @@ def even_shares(items: Sequence[ItemT], num_shares: int) -> list[list[ItemT]]:
 
 
 def shards_of(batches: Sequence[Batch], *, workers: int, pieces: int, batch_size: int | None) -> list[Shard]:
-    """Cuts the samples into fixed pieces and hands them to the workers.
+    """Cut the samples into fixed pieces and hands them to the workers.
 
     Args:
         batches: Of the run.
@@ -49,7 +49,7 @@ def shards_of(batches: Sequence[Batch], *, workers: int, pieces: int, batch_size
 
 
 def _step_sizes(samples: Sequence[int], batch_size: int) -> list[int]:
-    """Shares of a step's batch in proportion to the pieces' samples, by largest remainders, one at least."""
+    """Share of a step's batch in proportion to the pieces' samples, by largest remainders, one at least."""
     exact = np.array(samples) * batch_size / sum(samples)
     sizes = np.maximum(1, np.floor(exact).astype(int))
     while sizes.sum() < batch_size:

@@ -21,7 +21,7 @@ class Head:
 
 @contextlib.contextmanager
 def start_head(*, address: str | None = None, cpus: int | None = None, gpus: int | None = None) -> Iterator[Head]:
-    """Starts a Ray that is this process's own, or joins one; at the end it is ended, or left.
+    """Start a Ray that is this process's own, or joins one; at the end it is ended, or left.
 
     Args:
         address: Ray to join; None or `local`: a private one is started, on the loopback interface

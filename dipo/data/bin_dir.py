@@ -68,7 +68,7 @@ class BinDataset:
         return Samples({entry.fit.spec.name: entry.read(start, stop) for entry in self.inputs}, None)
 
     def digest(self) -> str:
-        """SHA-256 of the files.
+        """Return SHA-256 of the files.
 
         Raises:
             UserError: One of them cannot be read.

@@ -70,7 +70,7 @@ class ImageDataset:
         return Samples(inputs, None if self.labels is None else np.asarray(self.labels[start:stop], np.int64))
 
     def digest(self) -> str:
-        """SHA-256 of the files.
+        """Return SHA-256 of the files.
 
         Raises:
             UserError: One of them cannot be read.

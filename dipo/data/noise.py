@@ -29,7 +29,7 @@ class NoiseDataset:
         return self.num
 
     def read(self, start: int, stop: int) -> Samples:
-        """Samples `start` to `stop` (not included): the same numbers whoever reads them."""
+        """Return samples `start` to `stop` (not included): the same numbers whoever reads them."""
         assert 0 <= start < stop <= self.num
         inputs = {
             spec.name: np.stack([self._sample(number, spec, index) for index in range(start, stop)])
@@ -38,17 +38,17 @@ class NoiseDataset:
         return Samples(inputs, None)
 
     def digest(self) -> str:
-        """SHA-256 of what the numbers follow from."""
+        """Return SHA-256 of what the numbers follow from."""
         text = repr((self.seed, self.num, self.mean, self.std, [(each.name, each.shape) for each in self.inputs]))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def describe(self) -> str:
-        """What this is, for the log."""
+        """Return what this is, for the log."""
         shapes = ", ".join(f"{spec.name} {shape_text(spec.sample_shape)}" for spec in self.inputs)
         return f"{self.num} samples of noise, no data ({shapes})"
 
     def take(self, num: int) -> NoiseDataset:
-        """The first of them."""
+        """Return the first of them."""
         return replace(self, num=num)
 
     def _sample(self, number: int, spec: InputSpec, index: int) -> NDArray[np.floating]:

@@ -61,7 +61,7 @@ class ArrayDataset:
         return Samples(inputs, None if self.labels is None else _as_labels(self.labels.load()[start:stop]))
 
     def digest(self) -> str:
-        """SHA-256 of the values.
+        """Return SHA-256 of the values.
 
         Raises:
             UserError: The file cannot be read.

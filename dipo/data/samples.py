@@ -43,7 +43,7 @@ class Dataset(Protocol):
     """Samples on disk, read on demand: it holds paths, pickles small, and each process that has it reads for itself."""
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """Return the number of samples."""
         ...
 
     def read(self, start: int, stop: int) -> Samples:
@@ -55,7 +55,7 @@ class Dataset(Protocol):
         ...
 
     def digest(self) -> str:
-        """SHA-256 of the samples as they are stored: what a run was made from.
+        """Return SHA-256 of the samples as they are stored: what a run was made from.
 
         Raises:
             UserError: A file cannot be read.
@@ -106,7 +106,7 @@ def stored_name(name: str, stored: set[str]) -> str | None:
 
 
 def digest_files(files: Iterable[Path]) -> str:
-    """SHA-256 of the files' contents, one after the other, whatever their names.
+    """Return SHA-256 of the files' contents, one after the other, whatever their names.
 
     Raises:
         UserError: A file cannot be read.

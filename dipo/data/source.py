@@ -92,7 +92,7 @@ class SourceDataset:
         return self._stored().read(start, stop)
 
     def digest(self) -> str:
-        """SHA-256 of the values: the same as that of a file that holds them."""
+        """Return SHA-256 of the values: the same as that of a file that holds them."""
         return self._stored().digest()
 
     def describe(self) -> str:

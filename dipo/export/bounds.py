@@ -24,7 +24,7 @@ class Bounds:
 
     @staticmethod
     def of_clip(node: ir.Node) -> Bounds | None:
-        """What a Relu, or a Clip between constants, cuts off; None for any other node."""
+        """Return what a Relu, or a Clip between constants, cuts off; None for any other node."""
         limits = clip_limits(node)
         if limits is None:
             return None
@@ -33,7 +33,7 @@ class Bounds:
 
     @staticmethod
     def of_codes(qparams: QParams, dtype: ir.DataType) -> Bounds:
-        """The limits of the codes that `dtype`, which stores them, does not have by itself."""
+        """Return the limits of the codes that `dtype`, which stores them, does not have by itself."""
         smallest, largest = type_limits(dtype)
         return Bounds(
             low=qparams.qmin if qparams.qmin > smallest else None,
@@ -49,7 +49,7 @@ class Bounds:
         return Bounds(low, high)
 
     def limit(self, qparams: QParams) -> QParams:
-        """The limits that codes have when the numbers are cut off at these bounds before they are quantized."""
+        """Return the limits that codes have when the numbers are cut off at these bounds before they are quantized."""
 
         def code(number: float) -> int:
             return int(nearest_codes(np.asarray(number, np.float32), qparams))

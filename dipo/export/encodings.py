@@ -124,7 +124,7 @@ def _bias_by_onnx(layer: LayerRanges) -> dict[str, Any]:
 
 
 def _quantizer_args(activations: Sequence[Encoding], weights: Sequence[Encoding], schema: str) -> dict[str, Any]:
-    """What the whole file has in common: the widest of each kind."""
+    """Return what the whole file has in common: the widest of each kind."""
 
     def flag(*, value: bool) -> bool | str:
         return value if schema == "1.0.0" else str(value)

@@ -44,7 +44,7 @@ def save_model(model: ir.Model, path: Path, *, external: bool = False) -> None:
 
 
 def has_external_data(model: ir.Model) -> bool:
-    """Whether tensors of the model lie in other files."""
+    """Return whether tensors of the model lie in other files."""
     initializers = (value for graph in model.graphs() for value in graph.initializers.values())
     return any(isinstance(value.const_value, ir.ExternalTensor) for value in initializers)
 

@@ -143,7 +143,7 @@ class _Writer:
     def _widened(
         self, node: ir.Node, layer: QuantizedLayer, read: QuantizedLayer, in_file: ir.DataType, dtype: ir.DataType
     ) -> ir.Value:
-        """The codes of `read` in `dtype`, made from those of `layer` that the file keeps in a narrower type."""
+        """Return the codes of `read` in `dtype`, made from those of `layer` that the file keeps in a narrower type."""
         stored = self._stored(node, 1, layer.codes, in_file)
         name = node.inputs[1].name if node.inputs[1] is not None else None
         assert name is not None
@@ -155,7 +155,7 @@ class _Writer:
         return self._insert("Sub", [widened, shift], name, "shifted", dtype=dtype)
 
     def _int32_bias(self, node: ir.Node, layer: QuantizedLayer) -> QuantizedBias | None:
-        """The layer's bias in int32.
+        """Return the layer's bias in int32.
 
         None where there is none, where the target or a float input wants it float, and where the blocks of a channel
         have no common step that the bias could have.
@@ -207,7 +207,7 @@ class _Writer:
         return source, bounds.limit(qparams)
 
     def _is_quantized(self, value: ir.Value) -> bool:
-        """Whether it is, or will be, read dequantized.
+        """Return whether it is, or will be, read dequantized.
 
         Quantizing such a value again right away is not what ONNX Runtime computes: it merges the two pairs of
         QuantizeLinear and DequantizeLinear into one that gives other codes.
@@ -216,7 +216,7 @@ class _Writer:
         return value.name in self._activations or (producer is not None and producer.op_type == "DequantizeLinear")
 
     def _stored(self, node: ir.Node, index: int, codes: NDArray[np.int32], dtype: ir.DataType) -> ir.Value:
-        """An initializer with the codes of the one that the node reads at this index."""
+        """Return an initializer with the codes of the one that the node reads at this index."""
         value = node.inputs[index]
         assert value is not None and value.name is not None
         return self._initializer(f"{value.name}_quantized", codes, dtype)
@@ -232,7 +232,7 @@ class _Writer:
         node.replace_input_with(index, dequantized)
 
     def _zero_point(self, name: str, qparams: QParams, dtype: ir.DataType) -> ir.Value:
-        """An initializer with the zero points; zeros for all channels are kept once for each number of them."""
+        """Return an initializer with the zero points; zeros for all channels are kept once for each number of them."""
         if qparams.axis is None or qparams.zero_point.any():
             return self._initializer(f"{name}_zero_point", qparams.zero_point, dtype)
         shape = qparams.zero_point.shape

@@ -60,7 +60,7 @@ def write_qoperator(
 def insert_qoperators(
     model: ir.Model, quantized: QuantizedModel, *, rules: TargetSpec, storage: Storage = FOR_KERNELS
 ) -> ir.Model:
-    """A copy of `model` whose quantized operators compute with integers.
+    """Return a copy of `model` whose quantized operators compute with integers.
 
     Args:
         model: The float graph; every node and value has a unique name.
@@ -89,7 +89,7 @@ def insert_qoperators(
 
 
 def _with_sources_of_moves(model: ir.Model, quantized: QuantizedModel, rules: TargetSpec) -> QuantizedModel:
-    """What an operator only moved, and is quantized behind it, is quantized before it: the codes are the same.
+    """Return what an operator only moved, and is quantized behind it, is quantized before it: the codes are the same.
 
     Rounding is monotone, so it changes places with a MaxPool as it does with a Reshape. An output of the network that
     stays float would be rounded with it.
@@ -124,7 +124,7 @@ class _Codes:
         return self.scale, self.zero_point
 
     def on_grid_of(self, other: _Codes) -> bool:
-        """Whether the same code stands for the same number in both."""
+        """Return whether the same code stands for the same number in both."""
         if self.codes.dtype != other.codes.dtype:
             return False
         pairs = zip(self.grid, other.grid, strict=True)
@@ -144,13 +144,13 @@ class _Kernel:
 
 
 def _moves_codes(node: ir.Node) -> bool:
-    """Whether it gives codes of its input for codes of its input: it neither computes nor puts in a number."""
+    """Return whether it gives codes of its input for codes of its input: it neither computes nor puts in a number."""
     operator = operators.of(node)
     return operator.on_codes and operator.moves is not Moves.PADDED
 
 
 def _kernel(node: ir.Node) -> _Kernel | None:
-    """What can take the node's place, if anything."""
+    """Return what can take the node's place, if anything."""
     if _moves_codes(node):
         return _move(node)
     name = operators.of(node).qoperator
@@ -175,7 +175,7 @@ def _read_all(node: ir.Node) -> list[_Codes] | None:
 
 
 def _made(node: ir.Node) -> _Codes | None:
-    """The codes that a QuantizeLinear makes of the node's one output, for which nothing else has a use."""
+    """Return the codes that a QuantizeLinear makes of the node's one output, for which nothing else has a use."""
     output = node.outputs[0]
     uses = output.uses()
     quantizer = next(iter(uses)).node if len(uses) == 1 else None
@@ -188,7 +188,7 @@ def _made(node: ir.Node) -> _Codes | None:
 
 
 def _bias(node: ir.Node) -> tuple[bool, ir.Value | None]:
-    """Whether the node's bias suits an integer kernel, and its int32 codes; None where it has no bias."""
+    """Return whether the node's bias suits an integer kernel, and its int32 codes; None where it has no bias."""
     value = node.inputs[2] if len(node.inputs) > 2 else None
     if value is None:
         return True, None
@@ -237,7 +237,7 @@ def _concat(node: ir.Node) -> _Kernel | None:
 
 
 def _move(node: ir.Node) -> _Kernel | None:
-    """An operator that takes integers as it is, where what it gives has the scale of what it reads."""
+    """Return an operator that takes integers as it is, where what it gives has the scale of what it reads."""
     read, made = _read(node.inputs[0]), _made(node)
     if read is None or made is None or not read.on_grid_of(made):
         return None
@@ -245,7 +245,7 @@ def _move(node: ir.Node) -> _Kernel | None:
 
 
 def _simple(op_type: str, node: ir.Node) -> _Kernel | None:
-    """An operator of one or two inputs with the float operator's attributes."""
+    """Return an operator of one or two inputs with the float operator's attributes."""
     read, made = _read_all(node), _made(node)
     if read is None or made is None:
         return None

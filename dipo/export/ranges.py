@@ -77,7 +77,7 @@ class Encoding:
         return np.asarray(self.scale * ((1 << (self.bits - 1)) - 1))
 
     def offset(self, bits: int) -> NDArray[np.int64]:
-        """The number to add to codes that count from 0 up, before they are scaled; never positive.
+        """Return the number to add to codes that count from 0 up, before they are scaled; never positive.
 
         Args:
             bits: Width of these codes, at least that of the grid.
@@ -110,7 +110,7 @@ def float_values(model: ir.Model) -> list[str]:
 
 
 def spread(model: ir.Model, activations: Mapping[str, QParams]) -> dict[str, QParams]:
-    """The activations, and the values around them that have the same grid on the device, by name.
+    """Return the activations, and the values around them that have the same grid on the device, by name.
 
     What only a Relu or Clip reads is never written by a kernel that includes it, and has the range behind it; what an
     operator merely moves has one range before and behind it. A value with a grid of its own keeps it; one that could
@@ -135,7 +135,7 @@ def spread(model: ir.Model, activations: Mapping[str, QParams]) -> dict[str, QPa
 def all_ranges(
     model: ir.Model, activations: Mapping[str, QParams], beside: Mapping[str, QParams]
 ) -> dict[str, QParams]:
-    """The grids of all values that hold floats and are known, in topological order.
+    """Return the grids of all values that hold floats and are known, in topological order.
 
     Args:
         model: The float graph.
@@ -172,7 +172,7 @@ def _is_concat(node: ir.Node) -> bool:
 
 
 def _keeps(node: ir.Node) -> bool:
-    """Whether all that the node makes is of the range of its first input, in which a clip only cuts off.
+    """Return whether all that the node makes is of the range of its first input, in which a clip only cuts off.
 
     A clip is part of the kernel before it, which then writes its range.
     """
@@ -181,7 +181,7 @@ def _keeps(node: ir.Node) -> bool:
 
 
 def _of_one_grid(node: ir.Node, known: Mapping[str, QParams]) -> Iterator[list[str]]:
-    """Names of values around the node that have to have the same grid."""
+    """Return the names of values around the node that have to have the same grid."""
     made = [name_of(value) for value in node.outputs if value.name in known]
     read = [name_of(value) for value in node.inputs if value is not None and value.name in known]
     if _is_concat(node):
@@ -201,7 +201,7 @@ def _same_grid(one: QParams, other: QParams) -> bool:
 
 
 def layer_ranges(model: ir.Model, quantized: QuantizedModel, known: Mapping[str, QParams]) -> Iterator[LayerRanges]:
-    """The quantized layers, in topological order; `known` has the inputs' grids."""
+    """Return the quantized layers, in topological order; `known` has the inputs' grids."""
     for node in model.graph:
         layer = quantized.layers.get(node_name(node))
         if layer is None:
@@ -223,7 +223,7 @@ def layer_ranges(model: ir.Model, quantized: QuantizedModel, known: Mapping[str,
 
 
 def coverage(required: Iterable[str], known: Container[str]) -> list[str]:
-    """Those of the required tensors that have no range, each once."""
+    """Return those of the required tensors that have no range, each once."""
     return [name for name in dict.fromkeys(required) if name not in known]
 
 
@@ -262,7 +262,7 @@ def check_widths(spec: TargetSpec, quantized: QuantizedModel) -> None:
 
 
 def per_tensor(layer: QuantizedLayer) -> QuantizedLayer:
-    """The layer with one scale for its whole symmetric weight, rounded anew where channels had smaller ones."""
+    """Return the layer with one scale for its whole symmetric weight, rounded anew where channels had smaller ones."""
     if layer.qparams.axis is None:
         return layer
     scale = layer.qparams.scale.max()
@@ -273,7 +273,7 @@ def per_tensor(layer: QuantizedLayer) -> QuantizedLayer:
 
 
 def _made_from(value: ir.Value) -> Iterator[str]:
-    """Names of what is made of the value without leaving its range."""
+    """Return the names of what is made of the value without leaving its range."""
     for node, index in value.uses():
         if index == 0 and _keeps(node):
             yield from (name_of(output) for output in node.outputs if output.name)

@@ -42,7 +42,7 @@ def requantize(
     cfg: CalibConfig,
     target: str,
 ) -> Requantized:
-    """Brings a network on the grids of another target.
+    """Bring a network on the grids of another target.
 
     A weight is what the codes stand for; its zeros stay zeros. An activation keeps its range.
 
@@ -82,7 +82,7 @@ def requantize(
 def _layer(
     model: ir.Model, own: QuantizedLayer | None, plan: LayerPlan, cfg: CalibConfig
 ) -> tuple[QuantizedLayer, float | None]:
-    """The layer on the planned grid; the SQNR of its weight where that was rounded."""
+    """Return the layer on the planned grid; the SQNR of its weight where that was rounded."""
     if own is not None and (same := _same_weight(own, plan.spec)) is not None:
         return same, None
     weight = array_of(model.graph.initializers[plan.weight]).astype(np.float32) if own is None else own.weight
@@ -98,7 +98,7 @@ def _layer(
 
 
 def _same_weight(layer: QuantizedLayer, spec: QuantSpec) -> QuantizedLayer | None:
-    """The same numbers on another grid, by shifting their codes; None where it has not all of them."""
+    """Return the same numbers on another grid, by shifting their codes; None where it has not all of them."""
     own = layer.qparams
     if (own.axis is not None and not spec.per_channel) or not _has_scale(own, spec):
         return None
@@ -115,7 +115,7 @@ def _same_weight(layer: QuantizedLayer, spec: QuantSpec) -> QuantizedLayer | Non
 
 
 def activation_on(name: str, own: QParams, spec: QuantSpec, positive: Set[str]) -> tuple[QParams, str]:
-    """The value's grid, and what became of its own: `kept` or `range`."""
+    """Return the value's grid, and what became of its own: `kept` or `range`."""
     if spec.fixed is not None:
         its = qparams_of(spec.fixed, spec)
         same = (its.qmin, its.qmax) == (own.qmin, own.qmax) and its.scale == own.scale
@@ -135,7 +135,7 @@ def activation_on(name: str, own: QParams, spec: QuantSpec, positive: Set[str]) 
 
 
 def _has_scale(own: QParams, spec: QuantSpec) -> bool:
-    """Whether the other grid may have the same scales."""
+    """Return whether the other grid may have the same scales."""
     return not spec.power_of_two or bool(np.all(np.frexp(own.scale)[0] == 0.5))
 
 
@@ -168,7 +168,7 @@ _WORDS: dict[str, dict[object, str]] = {
 
 
 def differences(own: Plan, other: Plan) -> list[str]:
-    """How another target's scheme differs from the one that a network was quantized for, in words."""
+    """Return how another target's scheme differs from the one that a network was quantized for, in words."""
     pairs = {
         "weights": [
             (layer.spec, other.layers[name].spec) for name, layer in own.layers.items() if name in other.layers

@@ -40,7 +40,7 @@ LIMITS = operators.names(lambda operator: operator.limits is not None)
 
 
 def merged(config: Mapping[str, Any], ours: Ranges, sources: Mapping[str, str]) -> dict[str, Any]:
-    """The toolkit's configuration with our ranges; the rest of it stays as it is.
+    """Return the toolkit's configuration with our ranges; the rest of it stays as it is.
 
     Args:
         config: What the first step of the hybrid quantization wrote.
@@ -80,7 +80,7 @@ def sources_of(
 def matched_layers(
     toolkit: onnx.ModelProto, network: onnx.ModelProto
 ) -> Iterator[tuple[onnx.NodeProto, onnx.NodeProto]]:
-    """The toolkit's layers with those that they were; it puts `#2` behind the name of one that it replaced."""
+    """Return the toolkit's layers with those that they were; it puts `#2` behind the name of one that it replaced."""
     layers = {node.name: node for node in network.graph.node if node.op_type in LAYERS}
     for node in toolkit.graph.node:
         given = layers.get(node.name) or layers.get(node.name.rpartition("#")[0])
@@ -105,7 +105,7 @@ def _spread(found: dict[str, str], node: onnx.NodeProto, names: Collection[str])
 
 
 def read_ranges(file: Path) -> dict[str, Any]:
-    """A file of the toolkit's form, as it is.
+    """Return a file of the toolkit's form, as it is.
 
     Raises:
         UserError: It cannot be read, or has no `quantize_parameters`.
@@ -122,7 +122,7 @@ def read_ranges(file: Path) -> dict[str, Any]:
 
 
 def read_network(file: Path) -> onnx.ModelProto:
-    """A network without its large tensors.
+    """Return a network without its large tensors.
 
     Raises:
         UserError: It is missing, or no ONNX.
@@ -166,7 +166,7 @@ def _edit(file: Path, ranges: Path) -> str:
 
 
 def own_values(names: Collection[str], sources: Mapping[str, str], toolkit: onnx.ModelProto) -> list[str]:
-    """Values that the toolkit keeps its own range for, constants left aside."""
+    """Return values that the toolkit keeps its own range for, constants left aside."""
     constants = {tensor.name for tensor in toolkit.graph.initializer}
     return [name for name in names if name not in sources and name not in constants]
 

@@ -76,7 +76,7 @@ FOR_KERNELS = Storage()
 
 
 def storage_type(qparams: QParams, widths: Set[int] = KERNEL_WIDTHS) -> ir.DataType:
-    """The narrowest ONNX type of these widths that holds every code; signed where a code is negative."""
+    """Return the narrowest ONNX type of these widths that holds every code; signed where a code is negative."""
     for bits in sorted(widths):
         for name in _SIGNED_UNSIGNED[bits]:
             dtype = ir.DataType[name]
@@ -87,13 +87,13 @@ def storage_type(qparams: QParams, widths: Set[int] = KERNEL_WIDTHS) -> ir.DataT
 
 
 def type_limits(dtype: ir.DataType) -> tuple[int, int]:
-    """The smallest and the largest number of an integer type."""
+    """Return the smallest and the largest number of an integer type."""
     lowest = -(1 << (dtype.bitwidth - 1)) if dtype.is_signed() else 0
     return lowest, lowest + (1 << dtype.bitwidth) - 1
 
 
 def required_opset(types: Iterable[ir.DataType]) -> int:
-    """The first default operator set whose QuantizeLinear and DequantizeLinear take all of these types."""
+    """Return the first default operator set whose QuantizeLinear and DequantizeLinear take all of these types."""
     return max((_OPSETS[dtype.bitwidth] for dtype in types), default=_OPSETS[8])
 
 
@@ -114,13 +114,13 @@ def weight_types(
 
 
 def _is_product(node: ir.Node) -> bool:
-    """Whether a layer multiplies matrices."""
+    """Return whether a layer multiplies matrices."""
     weight = operators.of(node).weight
     return weight is not None and not weight.spatial
 
 
 def with_room_for_biases(model: ir.Model, quantized: QuantizedModel) -> QuantizedModel:
-    """The network with the scales of its weights raised where an int32 bias would not fit otherwise.
+    """Return the network with the scales of its weights raised where an int32 bias would not fit otherwise.
 
     Args:
         model: The float graph.
@@ -138,7 +138,7 @@ def with_room_for_biases(model: ir.Model, quantized: QuantizedModel) -> Quantize
 
 
 def less_zero_point(layer: QuantizedLayer) -> QuantizedLayer:
-    """The same weight with zero point 0, where its codes then fit int8: always below 8 bits."""
+    """Return the same weight with zero point 0, where its codes then fit int8: always below 8 bits."""
     _, zero_point = layer.qparams.broadcast_to(layer.codes.ndim)
     codes = layer.codes - zero_point
     int8 = np.iinfo(np.int8)

@@ -29,7 +29,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> Path:
 
 
 def proto_text(fields: Fields) -> str:
-    """A protobuf message in text form.
+    """Return a protobuf message in text form.
 
     Args:
         fields: In the order in which they are written. A string stands for itself (a name of an enum is `Enum(name)`),

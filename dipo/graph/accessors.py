@@ -9,24 +9,24 @@ from numpy.typing import NDArray
 
 
 def opset_of(model: ir.Model) -> int:
-    """Version of ONNX's default operator set."""
+    """Return version of ONNX's default operator set."""
     return model.opset_imports[""]
 
 
 def array_of(value: ir.Value) -> NDArray[Any]:
-    """The constant that the value holds."""
+    """Return the constant that the value holds."""
     assert value.const_value is not None, value.name
     return value.const_value.numpy()
 
 
 def name_of(value: ir.Value) -> str:
-    """The value's name; after `load` every value has one."""
+    """Return the value's name; after `load` every value has one."""
     assert value.name is not None
     return value.name
 
 
 def node_name(node: ir.Node) -> str:
-    """The node's name; after `load` every node has one."""
+    """Return the node's name; after `load` every node has one."""
     assert node.name is not None
     return node.name
 

@@ -32,7 +32,7 @@ class BatchNorm:
 
     @property
     def std(self) -> NDArray[np.float32]:
-        """Standard deviation of y over the training data: |gamma|, but for epsilon, which a dead channel is all of."""
+        """Standard deviation of y over the training data: |gamma|, but for epsilon; of a dead channel epsilon is all."""
         std: NDArray[np.float32] = np.abs(self.gamma) * np.sqrt(self.var / (self.var + np.float32(self.epsilon)))
         return std
 
@@ -43,24 +43,24 @@ class BatchNorm:
         return factor
 
     def divided(self, scales: NDArray[np.floating]) -> BatchNorm:
-        """Those of the output divided by `scales` [C]."""
+        """Return those of the output divided by `scales` [C]."""
         gamma, beta = (array / scales for array in (self.gamma, self.beta))
         return dataclasses.replace(self, gamma=gamma.astype(np.float32), beta=beta.astype(np.float32))
 
     def lowered(self, amounts: NDArray[np.floating]) -> BatchNorm:
-        """Those of the output less `amounts` [C]."""
+        """Return those of the output less `amounts` [C]."""
         return dataclasses.replace(self, beta=(self.beta - amounts).astype(np.float32))
 
 
 def batch_norm_of(node: ir.Node) -> BatchNorm | None:
-    """The BatchNormalization that was folded into the layer; None where there was none."""
+    """Return the BatchNormalization that was folded into the layer; None where there was none."""
     found = node.meta.get(_KEY)
     assert found is None or isinstance(found, BatchNorm)
     return found
 
 
 def set_batch_norm(node: ir.Node, batch_norm: BatchNorm) -> None:
-    """Says what the layer's output is like."""
+    """Say what the layer's output is like."""
     node.meta[_KEY] = batch_norm
 
 

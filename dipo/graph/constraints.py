@@ -87,7 +87,7 @@ def _check_grids(rules: TargetSpec, wish: Mapping[str, Any]) -> None:
 
 
 def check_widths(rules: TargetSpec, *, weights: Mapping[str, int], activations: Mapping[str, int]) -> None:
-    """Looks for widths that the target does not have.
+    """Look for widths that the target does not have.
 
     Args:
         rules: What the target takes.
@@ -108,7 +108,7 @@ def check_widths(rules: TargetSpec, *, weights: Mapping[str, int], activations: 
 
 
 def check_patterns(option: str, patterns: Iterable[str], names: Sequence[str], layers: Sequence[str]) -> None:
-    """Looks for patterns of names that fit none.
+    """Look for patterns of names that fit none.
 
     Raises:
         UserError: There is one; the nearest name and some layers are named.

@@ -12,7 +12,7 @@ from dipo.graph.operators import Limits, LimitsFrom
 
 
 def clip_limits(node: ir.Node) -> Limits | None:
-    """Limits of a Relu or Clip, infinite where there is none; None where they are no constants, or for other nodes."""
+    """Limit of a Relu or Clip, infinite where there is none; None where they are no constants, or for other nodes."""
     limits = operators.of(node).limits
     if limits is None or limits.source is LimitsFrom.OPERANDS:
         return None

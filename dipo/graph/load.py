@@ -44,7 +44,7 @@ def normalise(model: ir.Model, *, source: str) -> ir.Model:
 
 
 def model_files(path: Path) -> list[Path]:
-    """The file of a model that can be loaded, and behind it those that hold its weights outside of it."""
+    """Return the file of a model that can be loaded, and behind it those that hold its weights outside of it."""
     tensors = (value.const_value for value in ir.load(path).graph.initializers.values())
     return [path, *sorted({Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)})]
 

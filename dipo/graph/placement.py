@@ -14,7 +14,7 @@ from dipo.graph.target_spec import TargetSpec
 
 
 def quantized_values(nodes: Iterable[ir.Node], rules: TargetSpec, *, placement: str) -> set[str]:
-    """Names of the values that have a quantizer, or the codes of one that they are a rearrangement of.
+    """Return the names of the values that have a quantizer, or the codes of one that they are a rearrangement of.
 
     Args:
         nodes: Those that the target runs on integers.
@@ -32,19 +32,19 @@ def quantized_values(nodes: Iterable[ir.Node], rules: TargetSpec, *, placement: 
 
 
 def is_float(value: ir.Value) -> bool:
-    """Whether the value may hold floats; one of unknown type may."""
+    """Return whether the value may hold floats; one of unknown type may."""
     return value.dtype is None or value.dtype == ir.DataType.FLOAT
 
 
 def _read(node: ir.Node, rules: TargetSpec) -> list[ir.Value]:
-    """The activations that a quantized kernel of this node reads as integers."""
+    """Return the activations that a quantized kernel of this node reads as integers."""
     data = node.inputs[:1] if is_layer(node) or operators.of(node).on_codes else node.inputs
     fused = _fused_summand(node, rules)
     return [v for v in data if v is not None and v.const_value is None and is_float(v) and v is not fused]
 
 
 def _fused_summand(node: ir.Node, rules: TargetSpec) -> ir.Value | None:
-    """What a layer gives to the sum that is part of its kernel."""
+    """Return what a layer gives to the sum that is part of its kernel."""
     if not rules.fuse_residual_add or operators.of(node).operand is not Operand.SUMMAND:
         return None
     values = [v for v in node.inputs if v is not None and v.const_value is None and is_float(v)]
@@ -67,7 +67,7 @@ def _made(node: ir.Node, rules: TargetSpec) -> ir.Value:
 
 
 def pass_through_source(value: ir.Value, quantized: Container[str]) -> str | None:
-    """The quantized value that this one is a rearrangement of."""
+    """Return the quantized value that this one is a rearrangement of."""
     node = value.producer()
     while node is not None and operators.of(node).on_codes and node.inputs[0] is not None:
         if not is_moved(node):
@@ -79,7 +79,7 @@ def pass_through_source(value: ir.Value, quantized: Container[str]) -> str | Non
 
 
 def is_moved(node: ir.Node) -> bool:
-    """Whether all that the node makes has a code on the grid of its first input: values of it, and zeros."""
+    """Return whether all that the node makes has a code on the grid of its first input: values of it, and zeros."""
     moves = operators.of(node).moves
     return moves is not None and (moves is not Moves.PADDED or _pads_with_zeros(node))
 

@@ -53,7 +53,7 @@ class Plan:
     """Other values whose statistics are taken too, as another target would quantize them."""
 
     def input_of(self, node: ir.Node) -> str | None:
-        """The quantized value whose scale a layer's input has; None where the input is float."""
+        """Return the quantized value whose scale a layer's input has; None where the input is float."""
         name = name_of(node.inputs[0]) if node.inputs[0] is not None else ""
         name = self.aliases.get(name, name)
         return name if name in self.activations else None
@@ -251,7 +251,7 @@ def _layer_plan(layer: Layer, scheme: LayerScheme, rules: TargetSpec, *, power_o
 
 
 def edge_layers(model: ir.Model) -> set[str]:
-    """Layers that read a network input, or make a network output, with no other layer between."""
+    """Return layers that read a network input, or make a network output, with no other layer between."""
     last: set[str] = set()
     reaches_output = set(model.graph.outputs)
     for node in reversed(list(model.graph)):

@@ -69,7 +69,7 @@ class TargetSpec:
     """Layers whose weights it reads in types below 8 bits, where it has some; None for all."""
 
     def only(self, option: str) -> bool | None:
-        """The one value of an option of `precision` that the target takes; None where it takes both.
+        """Return the one value of an option of `precision` that the target takes; None where it takes both.
 
         Args:
             option: weight_per_channel, weight_symmetric, weight_narrow, act_signed, act_symmetric or power_of_two.
@@ -85,7 +85,7 @@ class TargetSpec:
         }[option]
 
     def per_channel(self, op_type: str, *, wish: bool | None) -> bool:
-        """Whether layers of this operator have a scale for each channel.
+        """Return whether layers of this operator have a scale for each channel.
 
         Args:
             op_type: The layers'.
@@ -95,7 +95,7 @@ class TargetSpec:
         return takes if wish is None else takes and wish
 
     def block(self, op_type: str, *, bits: int, wish: int | None, length: int) -> int | None:
-        """How many inputs of a layer share a scale; None where those of a channel all do.
+        """Return how many inputs of a layer share a scale; None where those of a channel all do.
 
         Args:
             op_type: The layer's.

@@ -39,7 +39,7 @@ class GraphModule(torch.nn.Module):
     def __init__(
         self, model: ir.Model, *, nodes: Sequence[ir.Node] | None = None, outputs: Iterable[str] | None = None
     ) -> None:
-        """Binds `nodes` (all of the model's by default) to torch functions.
+        """Bind `nodes` (all of the model's by default) to torch functions.
 
         Args:
             model: A model that `graph.load` has normalised.
@@ -72,7 +72,7 @@ class GraphModule(torch.nn.Module):
         )
 
     def constant(self, name: str) -> torch.Tensor:
-        """The constant of that name."""
+        """Return the constant of that name."""
         tensor = self.get_buffer(self._constants[name])
         assert isinstance(tensor, torch.Tensor)
         return tensor
@@ -89,7 +89,7 @@ class GraphModule(torch.nn.Module):
         hook: Hook | None = None,
         constants: Mapping[str, torch.Tensor] | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Runs the nodes.
+        """Run the nodes.
 
         Args:
             values: The values of `inputs`.
@@ -121,7 +121,7 @@ class GraphModule(torch.nn.Module):
 
 
 def channels_last(tensor: torch.Tensor) -> torch.Tensor:
-    """The same tensor, its images stored with the channels innermost."""
+    """Return the same tensor, its images stored with the channels innermost."""
     if tensor.ndim == 4 and tensor.is_floating_point():
         return tensor.contiguous(memory_format=torch.channels_last)
     return tensor

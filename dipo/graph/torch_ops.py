@@ -41,7 +41,7 @@ def bind(node: ir.Node, opset: int) -> TorchOp:
 
 
 def supported(node: ir.Node, opset: int | None = None) -> bool:
-    """Whether `bind` would succeed.
+    """Return whether `bind` would succeed.
 
     Args:
         node: The node.

@@ -44,7 +44,7 @@ class Unit:
 
 
 def find_units(model: ir.Model, *, granularity: str) -> list[Unit]:
-    """Parts all nodes of the graph into units.
+    """Part all nodes of the graph into units.
 
     Args:
         model: A model that `graph.load` has normalised.
@@ -74,7 +74,7 @@ def _unit(index: int, nodes: Sequence[ir.Node]) -> Unit:
 
 
 def _layers(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
-    """Each layer with the activations that only it feeds; the nodes between layers as pieces of their own."""
+    """Return each layer with the activations that only it feeds; the nodes between layers as pieces of their own."""
     pieces: list[list[ir.Node]] = []
     taken: set[ir.Node] = set()
     between: list[ir.Node] = []
@@ -103,7 +103,7 @@ def _sole_activation(node: ir.Node) -> ir.Node | None:
 
 
 def _blocks(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
-    """Pieces between the cuts that the module's docstring allows."""
+    """Return pieces between the cuts that the module's docstring allows."""
     order = {node: index for index, node in enumerate(nodes)}
     layers_before = list(itertools.accumulate((is_layer(node) for node in nodes), initial=0))
     live: dict[ir.Value, tuple[int, bool]] = {}
@@ -127,7 +127,7 @@ def _blocks(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
 
 
 def _closes(node: ir.Node, piece: Sequence[ir.Node]) -> bool:
-    """Whether a layer or a residual sum ends here, its activation included."""
+    """Return whether a layer or a residual sum ends here, its activation included."""
     if not any(is_layer(member) for member in piece) or _sole_activation(node) is not None:
         return False
     return not any(_is_gated(value) for value in node.outputs)
@@ -165,7 +165,7 @@ def _layers_in(piece: Sequence[ir.Node]) -> list[Layer]:
 
 
 def _is_depthwise(layer: Layer) -> bool:
-    """Whether outputs are made of one input channel each, be it several of one."""
+    """Return whether outputs are made of one input channel each, be it several of one."""
     return layer.op_type == "Conv" and layer.groups > 1 and layer.shape[1] == 1
 
 
@@ -205,7 +205,7 @@ def _changes_resolution(before: Sequence[ir.Node], block: Sequence[ir.Node]) -> 
 
 
 def _resolution(value: ir.Value) -> tuple[int, ...] | None:
-    """Sizes behind batch and channels; None where they are not known."""
+    """Return the sizes behind batch and channels; None where they are not known."""
     if value.shape is None:
         return None
     sizes = tuple(value.shape)[2:]

@@ -14,7 +14,7 @@ from dipo.graph.placement import is_float
 
 
 def positive_values(model: ir.Model) -> set[str]:
-    """Names of the values that cannot be negative, by the operators that make them."""
+    """Return the names of the values that cannot be negative, by the operators that make them."""
     found: set[str] = set()
     for node in model.graph:
         if _is_never_negative(node) or _keeps_sign(node, found):

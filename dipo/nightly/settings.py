@@ -69,7 +69,7 @@ class TrendConfig(Section):
 
     @classmethod
     def prefix(cls) -> str:
-        """The prefix of its options: none."""
+        """Return the prefix of its options: none."""
         return ""
 
 

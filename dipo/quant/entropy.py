@@ -14,7 +14,7 @@ _CHUNK = 1 << 14
 
 
 def entropy_range(stats: Statistics, spec: QuantSpec) -> Range:
-    """The range whose quantized histogram diverges least from the observed one.
+    """Return the range whose quantized histogram diverges least from the observed one.
 
     Candidate m keeps the first m bins: P is the histogram of these, what lies beyond added to the last; Q the same bins
     without the rest, merged into as many levels as the grid has and spread again over each level's occupied bins. Among
@@ -53,7 +53,7 @@ def _without_zeros(bins: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _best_stop(bins: NDArray[np.float64], levels: int) -> int | None:
-    """The number of bins, counted from the first, with the least divergence; None where no choice has one."""
+    """Return the number of bins, counted from the first, with the least divergence; None where no choice has one."""
     num_bins = int(np.flatnonzero(bins)[-1]) + 1 if bins.any() else 0
     if num_bins <= levels:
         return None
@@ -63,7 +63,7 @@ def _best_stop(bins: NDArray[np.float64], levels: int) -> int | None:
 
 
 def _best_window(bins: NDArray[np.float64], levels: int) -> int | None:
-    """The same for bins on both sides of zero: the largest distance from it."""
+    """Return the same for bins on both sides of zero: the largest distance from it."""
     bins = bins.copy()
     bins[_HALF] = bins[_HALF + 1]
     occupied = np.flatnonzero(bins)
@@ -126,7 +126,7 @@ def _levelled(
     stops: NDArray[np.int64],
     levels: int,
 ) -> NDArray[np.float64]:
-    """The second sum of `divergences` for some windows."""
+    """Return the second sum of `divergences` for some windows."""
     size = (stops - starts)[:, None]
     # Bin j belongs to level floor(j * levels / size), so level l begins at ceil(l * size / levels).
     edges = starts[:, None] - (-np.arange(levels + 1) * size // levels)

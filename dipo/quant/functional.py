@@ -22,7 +22,7 @@ class TorchQParams:
 
     @staticmethod
     def of(qparams: QParams, *, num_dims: int, device: torch.device) -> TorchQParams:
-        """Moves `qparams` to a device, for a tensor of `num_dims` dimensions."""
+        """Move `qparams` to a device, for a tensor of `num_dims` dimensions."""
         scale, zero_point = qparams.broadcast_to(num_dims)
         return TorchQParams(
             scale=torch.tensor(scale, dtype=torch.float32, device=device),
@@ -45,7 +45,7 @@ def quantize(x: torch.Tensor, qparams: TorchQParams) -> torch.Tensor:
 
 
 def dequantize(codes: torch.Tensor, qparams: TorchQParams) -> torch.Tensor:
-    """The float32 numbers `(code - zero_point) * scale` that the codes stand for."""
+    """Return the float32 numbers `(code - zero_point) * scale` that the codes stand for."""
     return codes.to(torch.float32).sub_(qparams.zero_point).mul_(qparams.scale)
 
 

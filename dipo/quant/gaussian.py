@@ -37,13 +37,13 @@ class Moments:
     def of(
         mean: ArrayLike, std: ArrayLike, *, low: ArrayLike = -np.inf, high: ArrayLike = np.inf, num_dims_behind: int = 0
     ) -> Moments:
-        """Numbers of which no more is known; single ones hold for all channels."""
+        """Return numbers of which no more is known; single ones hold for all channels."""
         arrays = np.broadcast_arrays(*(np.asarray(each, np.float64) for each in (mean, std, low, high)))
         mean, std, low, high = (np.atleast_1d(array) for array in arrays)
         return Moments(mean, std, low, high, mean, std, num_dims_behind)
 
     def spread(self, sigmas: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Ends of what lies within so many standard deviations, of the normal numbers before they were cut off."""
+        """End of what lies within so many standard deviations, of the normal numbers before they were cut off."""
         return tuple(  # type: ignore[return-value]
             np.clip(self.mu + sign * sigmas * self.sigma, self.low, self.high) for sign in (-1, 1)
         )
@@ -149,7 +149,7 @@ def _square(x: Moments) -> NDArray[np.float64]:
 
 
 def _times(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
-    """The product, 0 where one of the two is: of an infinite bound and a probability that vanishes."""
+    """Return the product, 0 where one of the two is: of an infinite bound and a probability that vanishes."""
     a, b = np.broadcast_arrays(np.asarray(a, np.float64), np.asarray(b, np.float64))
     zero = (a == 0) | (b == 0)
     return np.where(zero, 0.0, np.where(zero, 1.0, a) * np.where(zero, 1.0, b))

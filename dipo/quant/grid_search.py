@@ -69,7 +69,7 @@ def _search(rows: NDArray[np.float32], start: QParams, *, spec: QuantSpec, norm:
 
 
 def _zero_points(start: QParams, spec: QuantSpec) -> list[NDArray[np.int32]]:
-    """The zero points that a search tries, each of shape [R]."""
+    """Return the zero points that a search tries, each of shape [R]."""
     if spec.symmetric:
         return [start.zero_point]
     if spec.bits <= 3:
@@ -80,7 +80,7 @@ def _zero_points(start: QParams, spec: QuantSpec) -> list[NDArray[np.int32]]:
 def row_errors(
     rows: NDArray[np.float32], grids: QParams, *, norm: float, scratch: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Sum of |Q(w) - w|^norm over each row.
+    """Return the sum of |Q(w) - w|^norm over each row.
 
     Args:
         rows: Weights, [R, N].

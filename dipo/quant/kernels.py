@@ -41,7 +41,7 @@ class Kernels:
 
 
 def eager(fallback: str | None = None) -> Kernels:
-    """The functions as they are: several times slower, the same arithmetic."""
+    """Return the functions as they are: several times slower, the same arithmetic."""
     functions: dict[str, Any] = {name: getattr(rounding, name) for name in _NAMES}
     return Kernels(**functions, compiled=False, fallback=fallback)
 

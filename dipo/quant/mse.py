@@ -16,7 +16,7 @@ _COARSE_2D = 2.0 ** -np.arange(0, 6.5, 0.5)
 
 
 def mse_range(stats: Statistics, spec: QuantSpec) -> Range:
-    """The range, within the one seen, whose grid has the smallest expected squared error: `expected_error`.
+    """Return the range, within the one seen, whose grid has the smallest expected squared error: `expected_error`.
 
     A search from coarse to fine over factors on both ends of the range; over one factor where the data lies on one side
     of zero or the grid is symmetric.
@@ -47,12 +47,12 @@ def mse_range(stats: Statistics, spec: QuantSpec) -> Range:
 
 
 def _grid(values: NDArray[np.float64], num_dims: int) -> NDArray[np.float64]:
-    """Every choice of `num_dims` values, [choices, num_dims]."""
+    """Return every choice of `num_dims` values, [choices, num_dims]."""
     return np.stack(np.meshgrid(*[values] * num_dims, indexing="ij"), axis=-1).reshape(-1, num_dims)
 
 
 def expected_error(stats: Statistics, qparams: QParams) -> NDArray[np.float64]:
-    """Mean of (Q(x) - x)^2 under the histogram, for each of C grids.
+    """Return the mean of (Q(x) - x)^2 under the histogram, for each of C grids.
 
     Within a bin the density is taken as uniform. In units of the scale, t = x / scale, the code is c = clip(round(t)),
     the error t - c, and the integral of its square G(t) = c / 12 + (t - c)^3 / 3. It is continuous, for a rounding

@@ -70,7 +70,7 @@ class Statistics:
         )
 
     def same_as(self, other: Statistics) -> bool:
-        """Whether both hold the same bits."""
+        """Return whether both hold the same bits."""
         return (self.count, self.min, self.max, self.exponent) == (
             other.count,
             other.min,
@@ -79,7 +79,7 @@ class Statistics:
         ) and np.array_equal(self.bins, other.bins)
 
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:
-        """The fields as arrays, ready for a safetensors file."""
+        """Return the fields as arrays, ready for a safetensors file."""
         return {
             "count": np.asarray(self.count, np.int64),
             "min": np.asarray(self.min, np.float32),
@@ -90,7 +90,7 @@ class Statistics:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Statistics:
-        """The inverse of `to_arrays`.
+        """Return the inverse of `to_arrays`.
 
         Raises:
             UserError: a field is missing or the histogram has another shape.
@@ -175,7 +175,7 @@ def _exponent_of(low: float, high: float) -> int:
 
 
 def _coarsen(bins: NDArray[np.int64], shift: int) -> NDArray[np.int64]:
-    """The histogram at an exponent larger by `shift`: bin i goes to bin floor(i / 2^shift)."""
+    """Return the histogram at an exponent larger by `shift`: bin i goes to bin floor(i / 2^shift)."""
     if shift == 0:
         return bins
     # From here on only the bins on either side of zero are left, and growing further changes nothing.
@@ -188,13 +188,13 @@ def _coarsen(bins: NDArray[np.int64], shift: int) -> NDArray[np.int64]:
 
 
 def _flat(x: torch.Tensor) -> torch.Tensor:
-    """All elements in the order in which they lie in memory: channels-last tensors are not copied."""
+    """Return all elements in the order in which they lie in memory: channels-last tensors are not copied."""
     order = sorted(range(x.ndim), key=x.stride, reverse=True)
     return x.permute(order).reshape(-1)
 
 
 def _histogram(x: torch.Tensor, exponent: int) -> torch.Tensor:
-    """Counts of floor(x / 2^exponent) + 2048: int64 [NUM_BINS] on the device of `x`, for flat data that fits."""
+    """Count of floor(x / 2^exponent) + 2048: int64 [NUM_BINS] on the device of `x`, for flat data that fits."""
     size, count = (_CPU_CHUNK, count_bins) if x.device.type == "cpu" else (_DEVICE_CHUNK, count_bins_on_device)
     bins = torch.zeros(NUM_BINS, dtype=torch.int64, device=x.device)
     scratch = torch.empty(min(size, len(x)), device=x.device)

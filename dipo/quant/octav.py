@@ -42,7 +42,7 @@ class _Tail:
 
 
 def octav_range(stats: Statistics, spec: QuantSpec) -> Range:
-    """The range that minimises OCTAV's model of the squared error.
+    """Return the range that minimises OCTAV's model of the squared error.
 
     For a grid of n steps from zero to the clip s (the paper has n = 2^(B-1)) the model is
 

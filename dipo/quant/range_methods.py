@@ -31,21 +31,21 @@ class RangeMethod:
 
 
 def _minmax(stats: Statistics, _spec: QuantSpec, _percentile: float) -> Range:
-    """All that was seen."""
+    """Return all that was seen."""
     from dipo.quant.ranges import minmax_range
 
     return minmax_range(stats)
 
 
 def _percentile(stats: Statistics, _spec: QuantSpec, percentile: float) -> Range:
-    """A part of what was seen."""
+    """Return a part of what was seen."""
     from dipo.quant.ranges import percentile_range
 
     return percentile_range(stats, percentile)
 
 
 def _mse(stats: Statistics, spec: QuantSpec, _percentile: float) -> Range:
-    """The least expected squared error."""
+    """Return the least expected squared error."""
     from dipo.quant.mse import mse_range
 
     return mse_range(stats, spec)
@@ -60,7 +60,7 @@ def _kl(stats: Statistics, spec: QuantSpec, _percentile: float) -> Range:
 
 
 def _octav(stats: Statistics, spec: QuantSpec, _percentile: float) -> Range:
-    """The least squared error by OCTAV's model and iteration."""
+    """Return the least squared error by OCTAV's model and iteration."""
     from dipo.quant.octav import octav_range
     from dipo.quant.ranges import nearest_power
 

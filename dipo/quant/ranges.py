@@ -31,7 +31,7 @@ _TINY = np.finfo(np.float32).tiny
 def activation_range(
     stats: Statistics, spec: QuantSpec, *, method: str, percentile: float = 99.99, name: str = "a tensor"
 ) -> Range:
-    """The range of a tensor, from its statistics.
+    """Return the range of a tensor, from its statistics.
 
     Args:
         stats: What was observed.
@@ -100,7 +100,7 @@ def weight_qparams(
     percentile: float = 99.99,
     name: str = "a weight",
 ) -> QParams:
-    """Scales and zero points for a weight: per channel along `axis` where the spec says so, else one for all.
+    """Scale and zero points for a weight: per channel along `axis` where the spec says so, else one for all.
 
     Where the spec has blocks, each run of so many weights along the input axis has its own.
 
@@ -136,7 +136,7 @@ def weight_qparams(
 def _block_qparams(
     weight: NDArray[np.float32], spec: QuantSpec, axis: int, find: Callable[[NDArray[np.float32]], QParams]
 ) -> QParams:
-    """A grid for each block, from a function that finds one for each row of weights."""
+    """Return a grid for each block, from a function that finds one for each row of weights."""
     assert spec.block is not None
     along = input_axis(axis)
     blocks = Blocks(spec.block, along, weight.shape[along])
@@ -154,12 +154,12 @@ def _block_qparams(
 
 
 def _minmax_rows(rows: NDArray[np.float32], spec: QuantSpec, _norm: float, _percentile: float) -> QParams:
-    """A grid for each row that clips nothing."""
+    """Return a grid for each row that clips nothing."""
     return qparams_between(rows.min(axis=1), rows.max(axis=1), spec)
 
 
 def _percentile_rows(rows: NDArray[np.float32], spec: QuantSpec, _norm: float, percentile: float) -> QParams:
-    """A grid for each row that keeps the given per cent of its weights.
+    """Return a grid for each row that keeps the given per cent of its weights.
 
     On a symmetric grid the largest magnitudes are clipped, on another half as many at either end. The range ends at a
     weight: a row too short to lose one is not clipped.
@@ -174,7 +174,7 @@ def _percentile_rows(rows: NDArray[np.float32], spec: QuantSpec, _norm: float, p
 
 
 def _mse_rows(rows: NDArray[np.float32], spec: QuantSpec, norm: float, percentile: float) -> QParams:
-    """A grid for each row with the least error in the norm.
+    """Return a grid for each row with the least error in the norm.
 
     Rows are brought to magnitude 1 by powers of two, which changes no code, so that no error over- or underflows.
     """

@@ -53,12 +53,12 @@ def random_words(num_elements: int, generator: torch.Generator, prob: float = 0.
 
 
 def flat(x: torch.Tensor) -> torch.Tensor:
-    """The elements in the order of memory; images are channels_last."""
+    """Return the elements in the order of memory; images are channels_last."""
     return (x.permute(0, 2, 3, 1) if x.ndim == 4 else x).reshape(-1)
 
 
 def unflat(elements: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """The inverse of `flat`, for a tensor of that shape."""
+    """Return the inverse of `flat`, for a tensor of that shape."""
     if len(shape) != 4:
         return elements.view(tuple(shape))
     n, c, h, w = shape
@@ -90,7 +90,7 @@ def mix_floats(q: torch.Tensor, fp: torch.Tensor, words: torch.Tensor) -> torch.
 
 
 def loss_gradient(out: torch.Tensor, target: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Gives factor * (out - target): the gradient of a squared error."""
+    """Give factor * (out - target): the gradient of a squared error."""
     return factor * (out - target)
 
 

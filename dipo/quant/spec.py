@@ -83,7 +83,7 @@ class Blocks:
     """Of the axis."""
 
     def spread(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Numbers of runs, each repeated for all its weights."""
+        """Return numbers of runs, each repeated for all its weights."""
         repeated: NDArray[Any] = np.repeat(array, self.size, self.axis)
         return repeated.take(np.arange(self.length), self.axis)
 
@@ -123,7 +123,7 @@ class QParams:
         )
 
     def scaled(self, factors: NDArray[Any]) -> NDArray[np.float64]:
-        """The scales, those of each channel multiplied by its factor."""
+        """Return the scales, those of each channel multiplied by its factor."""
         if self.axis is None or self.blocks is None:
             return np.asarray(self.scale * factors)
         shape = [1] * self.scale.ndim
@@ -132,7 +132,7 @@ class QParams:
 
 
 def input_axis(axis: int) -> int:
-    """The axis of a layer's weight that counts inputs, beside the one that counts output channels.
+    """Return the axis of a layer's weight that counts inputs, beside the one that counts output channels.
 
     Conv and Gemm with transB have [outputs, inputs, ..], ConvTranspose, Gemm and MatMul [.., inputs, outputs, ..].
     """
@@ -173,6 +173,6 @@ def qparams_between(low: ArrayLike, high: ArrayLike, spec: QuantSpec, *, axis: i
 
 
 def _next_power(scale: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The smallest powers of two that are no smaller, up to the largest that float32 has."""
+    """Return the smallest powers of two that are no smaller, up to the largest that float32 has."""
     mantissa, exponent = np.frexp(scale)
     return np.asarray(np.ldexp(np.float32(1), np.minimum(exponent - (mantissa == 0.5), 127)), np.float32)

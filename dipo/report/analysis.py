@@ -127,11 +127,11 @@ class AnalysisReport:
     """Whether the rows advise the step bias_correction."""
 
     def most_sensitive(self, count: int) -> list[AnalysisRow]:
-        """The first by rank."""
+        """Return the first by rank."""
         return sorted(self.layers, key=lambda row: row.rank)[:count]
 
     def options(self) -> list[str]:
-        """The advice as one types it."""
+        """Return the advice as one types it."""
         settings = ",".join(
             f"{pattern}:{{{','.join(f'{name}:{str(value).lower()}' for name, value in values.items())}}}"
             for pattern, values in self.overrides.items()

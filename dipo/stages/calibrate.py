@@ -42,7 +42,7 @@ def calibrate(context: Context, *, observe: bool) -> NetworkState:
 
 
 def _observed(context: Context) -> Calibration:
-    """One pass over the samples, sharded; the workers' statistics merge exactly."""
+    """Return one pass over the samples, sharded; the workers' statistics merge exactly."""
     if context.folder.has(STATISTICS):
         try:
             return load_calibration(context.folder)
@@ -57,7 +57,7 @@ def _observed(context: Context) -> Calibration:
 
 
 def _quantize(context: Context, calibration: Calibration) -> QuantizedModel:
-    """Ranges of activations, and weights rounded to nearest."""
+    """Return ranges of activations, and weights rounded to nearest."""
     config, loaded = context.config, context.loaded
     if not config.calib.reads_statistics:
         ranges = data_free_ranges(loaded.plan, moments_of_model(loaded.model, config.data), sigmas=config.calib.sigmas)

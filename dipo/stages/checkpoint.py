@@ -27,14 +27,14 @@ MEANS = "channel_means"
 
 
 def save_calibration(folder: RunFolder, seen: Calibration) -> None:
-    """Writes what calibration saw."""
+    """Write what calibration saw."""
     arrays = {f"{name}/{key}": a for name, stats in seen.statistics.items() for key, a in stats.to_arrays().items()}
     means = {f"{name}/{MEANS}": mean for name, mean in seen.channel_means.items()}
     folder.write_arrays(STATISTICS, arrays | means)
 
 
 def load_calibration(folder: RunFolder) -> Calibration:
-    """Reads what calibration saw.
+    """Read what calibration saw.
 
     Raises:
         DamagedFileError: It is missing or damaged.
@@ -53,11 +53,11 @@ class UnitFiles:
     step: str
 
     def name(self, unit: Unit) -> str:
-        """The file of a unit."""
+        """Return the file of a unit."""
         return f"{UNITS}/{self.step}-{unit.index:03d}.safetensors"
 
     def save(self, unit: Unit, result: UnitResult) -> None:
-        """Writes a unit."""
+        """Write a unit."""
         about = {
             "name": unit.name,
             "loss_first": result.loss_first,
@@ -68,7 +68,7 @@ class UnitFiles:
         self.folder.write_arrays(self.name(unit), _arrays(result), about)
 
     def load(self, unit: Unit, quantized: QuantizedModel) -> UnitResult | None:
-        """Reads a unit; None where it was not finished.
+        """Read a unit; None where it was not finished.
 
         Args:
             unit: The unit.
@@ -127,7 +127,7 @@ def _arrays(result: UnitResult) -> dict[str, NDArray[Any]]:
 
 
 def narrowest(qparams: QParams) -> type[np.integer[Any]]:
-    """The narrowest type that codes are kept in."""
+    """Return the narrowest type that codes are kept in."""
     if qparams.qmin >= 0 and qparams.qmax <= 255:
         return np.uint8
     return np.int8 if qparams.qmax <= 127 else np.int32
@@ -159,7 +159,7 @@ def load_units(
 
 
 def tell_of_damage(context: Context, file: str) -> None:
-    """Says that a file of the run cannot be used."""
+    """Say that a file of the run cannot be used."""
     log.warning("%s is damaged: what is in it is computed again", file)
     context.terminal.say(f"{file} is damaged: what is in it is computed again")
     context.events.emit("checkpoint_damaged", file=file, reason="its digest does not fit")

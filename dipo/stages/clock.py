@@ -21,7 +21,7 @@ class Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Adds the time of the block to the stage."""
+        """Add the time of the block to the stage."""
         start = time.perf_counter()
         yield
         self.last = time.perf_counter() - start

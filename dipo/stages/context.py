@@ -42,14 +42,14 @@ class Context:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Times a stage and tells of it."""
+        """Time a stage and tells of it."""
         self.events.emit("stage_begins", stage=name)
         with self.clock.stage(name):
             yield
         self.events.emit("stage_ends", stage=name, seconds=round(self.clock.last, 3))
 
     def unit_ends(self, step: str, unit: Unit, result: UnitResult, *, steps: int) -> None:
-        """Tells of a finished unit."""
+        """Tell of a finished unit."""
         self.events.emit(
             "unit_ends",
             step=step,
@@ -77,7 +77,7 @@ class Context:
     def over_samples(
         self, make: Callable[[Sequence[Batch]], Task[ResultT]], *, title: str, num_samples: int
     ) -> list[ResultT]:
-        """What a task gives for shares of the samples, in the shares' order."""
+        """Return what a task gives for shares of the samples, in the shares' order."""
         shares = self.shares(num_samples)
         with self.terminal.task(title, num_samples, "samples") as progress:
             tasks, sizes = [make(share) for share in shares], [sum(map(len, share)) for share in shares]
@@ -85,7 +85,7 @@ class Context:
         return [found[index] for index in range(len(shares))]
 
     def shares(self, num_samples: int) -> list[list[Batch]]:
-        """The batches of so many samples, in shares that the workers take as they get free."""
+        """Return the batches of so many samples, in shares that the workers take as they get free."""
         batches = cut(num_samples, self.config.data.batch_size)
         number = 1 if self.pool.size == 1 else self.pool.size * SHARES_PER_WORKER
         return [share for share in even_shares(batches, number) if share]

@@ -12,7 +12,7 @@ from dipo.stages.sequential import solved_units
 
 
 def show_plan(config: Config, loaded: JobInputs, terminal: Terminal) -> None:
-    """Prints the plan of a job: its layers, activations and steps."""
+    """Print the plan of a job: its layers, activations and steps."""
     plan, data = loaded.plan, loaded.data
     terminal.say(f"{config.model.title}: {loaded.path}")
     terminal.say(f"calibration: {data.calib.describe()}")

@@ -97,7 +97,7 @@ def written_model(files: Sequence[Path]) -> Path:
 
 
 def source_of(context: Context, quantized: QuantizedModel, calibration: Calibration) -> QuantizedRun:
-    """The network for targets' files."""
+    """Return the network for targets' files."""
     loaded = context.loaded
     return QuantizedRun(context.config, loaded.model, loaded.plan, quantized, calibration.statistics)
 

@@ -82,7 +82,7 @@ def export_run(request: Request) -> int:
 
 
 def _source(folder: RunFolder, request: Request, config: Config) -> QuantizedRun:
-    """The network of the run."""
+    """Return the network of the run."""
     from dipo.algo.step import FloatNetwork
     from dipo.stages.checkpoint import load_calibration
     from dipo.stages.load import change_float, moments_of_model, plan_for
@@ -111,7 +111,7 @@ def _source(folder: RunFolder, request: Request, config: Config) -> QuantizedRun
 
 
 def _check_config(folder: RunFolder, config: Config) -> None:
-    """Looks for options that are not those of the run.
+    """Look for options that are not those of the run.
 
     Raises:
         UserError: There is one.
@@ -129,14 +129,14 @@ def _check_config(folder: RunFolder, config: Config) -> None:
 
 
 def _has_statistics(folder: RunFolder, config: Config) -> bool:
-    """Whether calibration kept what it saw; every run has it but those without samples."""
+    """Return whether calibration kept what it saw; every run has it but those without samples."""
     from dipo.stages.checkpoint import STATISTICS
 
     return config.calib.reads_statistics or folder.has(STATISTICS)
 
 
 def _model(folder: RunFolder, request: Request, config: Config) -> ir.Model:
-    """The float network, once its file is known to be the run's.
+    """Return the float network, once its file is known to be the run's.
 
     Raises:
         UserError: It is not there, or another.

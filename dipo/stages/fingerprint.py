@@ -53,7 +53,7 @@ def decisive_options(config: Config) -> dict[str, Any]:
 
 
 def write_fingerprint(folder: RunFolder, own: Mapping[str, Any]) -> None:
-    """Writes it into the folder of a run that begins."""
+    """Write it into the folder of a run that begins."""
     folder.write_json(FINGERPRINT, own)
 
 
@@ -66,13 +66,13 @@ class ResumeState:
 
 
 def same_options(config: Config, folder: RunFolder) -> bool:
-    """Whether the run was begun with all of these options, but for those of the process."""
+    """Return whether the run was begun with all of these options, but for those of the process."""
     plain, stored = to_plain(config), RunFolder.stored_config(folder.path)
     return all(plain[section] == stored.get(section) for section in (*SECTIONS, *SINGLE, "seed"))
 
 
 def compare(folder: RunFolder, own: Mapping[str, Any]) -> ResumeState | None:
-    """Compares the fingerprint with that of the run in the folder.
+    """Compare the fingerprint with that of the run in the folder.
 
     Returns:
         What the run was begun with; None where it was ended before it had a fingerprint.

@@ -56,7 +56,7 @@ class JobInputs:
 
 
 def load_job(config: Config, *, model: ir.Model | None = None) -> JobInputs:
-    """Reads the model, finds the samples, makes the plan.
+    """Read the model, finds the samples, makes the plan.
 
     Args:
         config: The job.
@@ -145,14 +145,14 @@ def change_float(
 
 
 def _joined(first: FloatChange, second: FloatChange) -> FloatChange:
-    """Both changes as one."""
+    """Return both changes as one."""
     kept = None if first.record is None and second.record is None else {**(first.record or {}), **(second.record or {})}
     chains, refusals = [*first.chains, *second.chains], [*first.refusals, *second.refusals]
     return FloatChange(second.model, kept, chains, refusals)
 
 
 def plan_for(target: str, config: Config, model: ir.Model, *, fit: bool = False) -> Plan:
-    """What a target quantizes by the options of `precision`.
+    """Return what a target quantizes by the options of `precision`.
 
     Args:
         target: Its name.
@@ -168,7 +168,7 @@ def plan_for(target: str, config: Config, model: ir.Model, *, fit: bool = False)
 
 
 def form_of(config: Config) -> OnnxFormat:
-    """How `quantized.onnx` is to be written."""
+    """Return how `quantized.onnx` is to be written."""
     return OnnxFormat(config.export.format, packed=config.export.weights == "packed")
 
 
@@ -181,7 +181,7 @@ def _observed(config: Config, model: ir.Model, plan: Plan) -> tuple[str, ...]:
 
 
 def _samples(config: Config, model: ir.Model, path: Path) -> Datasets:
-    """The user's samples, or noise where nothing asks for any."""
+    """Return the user's samples, or noise where nothing asks for any."""
     inputs = input_specs(model, source=f"model.path={path}")
     data = config.data
     if not data.is_given:
@@ -208,7 +208,7 @@ def _samples(config: Config, model: ir.Model, path: Path) -> Datasets:
 
 
 def moments_of_model(model: ir.Model, data: DataConfig) -> dict[str, Moments]:
-    """What every value of the network is like, by BatchNorm's statistics.
+    """Return what every value of the network is like, by BatchNorm's statistics.
 
     Samples that are normalised by `data.mean` and `data.std` have mean 0 and standard deviation 1; pixels between 0 and
     1 that are not are taken to be spread evenly.
@@ -240,7 +240,7 @@ def input_specs(model: ir.Model, *, source: str) -> list[InputSpec]:
 
 
 def check_parity(loaded: JobInputs, *, threads: int) -> float:
-    """Runs a few samples through the float network in torch and, from the file as it is, in ONNX Runtime.
+    """Run a few samples through the float network in torch and, from the file as it is, in ONNX Runtime.
 
     Returns:
         The largest difference, over the largest output.
@@ -278,7 +278,7 @@ def check_parity(loaded: JobInputs, *, threads: int) -> float:
 
 
 def _check_labels(loaded: JobInputs, *, classes: int) -> None:
-    """Looks at both ends, where the largest label of sorted samples is; the others are checked when all are read."""
+    """Look at both ends, where the largest label of sorted samples is; the others are checked when all are read."""
     dataset = loaded.data.eval or loaded.data.calib
     some = min(PARITY_SAMPLES, len(dataset))
     for start in (0, len(dataset) - some):
@@ -291,7 +291,7 @@ def _check_labels(loaded: JobInputs, *, classes: int) -> None:
 
 
 def _difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Largest difference over the largest expected number; infinite where just one of the two is NaN."""
+    """Return the largest difference over the largest expected number; infinite where just one of the two is NaN."""
     if not np.array_equal(np.isfinite(found), np.isfinite(expected)):
         return math.inf
     finite = np.isfinite(expected)

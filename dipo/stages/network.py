@@ -30,7 +30,7 @@ class SavedNetwork:
 
 
 def save_network(folder: RunFolder, kept: SavedNetwork) -> None:
-    """Writes the network."""
+    """Write the network."""
     quantized = kept.quantized
     arrays: dict[str, NDArray[Any]] = {f"{name}/{LEAST}": least for name, least in (kept.record or {}).items()}
     for name, layer in quantized.layers.items():
@@ -52,7 +52,7 @@ def save_network(folder: RunFolder, kept: SavedNetwork) -> None:
 
 
 def load_network(folder: RunFolder) -> SavedNetwork:
-    """Reads the network.
+    """Read the network.
 
     Raises:
         DamagedFileError: It is missing or damaged.

@@ -41,20 +41,20 @@ FIRST_ROUND_SHARE = 0.4
 
 
 def polish_iters(algo: ReconstructionOptions) -> int:
-    """Steps of the polish: of the unit's steps the last ones."""
+    """Return steps of the polish: of the unit's steps the last ones."""
     wanted = math.ceil(POLISH_SHARE * algo.iters) if algo.polish_iters is None else algo.polish_iters
     return min(wanted, algo.iters)
 
 
 def rounds(algo: ReconstructionOptions) -> list[Phase]:
-    """The phases in which units are solved alone, two where there are steps enough."""
+    """Return the phases in which units are solved alone, two where there are steps enough."""
     stop = algo.iters - polish_iters(algo)
     cuts = sorted({0, min(round(FIRST_ROUND_SHARE * algo.iters), stop), stop})
     return [Phase(first, last) for first, last in itertools.pairwise(cuts)]
 
 
 def corrected(context: Context, state: NetworkState) -> QuantizedModel:
-    """The network with its biases corrected, layer after layer."""
+    """Return the network with its biases corrected, layer after layer."""
     units = find_units(state.model, granularity="layer")
     step = BiasCorrection(BiasCorrectionOptions(bias_source="data")).bound(state)
     schedule = SequentialSchedule(context, step, units=units, quantized=state.quantized)
@@ -89,11 +89,11 @@ class ParallelRound:
         self.batches = cut(len(context.loaded.data.calib), context.config.data.batch_size)
 
     def finished(self, quantized: QuantizedModel) -> dict[int, UnitResult]:
-        """The units that the run folder has, by index."""
+        """Return the units that the run folder has, by index."""
         return load_units(self.context, self.files, self.units, quantized)
 
     def run(self, prefix: QuantizedModel, done: Mapping[int, UnitResult]) -> dict[int, UnitResult]:
-        """Solves the units that are not done.
+        """Solve the units that are not done.
 
         Args:
             prefix: The network whose values the units read.
@@ -135,7 +135,7 @@ class ParallelRound:
         return dict(zip((unit.index for unit in units), costs, strict=True))
 
     def _wave(self, todo: Sequence[Unit], costs: Mapping[int, UnitCost]) -> list[Unit]:
-        """The next units, as many as have room for what they read; one at least."""
+        """Return the next units, as many as have room for what they read; one at least."""
         room = self.context.pool.captures_bytes()
         sizes: dict[str, int] = {}
         wave: list[Unit] = []
@@ -149,7 +149,7 @@ class ParallelRound:
     def _solve(
         self, wave: Sequence[Unit], prefix: QuantizedModel, progress: Progress
     ) -> Iterator[tuple[Unit, UnitResult]]:
-        """Captures what the units read, then solves them, longest first."""
+        """Capture what the units read, then solves them, longest first."""
         pool = self.context.pool
         names = list(dict.fromkeys(name for unit in wave for name in unit.inputs))
         shares, quantized = self.context.shares(self.batches[-1].stop), pool.share(prefix)

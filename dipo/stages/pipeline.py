@@ -155,7 +155,7 @@ def run_silently(config: Config, path: Path, *, model: ir.Model | None = None) -
 
 @contextlib.contextmanager
 def _explained(folder: RunFolder) -> Iterator[None]:
-    """Says how to go on with a run that ends before its end."""
+    """Say how to go on with a run that ends before its end."""
     try:
         with explain_full_disk(folder.path):
             yield
@@ -195,7 +195,7 @@ def _run(prepared: PreparedJob, folder: RunFolder, identity: Identity, terminal:
 
 
 def _process(context: Context, *, parity: float) -> Finished:
-    """The work itself."""
+    """Return the work itself."""
     state = calibrate(context, observe=context.needs_calibration)
     steps = context.loaded.steps
     if steps:
@@ -256,7 +256,7 @@ def start_workers(prepared: PreparedJob, folder: RunFolder, events: Events) -> P
 
 
 def _export(context: Context, source: QuantizedRun) -> dict[Retargeted, list[Path]]:
-    """The files of the job's own target, which is the first, and of the others, each in a folder of its name."""
+    """Return the files of the job's own target, which is the first, and of the others, each in a folder of its name."""
     config = context.config
     places = {config.platform.name: RUN_TARGET, **{name: name for name in others(config)}}
     return publish(context.folder, source, places, cfg=config.platform, form=form_of(config))

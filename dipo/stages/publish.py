@@ -23,7 +23,7 @@ RUN_TARGET = "."
 def publish(
     folder: RunFolder, source: QuantizedRun, places: Mapping[str, str], *, cfg: PlatformConfig, form: OnnxFormat
 ) -> dict[Retargeted, list[Path]]:
-    """Writes the files of some targets, and removes what was written for them before and is not again.
+    """Write the files of some targets, and removes what was written for them before and is not again.
 
     Args:
         folder: The run's.
@@ -48,7 +48,7 @@ def publish(
 
 
 def check_places(folder: RunFolder, places: Iterable[str]) -> None:
-    """Looks for files where folders of targets' files are to be.
+    """Look for files where folders of targets' files are to be.
 
     Raises:
         UserError: There is one.
@@ -63,7 +63,7 @@ def check_places(folder: RunFolder, places: Iterable[str]) -> None:
 
 
 def _place(folder: RunFolder, made: Mapping[Retargeted, tuple[str, list[Path]]]) -> dict[Retargeted, list[Path]]:
-    """Moves complete files to where they belong."""
+    """Move complete files to where they belong."""
     found = {target: [folder.path / place / file.name for file in files] for target, (place, files) in made.items()}
     for path in (path for paths in found.values() for path in paths):
         if path.is_dir():
@@ -74,7 +74,7 @@ def _place(folder: RunFolder, made: Mapping[Retargeted, tuple[str, list[Path]]])
     known = _known(folder)
     former = {path for path in known if str(path.parent) in {place for place, _ in made.values()}}
     now = {PurePosixPath(path.relative_to(folder.path)) for paths in found.values() for path in paths}
-    # Whoever kills the process between two files leaves a list of all that may be there.
+    # If the process is killed between two files, the list names all that may be there.
     _write_list(folder, known | now)
     if RUN_TARGET in {place for place, _ in made.values()}:
         (folder.path / REPORT).unlink(missing_ok=True)  # of files that go now: the run is not finished any more
@@ -104,7 +104,7 @@ def _write_list(folder: RunFolder, paths: Iterable[PurePosixPath]) -> None:
 
 
 def _known(folder: RunFolder) -> set[PurePosixPath]:
-    """The files that were written for targets: by the list, and by the reports of runs that kept none."""
+    """Return the files that were written for targets: by the list, and by the reports of runs that kept none."""
     found = set[str]()
     if folder.has(WRITTEN):
         found |= set((folder.path / WRITTEN).read_text(encoding="utf-8").splitlines())

@@ -90,7 +90,7 @@ def _analysis(context: Context, done: Transformed) -> AnalysisReport | None:
 
 
 def _sizes(loaded: JobInputs, files: Sequence[Path]) -> dict[str, int]:
-    """Bytes of the float network and of each written file."""
+    """Return the bytes of the float network and of each written file."""
     sizes = {file.name: file.stat().st_size for file in files}
     return {"float": sum(file.stat().st_size for file in model_files(loaded.path)), **sizes}
 
@@ -108,20 +108,20 @@ def _workers(context: Context) -> dict[str, str | int]:
 
 
 def _evaluated_on(loaded: JobInputs) -> str:
-    """What the samples are."""
+    """Return what the samples are."""
     if not loaded.has_samples:
         return "noise"
     return "calibration" if loaded.data.eval is None else "evaluation"
 
 
 def _notes(loaded: JobInputs, calibration: Calibration) -> list[Note]:
-    """What is odd about the network, and what was left undone."""
+    """Return what is odd about the network, and what was left undone."""
     found = [Note(odd.name, odd.what) for odd in diagnose(loaded.model, loaded.plan, calibration.statistics)]
     return found + [Note(refusal.where, f"equalization: {refusal.reason}") for refusal in loaded.change.refusals]
 
 
 def _distance_notes(context: Context, written: Path, error: OutputError) -> list[Note]:
-    """Whether the file computes something else than what was simulated."""
+    """Return whether the file computes something else than what was simulated."""
     if not -NO_NOISE_DB < error.sqnr_db < FAR_DB:
         return []
     what = (
@@ -167,7 +167,7 @@ def _peaks(config: Config, peaks: Sequence[float]) -> dict[str, float]:
 
 
 def versions() -> dict[str, str]:
-    """Of dipo, Python and the packages that decide results."""
+    """Return the versions of dipo, Python and the packages that decide results."""
     found = {name: metadata.version(name) for name in PACKAGES}
     import onnxruntime
 

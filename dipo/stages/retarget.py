@@ -60,7 +60,7 @@ class Retargeted:
     def row(
         self, source: QuantizedRun, files: list[Path], *, cfg: PlatformConfig, error: OutputError | None
     ) -> TargetRow:
-        """The report's lines on it."""
+        """Return the report's lines on it."""
         target = TARGETS[self.name]
         return TargetRow(
             name=self.name,
@@ -74,7 +74,7 @@ class Retargeted:
 
 
 def target_of(name: str, source: QuantizedRun) -> Retargeted:
-    """Brings the network on the grids of a target.
+    """Bring the network on the grids of a target.
 
     Raises:
         UserError: Values that the target quantizes have no range.
@@ -97,7 +97,7 @@ def target_of(name: str, source: QuantizedRun) -> Retargeted:
 def write(
     target: Retargeted, source: QuantizedRun, folder: Path, *, cfg: PlatformConfig, form: OnnxFormat
 ) -> list[Path]:
-    """Writes the target's files.
+    """Write the target's files.
 
     Raises:
         UserError: A tensor that the target looks for has no range, or one that it does not take; nothing is written.
@@ -130,13 +130,13 @@ def metadata(config: Config, target: Retargeted) -> dict[str, str]:
 
 
 def _scheme(plan: Plan) -> str:
-    """The least widths, such as w4a8: the first and the last layer may have wider ones."""
+    """Return the least widths, such as w4a8: the first and the last layer may have wider ones."""
     weights = min((layer.spec.bits for layer in plan.layers.values()), default=32)
     return f"w{weights}a{min((spec.bits for spec in plan.activations.values()), default=32)}"
 
 
 def preflight_exports(source: QuantizedRun) -> None:
-    """Writes all targets' files into a folder that goes away again: what a target refuses shows before the long work.
+    """Write all targets' files into a folder that goes away again: what a target refuses shows before the long work.
 
     Raises:
         UserError: A target refuses the network.
@@ -148,12 +148,12 @@ def preflight_exports(source: QuantizedRun) -> None:
 
 
 def others(config: Config) -> list[str]:
-    """The targets of `export.also`, each once, without the run's own."""
+    """Return the targets of `export.also`, each once, without the run's own."""
     return [name for name in dict.fromkeys(config.export.also) if name != config.platform.name]
 
 
 def _beside(target: Retargeted, source: QuantizedRun) -> dict[str, QParams]:
-    """Grids of the values that the target leaves float, as far as something is known of them."""
+    """Return grids of the values that the target leaves float, as far as something is known of them."""
     its = TARGETS[target.name].spec
     if not its.ranges_beside:
         return {}
@@ -167,7 +167,7 @@ def _beside(target: Retargeted, source: QuantizedRun) -> dict[str, QParams]:
 
 
 def _ranges(source: QuantizedRun, plan: Plan) -> dict[str, Range]:
-    """Of values that the run's own target leaves float and that something is known of."""
+    """Return the ranges of values that the run's own target leaves float and that something is known of."""
     config = source.config
     new = {name: spec for name, spec in plan.activations.items() if name not in source.quantized.activations}
     if not config.calib.reads_statistics:

@@ -39,7 +39,7 @@ class SequentialSchedule:
         quantized: QuantizedModel,
         warm_starts: Mapping[int, UnitResult] = MappingProxyType({}),
     ) -> None:
-        """Stands in front of the first unit; no worker does anything yet.
+        """Stand in front of the first unit; no worker does anything yet.
 
         Args:
             context: Of the job.
@@ -58,12 +58,12 @@ class SequentialSchedule:
         self.size = 0
 
     def skip(self, result: UnitResult) -> None:
-        """Goes past the next unit that has layers with what was found for it earlier."""
+        """Go past the next unit that has layers with what was found for it earlier."""
         self._next()
         self.passed.append(result)
 
     def take(self) -> UnitResult:
-        """Solves the next unit that has layers.
+        """Solve the next unit that has layers.
 
         Raises:
             JobError: Its workers died more often than is allowed.
@@ -87,7 +87,7 @@ class SequentialSchedule:
         )
 
     def end(self) -> QuantizedModel:
-        """Lets the workers' captures go; the network as it now is."""
+        """Let the workers' captures go; the network as it now is."""
         if self.standing is not None:
             try:
                 self.pool.call(Worker.end, [None] * self.size)
@@ -96,13 +96,13 @@ class SequentialSchedule:
         return self.quantized.with_updates(self.passed, self.context.loaded.plan)
 
     def _next(self) -> Unit:
-        """The next unit that has layers; those in front of it are only passed through."""
+        """Return the next unit that has layers; those in front of it are only passed through."""
         while (unit := self.units[len(self.passed)]) not in self.solved:
             self.passed.append(UnitResult({}, {}))
         return unit
 
     def _catch_up(self) -> None:
-        """Brings the workers to where the walk is."""
+        """Bring the workers to where the walk is."""
         if self.standing is None:
             self._begin()
             self.standing = 0
@@ -138,13 +138,13 @@ class SequentialSchedule:
         return result
 
     def _first(self, unit: Unit, progress: Progress | None = None) -> UnitResult:
-        """What the first worker answers; the others, in lockstep, answer the same."""
+        """Return what the first worker answers; the others, in lockstep, answer the same."""
         message = Solve(unit, self.warm_starts.get(unit.index))
         return self.pool.call(Worker.solve, [message] * self.size, progress=progress)[0]
 
 
 def join(pool: Pool, size: int) -> None:
-    """Makes the first `size` workers a group."""
+    """Make the first `size` workers a group."""
     if size == 1:
         pool.call(Worker.join, [None])
         return
@@ -153,12 +153,12 @@ def join(pool: Pool, size: int) -> None:
 
 
 def solved_units(units: Sequence[Unit], plan: Plan) -> list[Unit]:
-    """The units that have something to solve."""
+    """Return the units that have something to solve."""
     return [unit for unit in units if any(name in plan.layers for name in unit.layers)]
 
 
 def tell_of_eager_kernels(reasons: Sequence[str | None], terminal: Terminal) -> None:
-    """Says so where there is no compiler."""
+    """Say so where there is no compiler."""
     reason = next(filter(None, reasons), None)
     if reason is not None:
         log.warning("no compiled kernels: %s", reason)

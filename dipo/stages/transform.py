@@ -56,7 +56,7 @@ def transform(context: Context, state: NetworkState, steps: Sequence[Step]) -> T
 
 
 def _over_units(context: Context, step: UnitStep, state: NetworkState) -> tuple[QuantizedModel, list[UnitRow]]:
-    """A step that goes from unit to unit."""
+    """Return a step that goes from unit to unit."""
     step = step.bound(state)
     units = find_units(state.model, granularity=step.granularity)
     if not isinstance(step, Reconstruction) or context.config.cluster.schedule != "parallel":
@@ -73,7 +73,7 @@ def _over_units(context: Context, step: UnitStep, state: NetworkState) -> tuple[
 def _at_once(
     context: Context, step: Reconstruction, units: Sequence[Unit], state: NetworkState
 ) -> tuple[Mapping[int, UnitResult], list[UnitRow]]:
-    """The parallel schedule up to its polish: results by index of the unit."""
+    """Return the parallel schedule up to its polish: results by index of the unit."""
     solved = solved_units(units, state.plan)
     results: dict[int, UnitResult] = {}
     rows: list[UnitRow] = []

@@ -23,7 +23,7 @@ class EqualizeOptions(StepOptions):
     """What is balanced."""
 
     equalize_per_channel: bool = False
-    """Equalize weights with a scale for each channel, too: they need it not, and activations get wider ranges."""
+    """Equalize weights with a scale for each channel, too: they do not need it, and activations get wider ranges."""
     absorb_bias: bool = True
     """Equalization moves what no activation cuts off from a layer's bias into the next one's."""
 
@@ -76,6 +76,6 @@ class Equalize(FloatStep):
         return FloatChange(found.model, seen, found.chains, found.refusals)
 
     def _leaves_channels(self, network: FloatNetwork) -> bool:
-        """Whether equalization has nothing to do."""
+        """Return whether equalization has nothing to do."""
         per_channel = all(layer.spec.per_channel for layer in network.plan.layers.values())
         return per_channel and not self.options.equalize_per_channel

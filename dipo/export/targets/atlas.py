@@ -128,7 +128,7 @@ def _with_scalars(model: ir.Model, quantized: QuantizedModel) -> QuantizedModel:
 
 
 def _recorded(node: ir.Node, quantized: QuantizedModel, known: Mapping[str, QParams]) -> bool:
-    """Whether this is a layer that was quantized, or a pooling of a window whose input is."""
+    """Return whether this is a layer that was quantized, or a pooling of a window whose input is."""
     from dipo.graph.accessors import node_name
     from dipo.graph.layers import is_layer
 

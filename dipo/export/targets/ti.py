@@ -202,7 +202,7 @@ def _layers(model: ir.Model, quantized: QuantizedModel, known: Mapping[str, QPar
 
 
 def _made(value: ir.Value) -> ir.Value:
-    """What a layer makes in the place of a value, behind the activation functions that it is fused with."""
+    """Return what a layer makes in the place of a value, behind the activation functions that it is fused with."""
     from dipo.graph.accessors import sole_consumer
 
     while (reader := sole_consumer(value)) is not None and operators.of(reader).clips:
@@ -211,7 +211,7 @@ def _made(value: ir.Value) -> ir.Value:
 
 
 def _is_fused(node: ir.Node) -> bool:
-    """Whether an activation function belongs to the layer before it."""
+    """Return whether an activation function belongs to the layer before it."""
     from dipo.graph.accessors import sole_consumer
 
     data = node.inputs[0] if node.inputs else None

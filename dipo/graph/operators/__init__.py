@@ -104,12 +104,12 @@ class Node(Protocol):
 
 
 def key_of(node: Node) -> str:
-    """The key of a node's operator, whether the table has it or not."""
+    """Return the key of a node's operator, whether the table has it or not."""
     return key(node.domain, node.op_type)
 
 
 def of(node: Node) -> Operator:
-    """The record of a node's operator; one of kind `OTHER`, which promises nothing, where the table has none.
+    """Return the record of a node's operator; one of kind `OTHER`, which promises nothing, where the table has none.
 
     Raises:
         UserError: Another package announces it, and its record cannot be imported or is another operator's.

@@ -234,12 +234,12 @@ class Operator:
 
 
 def key(domain: str, name: str) -> str:
-    """An operator's name in the table: `Relu`, `com.microsoft.QuickGelu`."""
+    """Return an operator's name in the table: `Relu`, `com.microsoft.QuickGelu`."""
     return name if domain in {"", "ai.onnx"} else f"{domain}.{name}"
 
 
 def built_by(reference: str) -> Builder:
-    """A builder that is imported when it is needed.
+    """Return a builder that is imported when it is needed.
 
     Args:
         reference: `module:function`, the function being one that takes a `NodeReader`.
@@ -248,7 +248,7 @@ def built_by(reference: str) -> Builder:
 
 
 def same_as(reference: str) -> Builder:
-    """The builder of an operator without attributes that torch has under the same meaning.
+    """Return the builder of an operator without attributes that torch has under the same meaning.
 
     Args:
         reference: `module:function`, the function being one of the operator's inputs.

@@ -14,7 +14,7 @@ from dipo.graph.ops.reader import Builder, NodeReader, TorchOp
 
 
 def variadic(function: Callable[[Tensor, Tensor], Tensor]) -> Builder:
-    """An operator on one or more tensors, folded from a function of two."""
+    """Return an operator on one or more tensors, folded from a function of two."""
 
     def build(node: NodeReader) -> TorchOp:
         if len(node.node.inputs) == 2:
@@ -127,7 +127,7 @@ def gelu(node: NodeReader) -> TorchOp:
 
 
 def _over_axis(function: Callable[..., Tensor]) -> Builder:
-    """A Softmax or LogSoftmax: over one axis since opset 13, over all axes from `axis` on before."""
+    """Return a Softmax or LogSoftmax: over one axis since opset 13, over all axes from `axis` on before."""
 
     def build(node: NodeReader) -> TorchOp:
         if node.opset >= 13:

@@ -47,14 +47,14 @@ def ordered_conv(node: NodeReader) -> TorchOp:
 
 
 def _seen(x: Tensor, window: Window) -> Tensor:
-    """What a window sees, [N, C, kH, kW, oH, oW]: a view."""
+    """Return what a window sees, [N, C, kH, kW, oH, oW]: a view."""
     (height, width), (down, right) = window.extents, window.dilations
     seen = x.unfold(2, height, window.strides[0]).unfold(3, width, window.strides[1])
     return seen[..., ::down, ::right].permute(0, 1, 4, 5, 2, 3)
 
 
 def _add_by_blocks(rows: Tensor, seen: Tensor) -> Tensor:
-    """Multiplies rows [G, M, K] with seen [N, G, C / G, kH, kW, oH, oW]; torch's product adds up to 192 in sequence."""
+    """Multiply rows [G, M, K] with seen [N, G, C / G, kH, kW, oH, oW]; torch's product adds up to 192 in sequence."""
     height, width = seen.shape[-2:]
     columns = seen.reshape(*seen.shape[:2], -1, height * width)
     block, pixels = 128, 128
@@ -66,7 +66,7 @@ def _add_by_blocks(rows: Tensor, seen: Tensor) -> Tensor:
 
 
 def _add_by_fours(rows: Tensor, seen: Tensor) -> Tensor:
-    """The same for M = 1."""
+    """Return the same for M = 1."""
     places = zip(rows.unbind(2), product(*map(range, seen.shape[2:5])), strict=True)
     products = (row[..., None, None] * seen[:, :, c, i, j, None] for row, (c, i, j) in places)
     return _sum(_sum(iter(four)) for four in _fours(products))

@@ -70,7 +70,7 @@ def global_max_pool(node: NodeReader) -> TorchOp:
 
 
 def _reduction(function: Callable[..., Tensor]) -> Builder:
-    """A Reduce operator from `function(x, dim=..., keepdim=...)`; its axes are an attribute or an input."""
+    """Return a Reduce operator from `function(x, dim=..., keepdim=...)`; its axes are an attribute or an input."""
 
     def build(node: NodeReader) -> TorchOp:
         axes = node.ints_from("axes", 1)
@@ -123,7 +123,7 @@ def _kernel_pads(window: Window) -> tuple[int, ...] | None:
 
 
 def _window_mean(node: NodeReader, window: Window) -> Callable[[Tensor], Tensor]:
-    """Mean of every window of an input that is padded already."""
+    """Return the mean of every window of an input that is padded already."""
     kernel, strides, dilations = window.kernel, window.strides, window.dilations
     if set(dilations) == {1}:
         pool = by_rank(node, (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d), len(kernel))

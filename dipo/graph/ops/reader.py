@@ -32,22 +32,22 @@ class NodeReader:
         return max((i + 1 for i, output in enumerate(self.node.outputs) if output.name), default=0)
 
     def get_int(self, name: str, default: int) -> int:
-        """An integer attribute."""
+        """Return an integer attribute."""
         value = self._attribute(name)
         return default if value is None else int(value)
 
     def get_float(self, name: str, default: float) -> float:
-        """A float attribute."""
+        """Return a float attribute."""
         value = self._attribute(name)
         return default if value is None else float(value)
 
     def get_string(self, name: str, default: str) -> str:
-        """A string attribute."""
+        """Return a string attribute."""
         value = self._attribute(name)
         return default if value is None else str(value)
 
     def get_ints(self, name: str) -> tuple[int, ...] | None:
-        """An attribute that is a list of integers; None where absent."""
+        """Return an attribute that is a list of integers; None where absent."""
         value = self._attribute(name)
         return None if value is None else tuple(int(v) for v in value)
 
@@ -56,7 +56,7 @@ class NodeReader:
         self._read.update(names)
 
     def choice(self, name: str, default: str, choices: Sequence[str]) -> str:
-        """A string attribute that must be one of `choices`.
+        """Return a string attribute that must be one of `choices`.
 
         Raises:
             UserError: It is another one.
@@ -67,16 +67,16 @@ class NodeReader:
         return value
 
     def has_input(self, index: int) -> bool:
-        """Whether the input is there: optional ones may be left out."""
+        """Return whether the input is there: optional ones may be left out."""
         return index < len(self.node.inputs) and self.node.inputs[index] is not None
 
     def known(self, index: int) -> NDArray[Any] | None:
-        """The value of an input where it is known before the model runs; None everywhere else."""
+        """Return the value of an input where it is known before the model runs; None everywhere else."""
         tensor = ir.convenience.get_const_tensor(self._input(index)) if self.has_input(index) else None
         return None if tensor is None else tensor.numpy()
 
     def constant(self, index: int) -> NDArray[Any] | None:
-        """The value of an input that must be known before the model runs; None where the input is absent.
+        """Return the value of an input that must be known before the model runs; None where the input is absent.
 
         Raises:
             UserError: The input is there but not constant.
@@ -111,12 +111,12 @@ class NodeReader:
         return self.constant_ints(index) if value is None else value
 
     def shape(self, index: int) -> tuple[int | None, ...] | None:
-        """Shape of an input, with None for unknown sizes; None where not even the rank is known."""
+        """Return shape of an input, with None for unknown sizes; None where not even the rank is known."""
         shape = self._input(index).shape
         return None if shape is None else tuple(size if isinstance(size, int) else None for size in shape)
 
     def rank(self, index: int) -> int:
-        """Number of dimensions of an input.
+        """Return the number of dimensions of an input.
 
         Raises:
             UserError: It is not known.
@@ -146,7 +146,7 @@ class NodeReader:
                 raise self.refusal(f"attribute '{name}' is not known at opset {self.opset}")
 
     def refusal(self, why: str) -> UserError:
-        """An error that names this node."""
+        """Return an error that names this node."""
         return UserError(f"node '{self.node.name}' ({self.node.op_type}): {why}")
 
     def _input(self, index: int) -> ir.Value:

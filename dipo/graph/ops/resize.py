@@ -48,7 +48,7 @@ def _target(node: NodeReader) -> tuple[list[int] | None, list[float] | None]:
 
 
 def _torch_mode(node: NodeReader, sizes: list[int] | None, scales: list[float] | None) -> str:
-    """The mode of torch's interpolate that means the same.
+    """Return the mode of torch's interpolate that means the same.
 
     `nearest` takes floor(i / scale), `nearest-exact` floor((i + 0.5) / scale), the linear modes half pixels or aligned
     corners.

@@ -195,7 +195,7 @@ def _cut(x: Tensor, axis: int, cut: slice) -> Tensor:
 
 
 def _bounded(index: int) -> int:
-    """An index that means "to the end" as -2^63 or 2^63 - 1, where torch warns that it cuts such numbers."""
+    """Return an index that means "to the end" as -2^63 or 2^63 - 1, where torch warns that it cuts such numbers."""
     return min(max(index, -(1 << 62)), 1 << 62)
 
 

@@ -92,7 +92,7 @@ class Window:
         return begins, tuple(exact)
 
     def padder(self) -> Callable[[Tensor], Tensor]:
-        """A function that adds zeros around [N, C, ...] as this window wants them."""
+        """Return a function that adds zeros around [N, C, ...] as this window wants them."""
         if self.begins is not None and self.ends is not None:
             fixed = torch_pads(self.begins, self.ends)
             return lambda x: F.pad(x, fixed)
@@ -108,7 +108,7 @@ def torch_pads(begins: Sequence[int], ends: Sequence[int]) -> list[int]:
 
 
 def by_rank(node: NodeReader, functions: Sequence[Callable[..., Tensor]], num_dims: int) -> Callable[..., Tensor]:
-    """The torch function for this number of spatial dimensions.
+    """Return the torch function for this number of spatial dimensions.
 
     Raises:
         UserError: torch has none.
@@ -119,5 +119,5 @@ def by_rank(node: NodeReader, functions: Sequence[Callable[..., Tensor]], num_di
 
 
 def lowest(dtype: torch.dtype) -> float:
-    """The value that never wins a maximum."""
+    """Return the value that never wins a maximum."""
     return float("-inf") if dtype.is_floating_point else torch.iinfo(dtype).min

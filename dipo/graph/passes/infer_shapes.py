@@ -27,7 +27,7 @@ class InferShapes(InPlacePass):
 
 
 def _take_over(node: ir.Node) -> bool:
-    """Whether the node's output has got something from its input."""
+    """Return whether the node's output has got something from its input."""
     operator = operators.of(node)
     source, made = node.inputs[0] if node.inputs else None, node.outputs[0]
     is_function = operator.kind in {Kind.ACTIVATION, Kind.ELEMENTWISE} and operator.data_inputs == 1
