@@ -32,7 +32,7 @@ class BatchNorm:
 
     @property
     def std(self) -> NDArray[np.float32]:
-        """Standard deviation of y over the training data: |gamma|, but for epsilon; of a dead channel epsilon is all."""
+        """Standard deviation of y over the training data: |gamma| but for epsilon, all that a dead channel has."""
         std: NDArray[np.float32] = np.abs(self.gamma) * np.sqrt(self.var / (self.var + np.float32(self.epsilon)))
         return std
 
