@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar
 
+from dipo.errors import UserError
 from dipo.section import Section, options
 
 if TYPE_CHECKING:
@@ -81,8 +82,12 @@ class Step(abc.ABC):
         from dipo.section import from_plain
 
         names = [option.name for option in options(cls.Options)]
-        aliases = {name: getattr(cfg, name) for name in names if hasattr(cfg, name)}
-        return cls(from_plain(cls.Options, {**aliases, **own}))
+        shared = {name: getattr(cfg, name) for name in names if hasattr(cfg, name)}
+        try:
+            return cls(from_plain(cls.Options, {**shared, **own}))
+        except UserError as error:
+            # Of the options of `algo` their own section has complained before.
+            raise UserError(f"algo.steps, {cls.name}: {error}") from error
 
     @property
     def needs_samples(self) -> bool:

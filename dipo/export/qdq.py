@@ -237,8 +237,8 @@ class _Writer:
             return self._initializer(f"{name}_zero_point", qparams.zero_point, dtype)
         shape = qparams.zero_point.shape
         if (dtype, shape) not in self._zeros:
-            aliases = f"zero_point_{dtype.name.lower()}_{'x'.join(map(str, shape))}"
-            self._zeros[dtype, shape] = self._initializer(aliases, qparams.zero_point, dtype)
+            name = f"zero_point_{dtype.name.lower()}_{'x'.join(map(str, shape))}"
+            self._zeros[dtype, shape] = self._initializer(name, qparams.zero_point, dtype)
         return self._zeros[dtype, shape]
 
     def _dequantize(self, inputs: Sequence[ir.Value], name: str, qparams: QParams) -> ir.Value:

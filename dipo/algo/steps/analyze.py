@@ -25,9 +25,9 @@ class Analyze(NetworkStep):
 
         samples = min(ANALYSIS_SAMPLES, state.num_samples)
         sensitivity = min(SENSITIVITY_SAMPLES, samples)
-        aliases = workers.share(state.quantized)
+        shared = workers.share(state.quantized)
         parts = workers.over_samples(
-            lambda batches: AnalyzeBatches(batches, aliases, sensitivity), title=self.name, num_samples=samples
+            lambda batches: AnalyzeBatches(batches, shared, sensitivity), title=self.name, num_samples=samples
         )
         found = functools.reduce(Analysis.merge, parts)
         weights = compare_granularities(state.model, plan=state.plan, quantized=state.quantized, cfg=state.calib)
