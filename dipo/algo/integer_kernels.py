@@ -48,6 +48,10 @@ class IntegerKernels:
     units: dict[str, torch.Tensor] = field(default_factory=dict)
     """By name of a layer's output: the step of the accumulator that is found there, to multiply it by."""
 
+    def in_numbers(self, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the network's values with those of accumulators in numbers, not in their steps."""
+        return {name: x * self.units[name] if name in self.units else x for name, x in values.items()}
+
     def module(self, module: GraphModule) -> GraphModule:
         """Return the same module with these kernels; it shares its constants."""
         changed = copy.copy(module)

@@ -74,20 +74,9 @@ def simulate(
         GraphModule(model, outputs=outputs).to(device).eval()
         for outputs in (names, [*names, *(t for t in taps if t not in names)])
     )
+    kernels = _kernels(model, module=short, plan=plan, quantized=quantized, rules=rules, device=device)
     constants = simulated_constants(model, plan=plan, quantized=quantized, rules=rules, device=device)
-    kernels = IntegerKernels()
-    if rules.int32_bias:
-        kernels = integer_kernels(
-            model,
-            module=short,
-            plan=plan,
-            quantized=quantized,
-            quantize_outputs=rules.quantize_outputs,
-            device=device,
-        )
-        constants |= kernels.constants
-    if device.type == "cpu":
-        kernels.functions = _ordered_convs(model) | kernels.functions
+    constants |= kernels.constants
     q_short, q_tapped = kernels.module(short), kernels.module(tapped)
     hook = _quantizers(plan, quantized, kernels, device=device)
     quantized_outputs = [name for name in names if rules.quantize_outputs and name in plan.activations]
@@ -102,10 +91,7 @@ def simulate(
             fp = (tapped if profiled else short)(values)
             q = (q_tapped if profiled else q_short)(values, hook=hook, constants=constants)
             if profiled:
-                for value, layer in taps.items():
-                    made = q[value] * kernels.units[value] if value in kernels.units else q[value]
-                    error = ErrorSums.between(fp[value], made)
-                    layers[layer] = layers[layer] + error if layer in layers else error
+                _add_errors(layers, taps, fp, kernels.in_numbers(q))
             q |= {name: hook(name, q[name]) for name in quantized_outputs}
             for name in names:
                 fp_parts[name].append(fp[name].cpu().numpy())
@@ -113,6 +99,43 @@ def simulate(
             done += len(batch)
             progress(done)
     return Simulated(_join(fp_parts), _join(q_parts), layers)
+
+
+def _kernels(
+    model: ir.Model,
+    *,
+    module: GraphModule,
+    plan: Plan,
+    quantized: QuantizedModel,
+    rules: TargetSpec,
+    device: torch.device,
+) -> IntegerKernels:
+    """Return what takes the place of float computation: integer kernels, and sums in ONNX Runtime's order."""
+    kernels = IntegerKernels()
+    if rules.int32_bias:
+        kernels = integer_kernels(
+            model,
+            module=module,
+            plan=plan,
+            quantized=quantized,
+            quantize_outputs=rules.quantize_outputs,
+            device=device,
+        )
+    if device.type == "cpu":
+        kernels.functions = _ordered_convs(model) | kernels.functions
+    return kernels
+
+
+def _add_errors(
+    layers: dict[str, ErrorSums],
+    taps: Mapping[str, str],
+    fp: Mapping[str, torch.Tensor],
+    q: Mapping[str, torch.Tensor],
+) -> None:
+    """Add a batch's errors to those of the layers, `taps` being the layers by the name of their output."""
+    for value, layer in taps.items():
+        error = ErrorSums.between(fp[value], q[value])
+        layers[layer] = layers[layer] + error if layer in layers else error
 
 
 @dataclass(frozen=True, eq=False)
