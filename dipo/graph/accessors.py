@@ -1,4 +1,4 @@
-"""What the graph says of its nodes and values, once `graph.load` has normalised it."""
+"""Accessors of nodes and values in a graph that `graph.load` has normalised."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 
 def opset_of(model: ir.Model) -> int:
-    """Return version of ONNX's default operator set."""
+    """Return the version of ONNX's default operator set."""
     return model.opset_imports[""]
 
 
 def array_of(value: ir.Value) -> NDArray[Any]:
-    """Return the constant that the value holds."""
+    """Return the numbers of a constant value."""
     assert value.const_value is not None, value.name
     return value.const_value.numpy()
 
@@ -32,6 +32,6 @@ def node_name(node: ir.Node) -> str:
 
 
 def sole_consumer(value: ir.Value) -> ir.Node | None:
-    """Return the node that alone reads the value, once; None where several do, or none, or the network's user."""
+    """Return the only node that reads the value, once; None where several do, none does, or it leaves the network."""
     nodes = [use.node for use in value.uses()]
     return nodes[0] if len(nodes) == 1 and not value.is_graph_output() else None

@@ -1,8 +1,8 @@
-"""What BatchNormalization knew of a layer's output, kept when it is folded into the layer.
+"""Statistics of a layer's output, kept from the BatchNormalization that was folded into the layer.
 
-A value that BatchNormalization made had, on the training data, mean beta and (but for epsilon) standard deviation
-|gamma| in each channel (DFQ, arXiv:1906.04721, section 4.2.1). Folding leaves that value as it is, and its name: what
-made it is a layer then. The record goes with the node, not into files.
+The output of a BatchNormalization had, on the training data, mean beta and (but for epsilon) standard deviation |gamma|
+in each channel (DFQ, arXiv:1906.04721, section 4.2.1). Folding keeps this value and its name; its producer is then the
+layer. The record is metadata of the node and is not written into files.
 """
 
 from __future__ import annotations
@@ -32,40 +32,40 @@ class BatchNorm:
 
     @property
     def std(self) -> NDArray[np.float32]:
-        """Standard deviation of y over the training data: |gamma| but for epsilon, all that a dead channel has."""
+        """Standard deviation of y over the training data: |gamma| * sqrt(var / (var + epsilon)), [C]."""
         std: NDArray[np.float32] = np.abs(self.gamma) * np.sqrt(self.var / (self.var + np.float32(self.epsilon)))
         return std
 
     @property
     def factor(self) -> NDArray[np.float32]:
-        """What folding multiplies the layer's output channels by."""
+        """Factor by which folding multiplies each output channel of the layer: gamma / sqrt(var + epsilon)."""
         factor: NDArray[np.float32] = self.gamma / np.sqrt(self.var + np.float32(self.epsilon))
         return factor
 
     def divided(self, scales: NDArray[np.floating]) -> BatchNorm:
-        """Return those of the output divided by `scales` [C]."""
+        """Return the parameters for the output divided by `scales` [C]."""
         gamma, beta = (array / scales for array in (self.gamma, self.beta))
         return dataclasses.replace(self, gamma=gamma.astype(np.float32), beta=beta.astype(np.float32))
 
     def lowered(self, amounts: NDArray[np.floating]) -> BatchNorm:
-        """Return those of the output less `amounts` [C]."""
+        """Return the parameters for the output less `amounts` [C]."""
         return dataclasses.replace(self, beta=(self.beta - amounts).astype(np.float32))
 
 
 def batch_norm_of(node: ir.Node) -> BatchNorm | None:
     """Return the BatchNormalization that was folded into the layer; None where there was none."""
-    found = node.meta.get(_KEY)
-    assert found is None or isinstance(found, BatchNorm)
-    return found
+    batch_norm = node.meta.get(_KEY)
+    assert batch_norm is None or isinstance(batch_norm, BatchNorm)
+    return batch_norm
 
 
 def set_batch_norm(node: ir.Node, batch_norm: BatchNorm) -> None:
-    """Say what the layer's output is like."""
+    """Record with the layer the BatchNormalization that describes its output."""
     node.meta[_KEY] = batch_norm
 
 
 def batch_norm_in(node: ir.Node) -> BatchNorm | None:
-    """The parameters of a BatchNormalization node; None where it is none, or trains, or they are no constants."""
+    """Return a BatchNormalization's parameters; None for other nodes, in training mode, or if they are not constant."""
     if node.op_type != "BatchNormalization" or node.domain != "" or node.attributes.get_int("training_mode", 0) != 0:
         return None
     tensors = [None if value is None else ir.convenience.get_const_tensor(value) for value in node.inputs[1:5]]

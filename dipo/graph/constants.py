@@ -1,4 +1,4 @@
-"""New constants for nodes, and names that nothing has taken."""
+"""New constants for nodes, and unused names."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from numpy.typing import NDArray
 
 
 def fresh_name(wish: str, taken: Container[str | None], *, first: int = 2) -> str:
-    """Return the name itself, or the name with the first number from `first` on after it that nothing has taken."""
+    """Return `wish` if it is not taken, else `<wish>_<i>` with the first free number i from `first` on."""
     numbered = (f"{wish}_{i}" for i in itertools.count(first))
     return next(name for name in itertools.chain((wish,), numbered) if name not in taken)
 
 
 def replace_input(model: ir.Model, node: ir.Node, index: int, name: str, array: NDArray[Any]) -> None:
-    """Give the node a constant of its own, and drop the one that it had where nothing else needs it.
+    """Give the node a constant of its own, and remove its former one from the graph if nothing else reads it.
 
     Args:
         model: The node's model; changed in place.
         node: The node.
-        index: Which of its inputs.
-        name: Name of the constant, as long as nothing else is named so.
+        index: Position among its inputs.
+        name: Name of the constant; a number is appended if it is taken.
         array: The constant.
     """
     old = node.inputs[index]
-    made = {value.name or "" for other in model.graph for value in other.outputs}
-    taken = made | {value.name or "" for value in model.graph.inputs} | set(model.graph.initializers)
+    produced = {value.name or "" for other in model.graph for value in other.outputs}
+    taken = produced | {value.name or "" for value in model.graph.inputs} | set(model.graph.initializers)
     name = fresh_name(name, taken)
     shape, kind = ir.Shape(array.shape), ir.TensorType(ir.DataType.from_numpy(array.dtype))
     value = ir.val(name, const_value=ir.tensor(array, name=name), shape=shape, type=kind)

@@ -1,4 +1,4 @@
-"""What the user wishes of a target, and what it can do."""
+"""The precision that the user asks for, checked against and adapted to what the target supports."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _WORDS = {
     "act_symmetric": ("asymmetric activations", "symmetric activations"),
     "power_of_two": ("any scales", "scales that are powers of two"),
 }
-"""By option: what a target takes that takes false alone, and true alone."""
+"""By option: how messages name its value false, and its value true."""
 _GRIDS = (*_WORDS, _BLOCK)
 
 
 def fitting(rules: TargetSpec, precision: PrecisionConfig) -> PrecisionConfig:
-    """Return what a target can do of what was asked of another one.
+    """Adapt a precision that was asked of another target to what this one supports.
 
-    Widths that it lacks become the next wider one, or the widest; what it takes in one way alone is left to it.
+    A width that it lacks becomes the next wider one, or the widest; an option with a single allowed value becomes None.
 
     Args:
         rules: What the target takes.
-        precision: What was asked of the other one.
+        precision: What was asked of the other target.
     """
     refused: dict[str, Any] = {name: None for name in _GRIDS if not _takes(rules, name, getattr(precision, name))}
     return dataclasses.replace(
@@ -46,11 +46,11 @@ def fitting(rules: TargetSpec, precision: PrecisionConfig) -> PrecisionConfig:
 
 
 def _fitting_override(rules: TargetSpec, settings: Mapping[str, Any]) -> dict[str, Any]:
-    found = {name: value for name, value in settings.items() if name not in _GRIDS or _takes(rules, name, value)}
+    fitted = {name: value for name, value in settings.items() if name not in _GRIDS or _takes(rules, name, value)}
     for name, widths in (("weight_bits", rules.weight_widths), ("act_bits", rules.act_widths)):
-        if name in found:
-            found[name] = _next_width(found[name], widths)
-    return found
+        if name in fitted:
+            fitted[name] = _next_width(fitted[name], widths)
+    return fitted
 
 
 def _next_width(bits: int, widths: Collection[int]) -> int:
@@ -65,10 +65,10 @@ def _takes(rules: TargetSpec, option: str, wish: object) -> bool:
 
 
 def check_constraints(rules: TargetSpec, precision: PrecisionConfig) -> None:
-    """Look for what the target cannot do, in what is asked of all layers and then of some.
+    """Check that the target supports the grids asked of all layers, then those of the overrides.
 
     Raises:
-        UserError: It is asked for.
+        UserError: It does not support one.
     """
     _check_grids(rules, {name: getattr(precision, name) for name in _GRIDS})
     for settings in precision.overrides.values():
@@ -87,7 +87,7 @@ def _check_grids(rules: TargetSpec, wish: Mapping[str, Any]) -> None:
 
 
 def check_widths(rules: TargetSpec, *, weights: Mapping[str, int], activations: Mapping[str, int]) -> None:
-    """Look for widths that the target does not have.
+    """Check that the target has all the widths.
 
     Args:
         rules: What the target takes.
@@ -95,7 +95,7 @@ def check_widths(rules: TargetSpec, *, weights: Mapping[str, int], activations: 
         activations: Bits by name of the value.
 
     Raises:
-        UserError: There is one.
+        UserError: It lacks one.
     """
     for kind, widths, found in (("weight", rules.weight_widths, weights), ("act", rules.act_widths, activations)):
         for name, bits in found.items():
@@ -108,10 +108,10 @@ def check_widths(rules: TargetSpec, *, weights: Mapping[str, int], activations: 
 
 
 def check_patterns(option: str, patterns: Iterable[str], names: Sequence[str], layers: Sequence[str]) -> None:
-    """Look for patterns of names that fit none.
+    """Check that every pattern matches a name.
 
     Raises:
-        UserError: There is one; the nearest name and some layers are named.
+        UserError: A pattern matches none; the nearest name and some layers are suggested.
     """
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):

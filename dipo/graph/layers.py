@@ -1,4 +1,4 @@
-"""Layers: the nodes that multiply what they read by a constant weight."""
+"""Layers: the nodes that multiply their input by a constant weight."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ class Layer:
 
     node: ir.Node
     weight: ir.Value
-    """After `graph.load.load` an initializer that nothing else reads."""
+    """The weight; after `graph.load.load` an initializer that no other node reads."""
     bias: ir.Value | None
     """Constant, [C] after `graph.load.load`; None for a MatMul, or where it is computed."""
     layout: WeightLayout
 
     @property
     def name(self) -> str:
-        """Name of the node; after `graph.load.load` every one has one."""
+        """Name of the node; never absent after `graph.load.load`."""
         return node_name(self.node)
 
     @property
     def op_type(self) -> str:
-        """Its operator."""
+        """Name of the operator."""
         return self.node.op_type
 
     @property
     def input(self) -> ir.Value | None:
-        """What is multiplied."""
+        """The value that is multiplied by the weight."""
         return self.node.inputs[0]
 
     @property
     def output(self) -> ir.Value:
-        """What is made."""
+        """The value that the layer computes."""
         return self.node.outputs[0]
 
     @property
@@ -57,22 +57,22 @@ class Layer:
 
     @property
     def channel_axis(self) -> int:
-        """Axis of the weight that counts output channels; those of one group in a ConvTranspose."""
+        """Axis of the weight that counts output channels (of one group in a ConvTranspose)."""
         return self.layout.channel_axis
 
     @property
     def groups(self) -> int:
-        """Groups of a convolution's channels that do not mix; 1 for others."""
+        """Number of groups of a convolution; 1 for other layers."""
         return self.node.attributes.get_int("group", 1)
 
     @property
     def num_channels(self) -> int:
-        """Output channels; in a MatMul by a stack of matrices those of all of them."""
+        """Number of output channels; for a MatMul by a stack of matrices, summed over the stack."""
         return self.layout.num_rows
 
     @property
     def num_spatial(self) -> int:
-        """Dimensions behind the channels in what the layer reads and makes."""
+        """Number of spatial dimensions, behind the channels, of the layer's input and output."""
         return len(self.shape) - 2 if self.layout.spatial else 0
 
     @property
@@ -82,14 +82,14 @@ class Layer:
 
     @property
     def is_depthwise(self) -> bool:
-        """Whether each output channel is made of the input channel of the same number."""
+        """Whether each output channel is computed from the input channel of the same index alone."""
         return self.layout.spatial and self.shape[:2] == (self.groups, 1) and self.groups > 1
 
 
 def layer_of(node: ir.Node) -> Layer | None:
-    """Return the node as a layer; None where it multiplies by no constant weight."""
+    """Return the node as a layer; None if it does not multiply by a constant weight."""
     facts = operators.of(node).weight
-    # A Gemm of turned data has its channels elsewhere.
+    # A Gemm with transA has the channels of its input on another axis.
     if facts is None or node.attributes.get_int("transA", 0) != 0:
         return None
     weight = _constant(node, facts.port)
@@ -118,5 +118,5 @@ def layers_of(model: ir.Model) -> Iterator[Layer]:
 
 
 def is_layer(node: ir.Node) -> bool:
-    """Return whether the node multiplies what it reads by a constant weight."""
+    """Return whether the node multiplies its input by a constant weight."""
     return layer_of(node) is not None

@@ -1,4 +1,4 @@
-"""Between which constants a node cuts numbers off."""
+"""Constant limits of Relu and Clip."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dipo.graph.operators import Limits, LimitsFrom
 
 
 def clip_limits(node: ir.Node) -> Limits | None:
-    """Limit of a Relu or Clip, infinite where there is none; None where they are no constants, or for other nodes."""
+    """Return the limits of a Relu or Clip, infinite where absent; None if they are not constant, or for other nodes."""
     limits = operators.of(node).limits
     if limits is None or limits.source is LimitsFrom.OPERANDS:
         return None

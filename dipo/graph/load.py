@@ -1,4 +1,4 @@
-"""Reading an ONNX file, and bringing it to the form that everything else relies on (`passes.invariants`)."""
+"""Reading of ONNX files, and normalisation to the form that everything else relies on (`passes.invariants`)."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def load(path: Path) -> ir.Model:
 
 
 def normalise(model: ir.Model, *, source: str) -> ir.Model:
-    """Bring a model to the form that everything else relies on, in place.
+    """Normalise a model, in place, to the form that everything else relies on.
 
     Args:
         model: A model as its exporter made it.
-        source: Where it came from, as messages begin.
+        source: Origin of the model, with which messages begin.
 
     Raises:
         UserError: It is no float model, is not complete, or uses what dipo cannot quantize.
@@ -44,7 +44,7 @@ def normalise(model: ir.Model, *, source: str) -> ir.Model:
 
 
 def model_files(path: Path) -> list[Path]:
-    """Return the file of a model that can be loaded, and behind it those that hold its weights outside of it."""
+    """Return a model's file, followed by the external files that hold its weights."""
     tensors = (value.const_value for value in ir.load(path).graph.initializers.values())
     return [path, *sorted({Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)})]
 

@@ -1,4 +1,4 @@
-"""Where quantizers of activations stand."""
+"""Placement of the quantizers of activations."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from dipo.graph.target_spec import TargetSpec
 
 
 def quantized_values(nodes: Iterable[ir.Node], rules: TargetSpec, *, placement: str) -> set[str]:
-    """Return the names of the values that have a quantizer, or the codes of one that they are a rearrangement of.
+    """Return the names of the quantized values: those with a quantizer, and rearrangements of these, which share codes.
 
     Args:
-        nodes: Those that the target runs on integers.
+        nodes: The nodes that the target runs on integers.
         rules: What the target takes.
-        placement: `input`: what these nodes read. `output`: besides, what they make and somebody reads, behind the
-            activation function that they are fused with.
+        placement: `input`: the inputs of these nodes. `output`: also their outputs, where something reads them, after
+            the activation function that they are fused with.
     """
     nodes = list(nodes)
     names = {name_of(value) for node in nodes for value in _read(node, rules)}
@@ -44,7 +44,7 @@ def _read(node: ir.Node, rules: TargetSpec) -> list[ir.Value]:
 
 
 def _fused_summand(node: ir.Node, rules: TargetSpec) -> ir.Value | None:
-    """Return what a layer gives to the sum that is part of its kernel."""
+    """Return the layer output that this sum adds within that layer's kernel, and that stays float; None if none."""
     if not rules.fuse_residual_add or operators.of(node).operand is not Operand.SUMMAND:
         return None
     values = [v for v in node.inputs if v is not None and v.const_value is None and is_float(v)]
@@ -57,7 +57,7 @@ def _only_feeds_a_sum(value: ir.Value) -> bool:
 
 
 def _made(node: ir.Node, rules: TargetSpec) -> ir.Value:
-    """What a node makes, behind the activation functions that alone read it and are not operators of their own."""
+    """Return a node's output after its fused activation functions: sole consumers that are not quantized themselves."""
     value = node.outputs[0]
     while (reader := sole_consumer(value)) is not None:
         if operators.of(reader).kind is not Kind.ACTIVATION or operators.key_of(reader) in rules.operators:
@@ -67,7 +67,7 @@ def _made(node: ir.Node, rules: TargetSpec) -> ir.Value:
 
 
 def pass_through_source(value: ir.Value, quantized: Container[str]) -> str | None:
-    """Return the quantized value that this one is a rearrangement of."""
+    """Return the quantized value of which this one is a rearrangement."""
     node = value.producer()
     while node is not None and operators.of(node).on_codes and node.inputs[0] is not None:
         if not is_moved(node):
@@ -79,7 +79,7 @@ def pass_through_source(value: ir.Value, quantized: Container[str]) -> str | Non
 
 
 def is_moved(node: ir.Node) -> bool:
-    """Return whether all that the node makes has a code on the grid of its first input: values of it, and zeros."""
+    """Return whether every output element is an element of the first input or zero, and so has a code on its grid."""
     moves = operators.of(node).moves
     return moves is not None and (moves is not Moves.PADDED or _pads_with_zeros(node))
 

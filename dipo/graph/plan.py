@@ -1,4 +1,4 @@
-"""Which tensors are quantized, and how: graph x platform rules x the user's overrides."""
+"""The quantization plan: which tensors are quantized and how, from graph, target and the user's overrides."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is quantized. A value in `activations` is quantized for every node that reads it, not as a graph output."""
+    """The tensors to quantize. A value in `activations` is quantized for every node that reads it, not as an output."""
 
     layers: dict[str, LayerPlan]
-    """By name of the node, in topological order."""
+    """Layers by name of the node, in topological order."""
     activations: dict[str, QuantSpec]
-    """By name of the value, in topological order."""
+    """Grids by name of the value, in topological order."""
     aliases: dict[str, str]
-    """Values that pass-through operators made of a quantized one, and that one: they have its scale and zero point."""
+    """Outputs of pass-through operators, mapped to the quantized value whose scale and zero point they share."""
     observed: tuple[str, ...] = ()
-    """Other values whose statistics are taken too, as another target would quantize them."""
+    """Further values to take statistics of, because another target would quantize them."""
 
     def input_of(self, node: ir.Node) -> str | None:
-        """Return the quantized value whose scale a layer's input has; None where the input is float."""
+        """Return the quantized value that gives a layer's input its scale; None if the input is float."""
         name = name_of(node.inputs[0]) if node.inputs[0] is not None else ""
         name = self.aliases.get(name, name)
         return name if name in self.activations else None
@@ -61,23 +61,23 @@ class Plan:
 
 @dataclass(frozen=True, eq=False)
 class QuantizedLayer:
-    """A layer's integer weights and its float bias."""
+    """A layer's weight as integer codes, and its float bias."""
 
     codes: NDArray[np.int32]
-    """Shaped like the weight."""
+    """Integer codes, shaped like the weight."""
     qparams: QParams
     bias: NDArray[np.float32] | None
     target: NDArray[np.float32] | None = None
-    """The weight that the codes stand for was made from; None: the float network's own. Zeros in it stay zeros."""
+    """Float weight from which the codes were rounded; None: the float network's own. Its zeros stay zero."""
 
     @property
     def weight(self) -> NDArray[np.float32]:
-        """The weight that the codes stand for."""
+        """The dequantized weight: the float numbers of the codes."""
         scale, zero_point = self.qparams.broadcast_to(self.codes.ndim)
         return ((self.codes - zero_point) * scale).astype(np.float32)
 
     def with_scale(self, scale: NDArray[np.float32]) -> QuantizedLayer:
-        """Return the layer with its weight rounded to the nearest codes of another scale, nowhere smaller than its own.
+        """Return the layer with its weight rounded to the nearest codes of another scale, no smaller than its own.
 
         Args:
             scale: Shaped like `qparams.scale`.
@@ -92,30 +92,30 @@ class QuantizedLayer:
 
 
 class Found(Protocol):
-    """A part of a quantized model."""
+    """Quantized layers and activations of a part of the model."""
 
     @property
     def layers(self) -> dict[str, QuantizedLayer]:
-        """By name of the node."""
+        """Quantized layers, by name of the node."""
         ...
 
     @property
     def activations(self) -> dict[str, QParams]:
-        """By name of the value."""
+        """Scales and zero points of activations, by name of the value."""
         ...
 
 
 @dataclass(frozen=True)
 class QuantizedModel:
-    """What calibration and reconstruction found: all that an export writes."""
+    """A quantized network, as calibration and reconstruction return it and exports write it."""
 
     layers: dict[str, QuantizedLayer]
-    """By name of the node."""
+    """Quantized layers, by name of the node."""
     activations: dict[str, QParams]
-    """By name of the value."""
+    """Scales and zero points of activations, by name of the value."""
 
     def with_updates(self, found: Iterable[Found], plan: Plan) -> QuantizedModel:
-        """The model with what was found for some of its layers and activations, and for those that share scales."""
+        """Return the model with some layers and activations replaced, and the aliases that share their scales."""
         layers, activations = dict(self.layers), dict(self.activations)
         for part in found:
             layers |= part.layers
@@ -125,10 +125,10 @@ class QuantizedModel:
 
 
 def make_plan(model: ir.Model, rules: TargetSpec, precision: PrecisionConfig) -> Plan:
-    """Decide what is quantized.
+    """Decide which tensors are quantized, and on which grids.
 
-    Activations take `precision.act_bits` where a layer multiplies them. Those that only additions, poolings and the
-    like read take at least 8: they cost the device no multiplier and the network much accuracy.
+    Activations that a layer multiplies have `precision.act_bits`. Those that only additions, poolings and the like read
+    have at least 8: fewer would save the device no multiplier and cost the network much accuracy.
 
     Args:
         model: A model that `graph.load` has normalised.
@@ -171,7 +171,7 @@ def make_plan(model: ir.Model, rules: TargetSpec, precision: PrecisionConfig) ->
 
 
 def _check_names(model: ir.Model, precision: PrecisionConfig) -> None:
-    """Refuse patterns of names that match nothing."""
+    """Check that patterns of names match layers."""
     layers = [layer.name for layer in layers_of(model)]
     check_patterns("precision.overrides", precision.overrides, layers, layers)
     check_patterns("precision.skip", precision.skip, [node_name(node) for node in model.graph], layers)
@@ -182,16 +182,16 @@ def _is_skipped(node: ir.Node, patterns: Sequence[str]) -> bool:
 
 
 def _input_bits(schemes: Mapping[Layer, LayerScheme]) -> dict[str, int]:
-    """Return the largest width that layers want of a value, by name of the value that they read."""
-    found: dict[str, int] = {}
+    """Return, by name of the value, the largest width that the layers reading it ask for."""
+    widths: dict[str, int] = {}
     for layer, scheme in schemes.items():
         name = name_of(layer.input) if layer.input is not None else ""
-        found[name] = max(scheme.act_bits, found.get(name, 0))
-    return found
+        widths[name] = max(scheme.act_bits, widths.get(name, 0))
+    return widths
 
 
 def _unsigned_where_positive(model: ir.Model, activations: Mapping[str, QuantSpec]) -> dict[str, QuantSpec]:
-    """Return the grids with codes from 0 up where values cannot be negative."""
+    """Return the grids, made unsigned with zero point 0 where values cannot be negative."""
     positive = positive_values(model)
     return {
         name: replace(spec, signed=False, symmetric=False) if name in positive else spec
@@ -200,7 +200,7 @@ def _unsigned_where_positive(model: ir.Model, activations: Mapping[str, QuantSpe
 
 
 def _fixed_ranges(model: ir.Model, activations: Mapping[str, QuantSpec], keys: Set[str]) -> dict[str, QuantSpec]:
-    """Return the grids of what the operators with these keys make, over the range of their function."""
+    """Return fixed grids for the outputs of the operators with these keys, over the range of their function."""
     return {
         name: activations[name].between(int(bounds[0]))
         for node in model.graph
@@ -213,7 +213,7 @@ def _fixed_ranges(model: ir.Model, activations: Mapping[str, QuantSpec], keys: S
 def _activations(
     model: ir.Model, quantized: Set[str], input_bits: Mapping[str, int], widest: QuantSpec
 ) -> tuple[dict[str, QuantSpec], dict[str, str]]:
-    """`Plan.activations` and `Plan.shared`, where `widest` is the grid of what no layer reads."""
+    """Return `Plan.activations` and `Plan.aliases`; `widest` is the grid of values that no layer reads."""
     activations: dict[str, QuantSpec] = {}
     aliases: dict[str, str] = {}
     values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
@@ -230,7 +230,7 @@ def _activations(
 
 
 def _bits_of(value: ir.Value, input_bits: Mapping[str, int], least_bits: int) -> int:
-    """The width that the layers reading the value want, through pass-through operators too; else `least_bits`."""
+    """Return the width asked for by layers that read the value, also via pass-through operators; else `least_bits`."""
     wanted = [input_bits[name_of(value)]] if name_of(value) in input_bits else []
     for use in value.uses():
         if operators.of(use.node).on_codes:
@@ -251,7 +251,7 @@ def _layer_plan(layer: Layer, scheme: LayerScheme, rules: TargetSpec, *, power_o
 
 
 def edge_layers(model: ir.Model) -> set[str]:
-    """Return layers that read a network input, or make a network output, with no other layer between."""
+    """Return the first and last layers: no other layer lies between them and a network input or output."""
     last: set[str] = set()
     reaches_output = set(model.graph.outputs)
     for node in reversed(list(model.graph)):

@@ -1,4 +1,4 @@
-"""Silence of the libraries that change graphs."""
+"""Suppression of output from libraries that rewrite graphs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep from the terminal what the optimizer and the converter leave alone: no user can act on it."""
+    """Hide messages of the optimizer and the converter on what they leave unchanged: no user can act on them."""
     loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     try:

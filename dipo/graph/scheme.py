@@ -1,4 +1,4 @@
-"""The grids of a layer's weight and of activations: what the user asks for, and else what the target has."""
+"""Grids of weights and activations: as the user asks, else as the target has them."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from dipo.recipe import PrecisionConfig
 
 @dataclass(frozen=True)
 class LayerScheme:
-    """What is asked for one layer; None leaves it to the target."""
+    """The precision asked for one layer; None leaves a choice to the target."""
 
     weight_bits: int
     act_bits: int
-    """Width of what the layer reads."""
+    """Width of the layer's input."""
     weight_per_channel: bool | None
     weight_symmetric: bool | None
     weight_narrow: bool | None
     weight_block: int | None
-    """Inputs that share a scale, for each output channel; None: all of a channel."""
+    """Number of inputs of an output channel that share a scale; None: all of them."""
 
 
 def layer_scheme(name: str, precision: PrecisionConfig, *, is_edge: bool) -> LayerScheme:
-    """Return what is asked for one layer.
+    """Return the precision asked for one layer.
 
     Args:
         name: Name of its node.
-        precision: What is asked for all layers, and for those whose names match a pattern.
-        is_edge: The layer is one of the network's first or last, which have `first_last_bits` at least.
+        precision: What is asked for all layers, and overrides for layers by pattern of their names.
+        is_edge: Whether it is one of the first or last layers, which have at least `first_last_bits`.
     """
     least = precision.first_last_bits or 0 if is_edge else 0
     scheme = LayerScheme(
@@ -55,10 +55,10 @@ def weight_spec(
 
     Args:
         op_type: The layer's operator.
-        scheme: What is asked for.
+        scheme: The precision asked for.
         rules: What the target takes.
-        num_inputs: Inputs of the weight for each output channel.
-        power_of_two: Whether scales are to be powers of two; None as the target has it.
+        num_inputs: Number of weights of an output channel.
+        power_of_two: Whether scales are to be powers of two; None: as the target has it.
     """
     symmetric = scheme.weight_symmetric
     if symmetric is None:
@@ -77,7 +77,7 @@ def weight_spec(
 
 
 def act_spec(rules: TargetSpec, precision: PrecisionConfig) -> QuantSpec:
-    """Return the grid of activations that no layer reads: 8 bits at least, they cost the device no multiplier."""
+    """Return the grid of activations that no layer reads: at least 8 bits, since they need no multiplier."""
     return QuantSpec(
         bits=max(precision.act_bits, 8),
         signed=_chosen(wish=precision.act_signed, rule=rules.act_signed),
@@ -87,7 +87,7 @@ def act_spec(rules: TargetSpec, precision: PrecisionConfig) -> QuantSpec:
 
 
 def _chosen(*, wish: bool | None, rule: bool | None) -> bool:
-    """Return what the user wishes, else what the target has, else no."""
+    """Return the user's choice, else the target's, else False."""
     return bool(rule if wish is None else wish)
 
 

@@ -1,4 +1,4 @@
-"""Any part of the graph as a torch module."""
+"""A part of the graph, or all of it, as a torch module."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from dipo.graph.accessors import array_of, name_of, node_name, opset_of
 from dipo.graph.ops.reader import TorchOp
 
 Hook = Callable[[str, torch.Tensor], torch.Tensor]
-"""Called with the name of a value and the value; returns what the nodes that read it shall see."""
+"""Function of a value's name and the value that returns the tensor for the nodes that read it."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One node: what it computes, and which values it reads, writes, and reads for the last time."""
+    """A node's function, with the names of the values that it reads, writes, and reads for the last time."""
 
     node: str
     function: TorchOp
@@ -30,7 +30,7 @@ class Step:
 
 
 class GraphModule(torch.nn.Module):
-    """Runs a run of nodes, in their topological order.
+    """A sequence of nodes in topological order, as a torch module.
 
     Constants are buffers under their position; `forward` takes the values that the nodes read from outside and returns
     those that were asked for. Constants of four dimensions are kept channels_last, which convolutions prefer.
@@ -39,7 +39,7 @@ class GraphModule(torch.nn.Module):
     def __init__(
         self, model: ir.Model, *, nodes: Sequence[ir.Node] | None = None, outputs: Iterable[str] | None = None
     ) -> None:
-        """Bind `nodes` (all of the model's by default) to torch functions.
+        """Bind `nodes` (by default all of the model) to torch functions.
 
         Args:
             model: A model that `graph.load` has normalised.
@@ -72,14 +72,14 @@ class GraphModule(torch.nn.Module):
         )
 
     def constant(self, name: str) -> torch.Tensor:
-        """Return the constant of that name."""
+        """Return a constant by name."""
         tensor = self.get_buffer(self._constants[name])
         assert isinstance(tensor, torch.Tensor)
         return tensor
 
     @property
     def constant_names(self) -> tuple[str, ...]:
-        """The constants that the nodes read."""
+        """Names of the constants that the nodes read."""
         return tuple(self._constants)
 
     def forward(
@@ -93,7 +93,7 @@ class GraphModule(torch.nn.Module):
 
         Args:
             values: The values of `inputs`.
-            hook: Sees each of `inputs` and each value made; the nodes read what it returns, `outputs` keep the value.
+            hook: Called with each of `inputs` and each computed value; nodes read its result, `outputs` keep the value.
             constants: Tensors that stand in for constants of those names (weights under training).
 
         Returns:
@@ -121,7 +121,7 @@ class GraphModule(torch.nn.Module):
 
 
 def channels_last(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the same tensor, its images stored with the channels innermost."""
+    """Return the tensor in memory format channels_last if it has four dimensions, else as it is."""
     if tensor.ndim == 4 and tensor.is_floating_point():
         return tensor.contiguous(memory_format=torch.channels_last)
     return tensor

@@ -9,7 +9,7 @@ from dipo.graph import operators
 from dipo.graph.ops.reader import NodeReader, TorchOp
 
 OLDEST_OPSET = 7
-"""Before it, operators broadcast by attributes."""
+"""Oldest supported opset: before it, operators broadcast by attributes."""
 
 
 def bind(node: ir.Node, opset: int) -> TorchOp:
@@ -20,7 +20,7 @@ def bind(node: ir.Node, opset: int) -> TorchOp:
     differentiable, changes no argument, and keeps the memory format of convolutional tensors.
 
     Args:
-        node: Its constants are initializers or Constant nodes.
+        node: The node; its constants are initializers or Constant nodes.
         opset: Version of the default domain that the model imports.
 
     Returns:
@@ -45,7 +45,7 @@ def supported(node: ir.Node, opset: int | None = None) -> bool:
 
     Args:
         node: The node.
-        opset: Version of the default domain; None takes what the node's graph imports.
+        opset: Version of the default domain; None: the one that the node's graph imports.
     """
     if opset is None:
         opset = _imported_opset(node)

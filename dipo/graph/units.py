@@ -1,10 +1,10 @@
-"""Units: what is reconstructed together.
+"""Units: the runs of layers that are reconstructed together.
 
-A cut may lie wherever a single value is live (long skips do not count), right behind the activation that closes a layer
-or a residual sum. The pieces between two cuts are the units, but for two forms that belong together though a cut could
-part them: a depthwise convolution and the pointwise one behind it (they factorise one convolution), and the expansion
-in front of them when the pointwise one is a linear bottleneck (an inverted residual, arXiv:1801.04381, without
-its skip).
+A cut may lie wherever a single value is live (long skips do not count), right after the activation that closes a layer
+or a residual sum. The pieces between two cuts are the units, except that two patterns are kept together although a cut
+could part them: a depthwise convolution and the pointwise one after it (they factorise one convolution), and the
+expansion before them if the pointwise one is a linear bottleneck (an inverted residual, arXiv:1801.04381, without its
+skip).
 
 A stage is a run of such blocks between two changes of resolution, and the network may be one unit as a whole.
 """
@@ -23,7 +23,7 @@ from dipo.graph.layers import Layer, is_layer, layer_of
 from dipo.graph.operators import Kind, Operand
 
 LONG_SKIP_LAYERS = 12
-"""A value that is still read after this many layers is a long skip (a U-Net's): it does not keep a unit open."""
+"""Number of layers after which a value that is still read is a long skip (a U-Net's), which keeps no unit open."""
 
 
 @dataclass(frozen=True)
@@ -32,19 +32,19 @@ class Unit:
 
     index: int
     name: str
-    """The name of its first layer, or of its first node where it has none."""
+    """Name of its first layer, or of its first node if it has no layer."""
     nodes: tuple[str, ...]
-    """All its nodes, in topological order."""
+    """Names of its nodes, in topological order."""
     layers: tuple[str, ...]
-    """Those of its nodes that have weights; a unit without any is only passed through."""
+    """Names of its nodes with weights; a unit without any is only passed through."""
     inputs: tuple[str, ...]
-    """Values that it reads and does not make."""
+    """Names of the values that it reads and does not compute."""
     outputs: tuple[str, ...]
-    """Values that later units or the network's user read."""
+    """Names of its values that later units read, or that are network outputs."""
 
 
 def find_units(model: ir.Model, *, granularity: str) -> list[Unit]:
-    """Part all nodes of the graph into units.
+    """Partition the nodes of the graph into units.
 
     Args:
         model: A model that `graph.load` has normalised.
@@ -55,7 +55,7 @@ def find_units(model: ir.Model, *, granularity: str) -> list[Unit]:
 
 def _unit(index: int, nodes: Sequence[ir.Node]) -> Unit:
     inside = {node_name(node) for node in nodes}
-    made = {name_of(value) for node in nodes for value in node.outputs if value.name}
+    produced = {name_of(value) for node in nodes for value in node.outputs if value.name}
     read = (v for node in nodes for v in node.inputs if v is not None and v.const_value is None)
     layers = tuple(node_name(node) for node in nodes if is_layer(node))
     return Unit(
@@ -63,7 +63,7 @@ def _unit(index: int, nodes: Sequence[ir.Node]) -> Unit:
         name=layers[0] if layers else node_name(nodes[0]),
         nodes=tuple(node_name(node) for node in nodes),
         layers=layers,
-        inputs=tuple(dict.fromkeys(name_of(v) for v in read if name_of(v) not in made)),
+        inputs=tuple(dict.fromkeys(name_of(v) for v in read if name_of(v) not in produced)),
         outputs=tuple(
             name_of(v)
             for node in nodes
@@ -74,7 +74,7 @@ def _unit(index: int, nodes: Sequence[ir.Node]) -> Unit:
 
 
 def _layers(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
-    """Return each layer with the activations that only it feeds; the nodes between layers as pieces of their own."""
+    """Return pieces: each layer with the activations that it alone feeds, and the nodes between layers."""
     pieces: list[list[ir.Node]] = []
     taken: set[ir.Node] = set()
     between: list[ir.Node] = []
@@ -103,7 +103,7 @@ def _sole_activation(node: ir.Node) -> ir.Node | None:
 
 
 def _blocks(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
-    """Return pieces between the cuts that the module's docstring allows."""
+    """Return the pieces between the cuts that the module's docstring describes."""
     order = {node: index for index, node in enumerate(nodes)}
     layers_before = list(itertools.accumulate((is_layer(node) for node in nodes), initial=0))
     live: dict[ir.Value, tuple[int, bool]] = {}
@@ -134,7 +134,7 @@ def _closes(node: ir.Node, piece: Sequence[ir.Node]) -> bool:
 
 
 def _is_gated(value: ir.Value) -> bool:
-    """Whether a product with its own activation follows: `x * Sigmoid(x)`, one activation function in two nodes."""
+    """Return whether the value is multiplied by its own activation, as in `x * Sigmoid(x)`: one function, two nodes."""
     readers = {use.node for use in value.uses()}
     gates = {use.node for node in readers if _is_activation(node) for use in node.outputs[0].uses()}
     return any(operators.of(node).operand is Operand.FACTOR for node in readers & gates)
@@ -165,7 +165,7 @@ def _layers_in(piece: Sequence[ir.Node]) -> list[Layer]:
 
 
 def _is_depthwise(layer: Layer) -> bool:
-    """Return whether outputs are made of one input channel each, be it several of one."""
+    """Return whether each output channel has one input channel, which several may share."""
     return layer.op_type == "Conv" and layer.groups > 1 and layer.shape[1] == 1
 
 
@@ -178,7 +178,7 @@ def _is_expansion(piece: Sequence[ir.Node]) -> bool:
 
 
 def _is_linear_bottleneck(piece: Sequence[ir.Node]) -> bool:
-    """Depthwise, then a pointwise convolution to fewer channels with nothing behind it."""
+    """Return whether this is a depthwise, then a pointwise convolution to fewer channels, with nothing after it."""
     layers = _layers_in(piece)
     if len(layers) != 2 or not _is_depthwise(layers[0]) or piece[-1] is not layers[1].node:
         return False
@@ -186,7 +186,7 @@ def _is_linear_bottleneck(piece: Sequence[ir.Node]) -> bool:
 
 
 def _stages(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
-    """Blocks in a row whose outputs have the same resolution."""
+    """Return runs of consecutive blocks whose outputs have the same resolution."""
     stages: list[list[ir.Node]] = []
     last: Sequence[ir.Node] | None = None
     for block in _merge(_blocks(nodes)):
@@ -205,7 +205,7 @@ def _changes_resolution(before: Sequence[ir.Node], block: Sequence[ir.Node]) -> 
 
 
 def _resolution(value: ir.Value) -> tuple[int, ...] | None:
-    """Return the sizes behind batch and channels; None where they are not known."""
+    """Return the spatial sizes; None if they are not known."""
     if value.shape is None:
         return None
     sizes = tuple(value.shape)[2:]
@@ -224,4 +224,4 @@ _CUTS: dict[str, Callable[[Sequence[ir.Node]], list[list[ir.Node]]]] = {
     "stage": _stages,
     "network": lambda nodes: [list(nodes)],
 }
-"""By granularity."""
+"""Function that partitions a network's nodes, by granularity."""

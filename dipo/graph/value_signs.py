@@ -1,4 +1,4 @@
-"""Which values cannot be negative."""
+"""Values that cannot be negative."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from dipo.graph.placement import is_float
 
 
 def positive_values(model: ir.Model) -> set[str]:
-    """Return the names of the values that cannot be negative, by the operators that make them."""
-    found: set[str] = set()
+    """Return the names of the values that cannot be negative, by the operators that compute them."""
+    positive: set[str] = set()
     for node in model.graph:
-        if _is_never_negative(node) or _keeps_sign(node, found):
-            found |= {name_of(value) for value in node.outputs}
-    return found
+        if _is_never_negative(node) or _keeps_sign(node, positive):
+            positive |= {name_of(value) for value in node.outputs}
+    return positive
 
 
 def _is_never_negative(node: ir.Node) -> bool:
@@ -29,7 +29,7 @@ def _is_never_negative(node: ir.Node) -> bool:
 
 def _keeps_sign(node: ir.Node, positive: Set[str]) -> bool:
     operator = operators.of(node)
-    # Kernels write a grid of their own whole, below zero too; cubic interpolation overshoots.
+    # A kernel with its own grid writes all of it, below zero too; cubic interpolation overshoots.
     if operator.sign is not Sign.KEPT or operator.own_grid or node.attributes.get_string("mode", "") == "cubic":
         return False
     data = [value for value in node.inputs[: operator.data_inputs] if value is None or is_float(value)]

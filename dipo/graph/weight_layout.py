@@ -1,4 +1,4 @@
-"""How a layer's weight lies: filters by group and output channel, whatever the operator."""
+"""The layout of a layer's weight as filters by group and output channel, for every operator."""
 
 from __future__ import annotations
 
@@ -18,22 +18,21 @@ _Float = TypeVar("_Float", np.float32, np.float64)
 
 @dataclass(frozen=True)
 class WeightLayout:
-    """How the weight of a layer lies as [groups, rows, positions, inputs].
+    """The arrangement of a layer's weight as [groups, rows, positions, inputs].
 
-    A row makes one output channel from the inputs of its group at each position of the kernel; Gemm and MatMul have one
-    position. The groups' rows, one after the other, are the output channels. The batch dimensions of a MatMul's weight
-    count as groups.
+    A row computes one output channel from the inputs of its group at each position of the kernel; Gemm and MatMul have
+    one position. The rows of all groups, concatenated, are the output channels. The batch dimensions of a MatMul's
+    weight count as groups.
     """
 
     operator: str
     shape: tuple[int, ...]
-    """Of the weight."""
+    """Shape of the weight."""
     groups: int
     channel_axis: int
-    """Axis of the weight that counts output channels; those of one group in a transposed convolution."""
+    """Axis of the weight that counts output channels (of one group in a transposed convolution)."""
     spatial: bool
-    """A kernel of axes behind the channels moves over positions; otherwise the weight is a matrix, or a stack of
-    them."""
+    """Whether spatial axes follow those of the channels; otherwise the weight is a matrix, or a stack of them."""
 
     @staticmethod
     def of(node: ir.Node, shape: Sequence[int]) -> WeightLayout:
@@ -48,23 +47,23 @@ class WeightLayout:
 
     @property
     def inputs_first(self) -> bool:
-        """Whether the axis of the inputs is in front of that of the output channels."""
+        """Whether the axis of the inputs comes before that of the output channels."""
         return self.channel_axis == (1 if self.spatial else len(self.shape) - 1)
 
     @property
     def num_rows(self) -> int:
-        """Output channels."""
+        """Number of output channels, over all groups."""
         return self.shape[self.channel_axis] * (1 if self.spatial and not self.inputs_first else self.groups)
 
     @property
     def num_inputs(self) -> int:
-        """Input channels, of all groups."""
+        """Number of input channels, over all groups."""
         if self.spatial:
             return self.shape[0] if self.inputs_first else self.groups * self.shape[1]
         return self.groups * self.shape[-2 if self.inputs_first else -1]
 
     def split(self, weight: NDArray[_Float]) -> NDArray[_Float]:
-        """Return the weight as [groups, rows, positions, inputs]; a view of one that lies in order."""
+        """Return the weight as [groups, rows, positions, inputs]; a view if the memory layout allows one."""
         if not self.spatial:
             parts = weight.reshape(self.groups, *self.shape[-2:])
             return (parts.transpose(0, 2, 1) if self.inputs_first else parts)[:, :, None, :]
@@ -73,11 +72,11 @@ class WeightLayout:
         return parts.transpose(0, 2, 3, 1) if self.inputs_first else parts.transpose(0, 1, 3, 2)
 
     def filters(self, weight: NDArray[_Float]) -> NDArray[_Float]:
-        """Return the weight as [groups, rows, inputs, positions]; a view of one that lies in order."""
+        """Return the weight as [groups, rows, inputs, positions]; a view if the memory layout allows one."""
         return self.split(weight).transpose(0, 1, 3, 2)
 
     def join(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the weight of which `split` made these rows."""
+        """Return the weight from its rows: the inverse of `split`."""
         if self.spatial:
             weight = rows.transpose(0, 3, 1, 2) if self.inputs_first else rows.transpose(0, 1, 3, 2)
         else:
