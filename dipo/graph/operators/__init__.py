@@ -1,34 +1,33 @@
-"""The operators: one record for each, which everything else asks.
+"""The table of operators: one record for each, the only source of facts about it.
 
-What an operator is to quantization stands in its record (`Operator`), and nowhere else: its torch function, where a
-layer's weight is, which kind it is of, what it moves, where it cuts off, which sign it keeps, whether factors and
-shifts pass through it, what can be told of its output without samples, which integer kernels there are. Other modules
-hold no lists of operators; they ask by node,
+All facts about an operator that quantization needs stand in its record (`Operator`), and nowhere else: its kind, its
+torch function, the place of a layer's weight, whether it moves, clips or keeps the sign of values, whether factors and
+shifts pass through it, how moments propagate without samples, which integer kernels exist. Other modules hold no lists
+of operators; they ask by node,
 
     operators.of(node).moves
 
-or for the names of all that have something in common,
+or for the names of all that share a property,
 
     operators.names(lambda operator: operator.clips)
 
-and so an operator that is known to one of them is known to all. A target keeps what its device takes, and code that
-reads the attributes of a certain operator names it.
+so an operator known to one module is known to all. Only targets list operators that their device takes, and code that
+reads the attributes of one particular operator names it.
 
-Records are data. Other files of this package have them by family, those of a family made by `functools.partial` of what
-they have in common; facts that every operator must decide on have no default. Torch functions stand behind references
-that are followed when a node is bound, so that the table costs no import: `dipo.export.rknn_config` reads it where
-neither torch nor onnx_ir is installed. Rules that need a whole floor of their own, such as those of `algo.moment_ops`,
-are named by an enumeration.
+Records are data. Other files of this package define them by family, with `functools.partial` for shared fields; fields
+that every operator must decide on have no default. Torch functions are references that are imported when a node is
+bound, so that the table costs no import: `dipo.export.rknn_config` reads it where neither torch nor onnx_ir is
+installed. Rules that a higher layer implements, such as those of `algo.moment_ops`, are named by an enumeration.
 
-Another package adds an operator, of ONNX's domain or of its own, with one record, which it announces by its key:
+Another package adds an operator, of ONNX's domain or of its own, with one record, registered under its key:
 
     [project.entry-points."dipo.operators"]
     "com.example.Squash" = "mypackage.squash:SQUASH"
 
     SQUASH = Operator(name="Squash", domain="com.example", kind=Kind.ACTIVATION, torch=..., ...)
 
-Its torch builder and its rule of moments may be functions beside it. It is found in every process of that environment,
-Ray's workers as well.
+Its torch builder and its moment rule may be functions in the same module. It is found in every process of that
+environment, Ray's workers included.
 """
 
 from __future__ import annotations
@@ -86,52 +85,52 @@ OPERATORS: Registry[Operator] = Registry(
     {operator.key: operator for family in _FAMILIES for operator in family.OPERATORS},
     group="dipo.operators",
 )
-"""By key: the name, behind domain and dot where the domain is not ONNX's."""
+"""Records by key: the operator's name, prefixed by `<domain>.` if the domain is not ONNX's."""
 
 
 class Node(Protocol):
-    """A node of onnx_ir or of onnx."""
+    """A node, of onnx_ir or of onnx."""
 
     @property
     def domain(self) -> str:
-        """The operator's; empty for ONNX's."""
+        """Domain of the operator; empty for ONNX's."""
         ...
 
     @property
     def op_type(self) -> str:
-        """The operator's name."""
+        """Name of the operator."""
         ...
 
 
 def key_of(node: Node) -> str:
-    """Return the key of a node's operator, whether the table has it or not."""
+    """Return the key of a node's operator, which need not be in the table."""
     return key(node.domain, node.op_type)
 
 
 def of(node: Node) -> Operator:
-    """Return the record of a node's operator; one of kind `OTHER`, which promises nothing, where the table has none.
+    """Return the record of a node's operator; one of kind `OTHER`, without any properties, if the table has none.
 
     Raises:
-        UserError: Another package announces it, and its record cannot be imported or is another operator's.
+        UserError: Another package registers it, and its record cannot be imported or is for another operator.
     """
     name = key_of(node)
     return _read(name) if name in OPERATORS else _unknown(node)
 
 
-def names(with_updates: Callable[[Operator], bool]) -> Set[str]:
-    """Return the keys of the operators for which `having` holds, those of other packages included.
+def names(predicate: Callable[[Operator], bool]) -> Set[str]:
+    """Return the keys of the operators for which `predicate` holds, including those of other packages.
 
-    The set looks at records when it is asked: a module may have it as a constant without importing what other packages
-    announce. Asking raises `UserError` as `of` does.
+    The set is lazy and reads the records at each query, so that a module can keep it as a constant without importing
+    other packages' operators. Queries raise `UserError` as `of` does.
     """
-    return _Keys(with_updates)
+    return _Keys(predicate)
 
 
 class _Keys(Set[str]):
-    """The keys of operators that have something in common."""
+    """The keys of the operators for which a predicate holds, as a lazy set."""
 
-    def __init__(self, with_updates: Callable[[Operator], bool]) -> None:
-        self._having = with_updates
+    def __init__(self, predicate: Callable[[Operator], bool]) -> None:
+        self._having = predicate
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and name in OPERATORS and self._having(_read(name))
@@ -154,7 +153,7 @@ class _Keys(Set[str]):
 
 
 def with_kind(*kinds: Kind) -> Set[str]:
-    """Keys of the operators of these kinds."""
+    """Return the keys of the operators of these kinds."""
     return names(lambda operator: operator.kind in kinds)
 
 

@@ -31,14 +31,14 @@ _clip = partial(
     _activation, sign=Sign.KEPT, keeps_shifts=True, moments=MomentRule.CLIPPED, full_integer=False, data_constants=True
 )
 _bent = partial(_activation, sign=Sign.KEPT, homogeneous=True, keeps_shifts=True, full_integer=True)
-"""Lines with a bend at 0."""
+"""Piecewise linear functions with a bend at 0."""
 
 OPERATORS = (
     _clip(
         name="Relu", torch=same_as("torch.nn.functional:relu"), homogeneous=True, limits=Limits(low=0.0),
         sign=Sign.NEVER_NEGATIVE, data_constants=False,
     ),
-    # Homogeneous only if its limits are scaled along.
+    # Homogeneous only if its limits are scaled too.
     _clip(name="Clip", torch=built_by(f"{_OPS}:clip"), homogeneous=False, limits=Limits(LimitsFrom.ARGUMENTS)),
     _bent(
         name="LeakyRelu", torch=built_by(f"{_OPS}:leaky_relu"), moments=MomentRule.LEAKY_RELU,

@@ -1,4 +1,4 @@
-"""Functions element by element that are no activation functions: of one tensor, and of several."""
+"""Element-wise operators that are no activation functions, on one tensor or several."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _of_one = partial(
 _of_two = partial(
     Operator,
     kind=Kind.ELEMENTWISE,
-    homogeneous=False,  # between two layers, only with a constant that is scaled along: `algo.links` looks at that
+    homogeneous=False,  # between two layers, only if its constant is scaled too: `algo.layer_pairs` checks that
     keeps_shifts=False,
     channels=None,
     full_integer=True,
@@ -55,7 +55,7 @@ OPERATORS = (
     _of_one(name="Erf", torch=same_as("torch:erf"), sign=Sign.KEPT, output_range=(-1, 1)),
     _of_one(name="Sin", torch=same_as("torch:sin"), sign=Sign.ANY, output_range=(-1, 1)),
     _of_one(name="Cos", torch=same_as("torch:cos"), sign=Sign.ANY, output_range=(-1, 1)),
-    # It gives integers, too, which have no range.
+    # Its output may be integers, which have no range.
     _of_one(name="Cast", torch=built_by(f"{_OPS}:cast"), sign=Sign.KEPT, moments=None, full_integer=False),
     _of_two(
         name="Add", torch=same_as("torch:add"), sign=Sign.KEPT, moments=MomentRule.SUM, operand=Operand.SUMMAND,
@@ -79,6 +79,6 @@ OPERATORS = (
     ),
     _of_many(name="Sum", torch=built_by(f"{_OPS}:total"), sign=Sign.KEPT, moments=MomentRule.SUM),
     _of_many(name="Mean", torch=built_by(f"{_OPS}:average"), sign=Sign.KEPT, moments=None),
-    # What it does not choose is often -inf.
+    # The branch that it does not choose is often -inf.
     _of_many(name="Where", torch=same_as("torch:where"), sign=Sign.KEPT, moments=None, full_integer=False),
 )  # fmt: skip

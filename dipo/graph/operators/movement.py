@@ -41,7 +41,7 @@ OPERATORS = (
     _movement(name="Slice", torch=built_by(f"{_OPS}:slice_"), moves=Moves.SOME, on_codes=True),
     _movement(name="Expand", torch=built_by(f"{_OPS}:expand"), moves=Moves.SOME),
     _movement(name="Tile", torch=built_by(f"{_OPS}:tile"), moves=Moves.SOME),
-    # Of a table as often as of what a network computes: it has a range of its own.
+    # Gathers as often from a constant table as from activations, so its output has a range of its own.
     _movement(
         name="Gather", torch=built_by(f"{_OPS}:gather"), moves=Moves.SOME, full_integer=True, data_constants=True
     ),

@@ -1,4 +1,4 @@
-"""Normalizations: by given statistics, by those of the numbers themselves, and to a sum of one."""
+"""Normalizations: by given statistics, by the statistics of the input itself, and to a sum of one."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ _pooling = partial(
 )
 _interpolation = partial(
     _pooling,
-    homogeneous=False,  # where it extrapolates by a constant; `algo.links` stops at it
+    homogeneous=False,  # if it extrapolates by a constant; `algo.layer_pairs` stops at it
     keeps_shifts=False,
     full_integer=True,
     resizes=True,
@@ -47,7 +47,7 @@ OPERATORS = (
     _pooling(
         name="MaxPool", torch=built_by(f"{_OPS}:max_pool"), full_integer=False, moves=Moves.PICKED, on_codes=True
     ),
-    # It keeps shifts but for zeros that it pads with.
+    # It keeps shifts except for the zeros of its padding.
     _pooling(
         name="AveragePool", torch=built_by(f"{_OPS}:average_pool"), full_integer=True,
         integer_kernel=IntegerKernel.CODES, qoperator="QLinearAveragePool",

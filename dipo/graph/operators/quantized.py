@@ -1,6 +1,6 @@
-"""Operators that have codes or make them: one of them anywhere says that a file is no float network.
+"""Operators that read or write integer codes: a file with any of them is not a float network.
 
-Those of `com.microsoft` are ONNX Runtime's own.
+The domain `com.microsoft` is ONNX Runtime's.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""An operator's record: all that dipo knows of one ONNX operator, in one place.
+"""An operator's record: all facts that dipo has about one ONNX operator.
 
-It is data and needs neither torch nor onnx_ir: `dipo.export.rknn_config` reads it beside a vendor's toolkit. What
-computes in torch stands behind a reference, `built_by("module:function")` or `same_as("torch:tanh")`, that is followed
-when the first node is bound.
+It is data and needs neither torch nor onnx_ir: `dipo.export.rknn_config` reads it beside a vendor's toolkit. Its torch
+function is a reference, `built_by("module:function")` or `same_as("torch:tanh")`, that is imported when the first node
+is bound.
 """
 
 from __future__ import annotations
@@ -23,77 +23,77 @@ if TYPE_CHECKING:
 
 
 class Kind(Enum):
-    """What an operator does, as far as the graph around it is concerned. Each operator is of one kind."""
+    """The kind of an operator, as the graph around it sees it; each operator has one."""
 
     WEIGHTED = auto()
-    """Multiplies what it reads by a weight."""
+    """Multiplies its input by a weight."""
     ACTIVATION = auto()
-    """An activation function: of one tensor, element by element. It belongs to the layer before it."""
+    """An element-wise activation function of one tensor; it belongs to the layer before it."""
     ELEMENTWISE = auto()
-    """Another function of one or several tensors, element by element."""
+    """Another element-wise function, of one tensor or several."""
     POOLING = auto()
-    """Makes each number of those of some positions of its channel; interpolations too."""
+    """Computes each number from some positions of the same channel; interpolations included."""
     REDUCTION = auto()
-    """Makes one number of all those along some axes."""
+    """Computes one number from all those along some axes."""
     NORMALIZATION = auto()
-    """Makes each number relative to others, by their statistics or by given ones."""
+    """Normalizes numbers by their own statistics or by given ones."""
     MOVEMENT = auto()
-    """Moves values."""
+    """Moves numbers without computing any."""
     QUANTIZED = auto()
-    """Has codes or makes them: no part of a float network."""
+    """Reads or writes integer codes: no part of a float network."""
     OTHER = auto()
-    """Nothing is known of it."""
+    """An operator of which nothing is known."""
 
 
 class Moves(Enum):
-    """Which numbers an operator's output holds, where those are numbers of its input alone."""
+    """The part of its input that an operator moves to its output, where it computes no new numbers."""
 
     ALL = auto()
-    """All of them, in the same or another order or shape."""
+    """All numbers, in the same or another order or shape."""
     SOME = auto()
-    """Some, by their position; or each several times."""
+    """Some numbers, selected by position, or each several times."""
     PICKED = auto()
-    """Some, by their size: the largest ones or the smallest."""
+    """Some numbers, selected by value: the largest or the smallest."""
     PADDED = auto()
-    """All or some, and others beside them: zeros, mostly."""
+    """All or some numbers, and padding, mostly zeros."""
     JOINED = auto()
-    """All of several inputs."""
+    """All numbers of several inputs."""
 
 
 class Channels(Enum):
-    """Where the channels of what an operator reads are in what it makes."""
+    """The place of an operator's input channels in its output."""
 
     KEPT = auto()
-    """Where they were; each is made of itself alone."""
+    """The same place; each is computed from itself alone."""
     REDUCED = auto()
-    """There, with fewer axes behind them: it depends on the node's axes whether that is so."""
+    """The same place with fewer axes behind, depending on the node's axes."""
     REARRANGED = auto()
-    """Elsewhere: it depends on the node's shapes where."""
+    """Another place, depending on the node's shapes."""
 
 
 class Sign(Enum):
-    """Whether an operator's output can be negative."""
+    """The sign that an operator's output can have."""
 
     NEVER_NEGATIVE = auto()
     KEPT = auto()
-    """Not where its inputs are not."""
+    """Not negative where no input is."""
     ANY = auto()
 
 
 class LimitsFrom(Enum):
-    """What says between which limits an operator cuts numbers off."""
+    """The source of the limits at which an operator clips."""
 
     ITSELF = auto()
-    """`Limits.low` and `Limits.high` do."""
+    """`Limits.low` and `Limits.high`."""
     ARGUMENTS = auto()
-    """Attributes `min` and `max`, or inputs 1 and 2 in newer operator sets; without, there is no limit."""
+    """Attributes `min` and `max`, or inputs 1 and 2 in newer operator sets; absent ones set no limit."""
     OPERANDS = auto()
-    """The other tensors that it reads."""
+    """The operator's other input tensors."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """An operator lets numbers between limits pass and cuts others off there."""
+    """The limits to which an operator clips its input."""
 
     source: LimitsFrom = LimitsFrom.ITSELF
     low: float = -math.inf
@@ -102,55 +102,55 @@ class Limits:
 
 @dataclass(frozen=True)
 class Weight:
-    """Where the weight of a layer is, and how it lies."""
+    """The place and the axes of a layer's weight."""
 
     channel_axis: int
-    """Axis that counts output channels (of a group); a negative one counts from the end."""
+    """Axis of the output channels (of a group); negative: counted from the end."""
     turned_by: str | None = None
-    """Name of an attribute: where it is not 0, the weight lies the other way round, with its two axes exchanged."""
+    """Name of the attribute that, if not 0, exchanges the weight's two axes."""
     port: int = 1
-    """Which of the node's inputs it is."""
+    """Index of the weight among the node's inputs."""
     bias_port: int | None = 2
-    """The same of the bias; None where the operator adds none."""
+    """Index of the bias among the node's inputs; None if the operator adds none."""
     spatial: bool = False
-    """A kernel of axes behind the channels moves over positions; otherwise it is a matrix."""
+    """Whether spatial axes follow those of the channels; otherwise the weight is a matrix."""
 
 
 class Operand(Enum):
-    """What an operand of a commutative operator is to the other one."""
+    """The role of an operand of a commutative operator."""
 
     SUMMAND = auto()
     FACTOR = auto()
 
 
 class IntegerKernel(Enum):
-    """What ONNX Runtime's integer kernel of an operator gives, which `algo.integer` computes bit for bit."""
+    """The output of ONNX Runtime's integer kernel, which `algo.integer_kernels` computes bit for bit."""
 
     CODES = auto()
     CODES_OR_FLOATS = auto()
-    """Floats where nothing quantizes its output."""
+    """Codes, or floats if nothing quantizes its output."""
 
 
 class MomentRule(Enum):
-    """How mean and standard deviation of what an operator makes follow from those of what it reads.
+    """The rule by which an operator's output mean and standard deviation follow from those of its inputs.
 
-    `algo.moment_ops` has the rules; `None` in a record says that without samples nothing can be told.
+    `algo.moment_ops` implements the rules; None in a record: nothing is known of the output without samples.
     """
 
     SAME = auto()
-    """The numbers are the same."""
+    """The output has the numbers of the input."""
     POOLED = auto()
-    """Neighbours are taken for equal: mean and deviation are the same."""
+    """Mean and deviation of the input: neighbours are assumed to be equal."""
     CURVE = auto()
-    """A function of one number: quadrature over its torch function."""
+    """Quadrature over the torch function, which is element-wise."""
     MOVED = auto()
-    """The torch function moves the moments as it moves numbers."""
+    """The moments, moved by the torch function as it moves numbers."""
     CLIPPED = auto()
-    """By its `limits`."""
+    """Clipping to the record's `limits`."""
     LAYER = auto()
-    """W E[x] + b and W^2 Var[x]."""
+    """Mean W E[x] + b, variance W^2 Var[x]."""
     NORMALIZED = auto()
-    """The parameters say the moments of what it makes."""
+    """The moments that the operator's parameters state."""
     SOFTMAX = auto()
     SUM = auto()
     DIFFERENCE = auto()
@@ -161,75 +161,75 @@ class MomentRule(Enum):
     LEAKY_RELU = auto()
     PRELU = auto()
     AVERAGED = auto()
-    """The mean over axes behind the channels; its deviation is taken for that of one number."""
+    """The mean over axes behind the channels; the deviation is assumed to be that of one number."""
     REARRANGED = auto()
-    """By `Channels.REARRANGED`."""
+    """The channels' moments, moved as by `Channels.REARRANGED`."""
 
 
 MomentFunction = Callable[["ir.Node", "Sequence[Moments]"], "Moments"]
-"""A rule of an operator's own: from the node and the moments of what it reads, constants aside, to those of its output.
-It raises `UserError` where it cannot tell."""
+"""An operator's own rule: maps the node and the moments of its non-constant inputs to the moments of its output.
+It raises `UserError` if they are not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Operator:
-    """All that dipo knows of an ONNX operator.
+    """The facts that dipo has about an ONNX operator.
 
-    The facts without a default are those that every operator has to decide on; the others are of few operators.
+    Every operator has to decide on the fields without a default; the others concern few operators.
     """
 
     name: str
     domain: str = ""
     kind: Kind
     torch: Builder | None
-    """Reads a node once and gives its torch function (`graph.ops.reader`); None where torch does not compute it."""
+    """Builder of a node's torch function (`graph.ops.reader`); None if torch does not compute it."""
     sign: Sign
     homogeneous: bool
-    """f(s x) = s f(x) for s > 0, where x is all that it reads: a factor on a channel passes through it."""
+    """Whether f(s x) = s f(x) for s > 0, with x all its inputs: a factor on a channel passes through it."""
     keeps_shifts: bool
-    """f(x + c) = f(x) + c for x >= 0 and c >= 0: what is taken off a channel before it can be given back behind it."""
+    """Whether f(x + c) = f(x) + c for x, c >= 0: a constant taken off a channel before it can be added after it."""
     channels: Channels | None
-    """None where they are mixed, or not followed."""
+    """Place of the input's channels in the output; None if they are mixed, or not tracked."""
     moments: MomentRule | MomentFunction | None
     full_integer: bool
-    """Targets that run a whole network on integers compute it, with a range of its own for what it makes. What only
-    moves values, or cuts them off as part of the kernel before it, has none."""
+    """Whether targets that run whole networks on integers compute it with a range of its own for its output. Operators
+    that only move values, or clip them within the kernel before, have none."""
 
     data_inputs: int | None = 1
-    """So many of its inputs, from the first on, are data; what follows are options and parameters. None: all are."""
+    """Number of leading inputs that are data; options and parameters follow. None: all inputs are data."""
     data_constants: bool = False
-    """Constants among its inputs that are no layer's weight or bias are data that a device keeps as integers; otherwise
-    they are options, such as the scales of a Resize."""
+    """Whether its constant inputs, other than a layer's weight and bias, are data that a device keeps as integers;
+    otherwise they are options, such as the scales of a Resize."""
     operand: Operand | None = None
-    """What each of two operands is to the other, in whatever order."""
+    """Role of each of two operands, whose order does not matter."""
     weight: Weight | None = None
     moves: Moves | None = None
     on_codes: bool = False
-    """Runtimes run it on the codes of what it reads as it is: what is quantized before it is so behind it."""
+    """Whether runtimes apply it to its input's codes unchanged: a value quantized before it is so after it."""
     limits: Limits | None = None
     output_range: tuple[float, float] | None = None
-    """All that it makes lies between these, whatever it reads."""
+    """Smallest and largest number that its output can have for any input; None: unbounded."""
     own_grid: bool = False
-    """Integer kernels write a grid of their own, over `output_range` in steps of a power of two."""
+    """Whether integer kernels write a fixed grid over `output_range`, in steps of a power of two."""
     resizes: bool = False
-    """Changes the resolution without strides."""
+    """Whether it changes the resolution without strides."""
     integer_kernel: IntegerKernel | None = None
     qoperator: str | None = None
-    """The integer operator that can take its place in a file, ONNX's own or ONNX Runtime's."""
+    """Integer operator, ONNX's own or ONNX Runtime's, that can replace it in a file."""
 
     @property
     def key(self) -> str:
-        """Its name in the table and in sets of operators; behind its domain and a dot where that is not ONNX's."""
+        """Its name in the table and in sets of operators; prefixed by `<domain>.` if the domain is not ONNX's."""
         return key(self.domain, self.name)
 
     @property
     def clips(self) -> bool:
-        """Whether it only cuts off at constant limits: the kernel before it does that by the limits of its codes."""
+        """Whether it only clips to constant limits, which the kernel before it does by the limits of its codes."""
         return self.limits is not None and self.limits.source is not LimitsFrom.OPERANDS
 
     @property
     def keeps_range(self) -> bool:
-        """Whether a device gives what it makes the range of what it reads: it moves values, and that is all."""
+        """Whether its output has the range of its input on a device, because it only moves values."""
         return self.moves is not None and not self.full_integer
 
 
@@ -242,16 +242,16 @@ def built_by(reference: str) -> Builder:
     """Return a builder that is imported when it is needed.
 
     Args:
-        reference: `module:function`, the function being one that takes a `NodeReader`.
+        reference: `module:function`; the function takes a `NodeReader`.
     """
     return functools.partial(_build, reference)
 
 
 def same_as(reference: str) -> Builder:
-    """Return the builder of an operator without attributes that torch has under the same meaning.
+    """Return the builder of an operator without attributes that a torch function computes as it is.
 
     Args:
-        reference: `module:function`, the function being one of the operator's inputs.
+        reference: `module:function`; the function takes the operator's inputs.
     """
     return functools.partial(_same, reference)
 

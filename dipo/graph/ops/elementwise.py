@@ -1,4 +1,4 @@
-"""Operators on single elements, and Softmax."""
+"""Element-wise operators, and Softmax."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dipo.graph.ops.reader import Builder, NodeReader, TorchOp
 
 
 def variadic(function: Callable[[Tensor, Tensor], Tensor]) -> Builder:
-    """Return an operator on one or more tensors, folded from a function of two."""
+    """Return an operator on one or more tensors that folds a function of two over them."""
 
     def build(node: NodeReader) -> TorchOp:
         if len(node.node.inputs) == 2:
@@ -30,17 +30,17 @@ total = variadic(torch.add)
 
 
 def average(_node: NodeReader) -> TorchOp:
-    """Mean: of all tensors, element by element."""
+    """Mean: the element-wise mean of all tensors."""
     return lambda *xs: reduce(torch.add, xs) / len(xs)
 
 
 def identity(x: Tensor) -> Tensor:
-    """Identity: what it reads."""
+    """Identity: the input itself."""
     return x
 
 
 def divide(a: Tensor, b: Tensor) -> Tensor:
-    """Div: a / b, towards zero for integers."""
+    """Div: a / b, rounded towards zero for integers."""
     return a / b if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc")
 
 
@@ -104,7 +104,7 @@ def thresholded_relu(node: NodeReader) -> TorchOp:
 
 
 def softplus(x: Tensor) -> Tensor:
-    """Softplus: ln(exp(x) + 1), without a threshold from which on it would be x itself."""
+    """Softplus: ln(exp(x) + 1), without torch's threshold above which it returns x."""
     return torch.logaddexp(x, torch.zeros((), dtype=x.dtype, device=x.device))
 
 
@@ -121,7 +121,7 @@ def hard_sigmoid(node: NodeReader) -> TorchOp:
 
 
 def gelu(node: NodeReader) -> TorchOp:
-    """Gelu, exact or by tanh."""
+    """Gelu: exact, or the approximation by tanh."""
     approximate = node.choice("approximate", "none", ("none", "tanh"))
     return lambda x: F.gelu(x, approximate=approximate)
 
@@ -145,7 +145,7 @@ log_softmax = _over_axis(F.log_softmax)
 
 def cast(node: NodeReader) -> TorchOp:
     """Cast to a type that torch and ONNX both have."""
-    node.ignore("saturate", "round_mode")  # of 8-bit floats alone, which are refused
+    node.ignore("saturate", "round_mode")  # for 8-bit floats only, which are refused
     dtype = _DTYPES.get(ir.DataType(node.get_int("to", 0)).name)
     if dtype is None:
         raise node.refusal(
@@ -155,7 +155,7 @@ def cast(node: NodeReader) -> TorchOp:
 
 
 def dropout(node: NodeReader) -> TorchOp:
-    """Dropout at inference: its input, and a mask that keeps everything."""
+    """Dropout at inference: the input, and a mask that is true everywhere."""
     node.ignore("ratio", "seed")
     training = node.constant(2)
     if training is not None and bool(training):

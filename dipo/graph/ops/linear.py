@@ -68,7 +68,7 @@ def gemm(node: NodeReader) -> TorchOp:
 
 
 def kernel_of(node: NodeReader) -> tuple[int, ...]:
-    """Spatial shape of a convolution's weight.
+    """Return the spatial shape of a convolution's weight.
 
     Raises:
         UserError: It is not known.
@@ -85,7 +85,7 @@ def kernel_of(node: NodeReader) -> tuple[int, ...]:
 def _split(
     sizes: Sequence[int], wanted: Sequence[int], *, begin_small: bool
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return how much to cut before and behind, so that `sizes` become `wanted`."""
+    """Return how much to cut at the beginning and the end so that `sizes` become `wanted`."""
     totals = [size - want for size, want in zip(sizes, wanted, strict=True)]
     small, large = tuple(t // 2 for t in totals), tuple(t - t // 2 for t in totals)
     return (small, large) if begin_small else (large, small)

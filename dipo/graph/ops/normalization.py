@@ -12,7 +12,7 @@ from dipo.graph.ops.reader import NodeReader, TorchOp
 def batch_normalization(node: NodeReader) -> TorchOp:
     """BatchNormalization at inference: x [N, C, ...], the other inputs [C]."""
     epsilon = node.get_float("epsilon", 1e-5)
-    node.ignore("momentum")  # of training
+    node.ignore("momentum")  # for training
     if node.get_int("training_mode", 0):
         raise node.refusal("training_mode is on: export the model for inference")
     if not node.get_int("spatial", 1):

@@ -1,8 +1,8 @@
 """Convolutions that add their products in the order of ONNX Runtime's CPU kernels on x86.
 
-The last bit of a float sum depends on the order, and where a sum lies half way between two codes that bit decides the
-code. To tell whether a written file computes what was simulated, the simulation adds in the order of the runtime that
-checks it. Elsewhere the order is torch's, whose kernels are quicker.
+The last bit of a float sum depends on the order of its terms, and decides the code of a sum half way between two codes.
+To compare a written file with the simulation bit for bit, the simulation adds in the order of the runtime that checks
+it. Elsewhere the order is torch's, whose kernels are faster.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from dipo.graph.ops.reader import NodeReader, TorchOp
 from dipo.graph.ops.window import Window
 
 COLUMNS = 1 << 23
-"""Numbers under all positions of a window that are held at a time."""
+"""Largest number of elements of unfolded windows held in memory at a time."""
 
 
 def ordered_conv(node: NodeReader) -> TorchOp:
     """Conv: x [N, C, H, W], w [M, C / group, kH, kW], b [M] or None; for other ranks the same as `conv`.
 
     The products of an output run over (channel, row, column) of the window, and the bias comes last. A group with one
-    output channel, as in depthwise convolutions, adds rounded products by fours, then what the fours gave. Others
-    add one after the other, fused with the product, in blocks of 128, or of more where the output has less than 128
-    pixels, then the blocks.
+    output channel, as in depthwise convolutions, adds rounded products in fours, then the sums of the fours. Others add
+    sequentially with fused multiply-add in blocks of 128, or more if the output has less than 128 pixels, then the
+    blocks.
     """
     kernel = kernel_of(node)
     if len(kernel) != 2:
@@ -47,7 +47,7 @@ def ordered_conv(node: NodeReader) -> TorchOp:
 
 
 def _seen(x: Tensor, window: Window) -> Tensor:
-    """Return what a window sees, [N, C, kH, kW, oH, oW]: a view."""
+    """Return the elements under each window, [N, C, kH, kW, oH, oW]: a view."""
     (height, width), (down, right) = window.extents, window.dilations
     seen = x.unfold(2, height, window.strides[0]).unfold(3, width, window.strides[1])
     return seen[..., ::down, ::right].permute(0, 1, 4, 5, 2, 3)
@@ -66,7 +66,7 @@ def _add_by_blocks(rows: Tensor, seen: Tensor) -> Tensor:
 
 
 def _add_by_fours(rows: Tensor, seen: Tensor) -> Tensor:
-    """Return the same for M = 1."""
+    """Multiply rows with seen as `_add_by_blocks` does, for M = 1: products are added in fours."""
     places = zip(rows.unbind(2), product(*map(range, seen.shape[2:5])), strict=True)
     products = (row[..., None, None] * seen[:, :, c, i, j, None] for row, (c, i, j) in places)
     return _sum(_sum(iter(four)) for four in _fours(products))

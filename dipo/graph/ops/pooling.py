@@ -1,4 +1,4 @@
-"""Poolings over windows, over all positions, and reductions over axes."""
+"""Poolings over windows or all positions, and reductions over axes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def max_pool(node: NodeReader) -> TorchOp:
 
 
 def average_pool(node: NodeReader) -> TorchOp:
-    """AveragePool: a window is divided by its elements inside the input, with count_include_pad inside the pads too."""
+    """AveragePool: the mean over a window's elements in the input, with count_include_pad also over its pads."""
     window = _pool_window(node)
     include_pad = bool(node.get_int("count_include_pad", 0))
     kernel, strides, ceil_mode = window.kernel, window.strides, window.ceil_mode
@@ -115,7 +115,7 @@ def _pool_window(node: NodeReader) -> Window:
 
 
 def _kernel_pads(window: Window) -> tuple[int, ...] | None:
-    """Pads that torch's pooling kernels take: symmetric and at most half the kernel."""
+    """Return the pads if torch's pooling takes them: symmetric and at most half the kernel; else None."""
     pads = window.symmetric
     if pads is None or any(2 * pad > size for pad, size in zip(pads, window.kernel, strict=True)):
         return None
@@ -123,7 +123,7 @@ def _kernel_pads(window: Window) -> tuple[int, ...] | None:
 
 
 def _window_mean(node: NodeReader, window: Window) -> Callable[[Tensor], Tensor]:
-    """Return the mean of every window of an input that is padded already."""
+    """Return a function for the mean of each window of an input that is already padded."""
     kernel, strides, dilations = window.kernel, window.strides, window.dilations
     if set(dilations) == {1}:
         pool = by_rank(node, (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d), len(kernel))

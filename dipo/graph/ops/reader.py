@@ -1,4 +1,4 @@
-"""What an operator's builder may ask about its node: attributes, constant inputs, shapes."""
+"""Reading of a node by its operator's builder: attributes, constant inputs, shapes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from dipo.errors import UserError
 
 TorchOp = Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]
-"""A function of a node's inputs, in ONNX order, None where an optional one is absent."""
+"""A function of a node's inputs, in ONNX order; None for an absent optional one."""
 
 
 class NodeReader:
-    """Reads one node, and notices which attributes nobody read.
+    """A reader of one node that keeps track of attributes not read.
 
-    An attribute that a builder did not ask for would be ignored silently; `check_all_read` refuses it instead.
+    An attribute that its builder does not read would be ignored silently; `check_all_read` refuses it instead.
     """
 
     def __init__(self, node: ir.Node, opset: int) -> None:
@@ -52,14 +52,14 @@ class NodeReader:
         return None if value is None else tuple(int(v) for v in value)
 
     def ignore(self, *names: str) -> None:
-        """Declare that these attributes have no influence on inference."""
+        """Declare that these attributes do not affect inference."""
         self._read.update(names)
 
     def choice(self, name: str, default: str, choices: Sequence[str]) -> str:
         """Return a string attribute that must be one of `choices`.
 
         Raises:
-            UserError: It is another one.
+            UserError: It is none of them.
         """
         value = self.get_string(name, default)
         if value not in choices:
@@ -67,19 +67,19 @@ class NodeReader:
         return value
 
     def has_input(self, index: int) -> bool:
-        """Return whether the input is there: optional ones may be left out."""
+        """Return whether the input is present; optional ones may be absent."""
         return index < len(self.node.inputs) and self.node.inputs[index] is not None
 
     def known(self, index: int) -> NDArray[Any] | None:
-        """Return the value of an input where it is known before the model runs; None everywhere else."""
+        """Return an input's value if it is known before the model runs; else None."""
         tensor = ir.convenience.get_const_tensor(self._input(index)) if self.has_input(index) else None
         return None if tensor is None else tensor.numpy()
 
     def constant(self, index: int) -> NDArray[Any] | None:
-        """Return the value of an input that must be known before the model runs; None where the input is absent.
+        """Return the value of an input that must be known before the model runs; None if the input is absent.
 
         Raises:
-            UserError: The input is there but not constant.
+            UserError: The input is present but not constant.
         """
         value = self.known(index)
         if value is None and self.has_input(index):
@@ -88,17 +88,17 @@ class NodeReader:
         return value
 
     def constant_ints(self, index: int) -> tuple[int, ...] | None:
-        """`constant`, as a flat tuple of integers."""
+        """Return `constant` as a flat tuple of integers."""
         value = self.constant(index)
         return None if value is None else tuple(int(v) for v in value.reshape(-1))
 
     def constant_floats(self, index: int) -> tuple[float, ...] | None:
-        """`constant`, as a flat tuple of floats."""
+        """Return `constant` as a flat tuple of floats."""
         value = self.constant(index)
         return None if value is None else tuple(float(v) for v in value.reshape(-1))
 
     def constant_scalar(self, index: int) -> int | float | None:
-        """`constant`, which has one element."""
+        """Return `constant` as a number; it must have one element."""
         value = self.constant(index)
         if value is None:
             return None
@@ -106,12 +106,12 @@ class NodeReader:
         return scalar
 
     def ints_from(self, name: str, index: int) -> tuple[int, ...] | None:
-        """A list of integers that older opsets keep in attribute `name` and newer ones in constant input `index`."""
+        """Return integers that older opsets have in attribute `name` and newer ones in constant input `index`."""
         value = self.get_ints(name)
         return self.constant_ints(index) if value is None else value
 
     def shape(self, index: int) -> tuple[int | None, ...] | None:
-        """Return shape of an input, with None for unknown sizes; None where not even the rank is known."""
+        """Return the shape of an input, with None for unknown sizes; None if not even the rank is known."""
         shape = self._input(index).shape
         return None if shape is None else tuple(size if isinstance(size, int) else None for size in shape)
 
@@ -136,10 +136,10 @@ class NodeReader:
             raise self.refusal("only its first output is computed in torch")
 
     def check_all_read(self) -> None:
-        """Refuse attributes that no builder asked for.
+        """Refuse attributes that the builder has not read.
 
         Raises:
-            UserError: There is such an attribute.
+            UserError: There is one.
         """
         for name in self.node.attributes:
             if name not in self._read:
@@ -166,4 +166,4 @@ class NodeReader:
 
 
 Builder = Callable[[NodeReader], TorchOp]
-"""Reads a node once and returns its function; raises UserError where torch cannot compute it."""
+"""A function that reads a node once and returns its torch function; raises UserError if torch cannot compute it."""

@@ -17,7 +17,7 @@ def resize(node: NodeReader) -> TorchOp:
     if node.get_int("antialias", 0) or node.get_int("exclude_outside", 0):
         raise node.refusal("antialias and exclude_outside are not computed in torch")
     node.choice("keep_aspect_ratio_policy", "stretch", ("stretch",))
-    node.ignore("cubic_coeff_a", "extrapolation_value")  # of modes that are refused
+    node.ignore("cubic_coeff_a", "extrapolation_value")  # for modes that are refused
     sizes, scales = _target(node)
     mode = _torch_mode(node, sizes, scales)
     align_corners = None
@@ -27,7 +27,7 @@ def resize(node: NodeReader) -> TorchOp:
 
 
 def _target(node: NodeReader) -> tuple[list[int] | None, list[float] | None]:
-    """Spatial sizes or spatial scales: one of them."""
+    """Return the spatial sizes and the spatial scales, of which one is None."""
     rank = node.rank(0)
     sizes, scales = node.constant_ints(3), node.constant_floats(2)
     given = sizes or scales
@@ -48,7 +48,7 @@ def _target(node: NodeReader) -> tuple[list[int] | None, list[float] | None]:
 
 
 def _torch_mode(node: NodeReader, sizes: list[int] | None, scales: list[float] | None) -> str:
-    """Return the mode of torch's interpolate that means the same.
+    """Return the equivalent mode of torch's interpolate.
 
     `nearest` takes floor(i / scale), `nearest-exact` floor((i + 0.5) / scale), the linear modes half pixels or aligned
     corners.

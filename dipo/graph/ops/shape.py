@@ -1,4 +1,4 @@
-"""Operators that move elements: Reshape, Slice, Pad and their kin."""
+"""Operators that move elements: Reshape, Slice, Pad and similar."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dipo.graph.ops.window import torch_pads
 
 
 def reshape(node: NodeReader) -> TorchOp:
-    """Reshape to a constant shape; 0 keeps the input's size unless allowzero, -1 takes what is left."""
+    """Reshape to a constant shape; 0 keeps the input's size unless allowzero, -1 is the remaining size."""
     shape = node.constant_ints(1)
     if shape is None:
         raise node.refusal("it has no shape")
@@ -67,7 +67,7 @@ def concat(node: NodeReader) -> TorchOp:
 
 
 def split(node: NodeReader) -> TorchOp:
-    """Split into the sizes given, or into as many parts as there are outputs, the last one smaller if need be."""
+    """Split into the given sizes, or into one part per output, of which the last may be smaller."""
     axis = node.get_int("axis", 0)
     sizes = node.ints_from("split", 1)
     num = node.get_int("num_outputs", len(node.node.outputs))
@@ -101,7 +101,7 @@ def slice_(node: NodeReader) -> TorchOp:
 
 
 def pad(node: NodeReader) -> TorchOp:
-    """Pad with a constant, by reflection, by the edge or around; constant pads and value, negative pads cut."""
+    """Pad with a constant, by reflection, edge or wrapping; pads and value are constant, negative pads cut."""
     mode = node.choice("mode", "constant", ("constant", "reflect", "edge", "wrap"))
     pads = node.ints_from("pads", 1)
     if pads is None:
@@ -123,7 +123,7 @@ def pad(node: NodeReader) -> TorchOp:
 
 
 def depth_to_space(node: NodeReader) -> TorchOp:
-    """DepthToSpace: [N, C * b * b, H, W] to [N, C, H * b, W * b]; the blocks are in front in DCR mode."""
+    """DepthToSpace: [N, C * b * b, H, W] to [N, C, H * b, W * b]; in DCR mode the block axes come before C."""
     block = node.get_int("blocksize", 0)
     mode = node.choice("mode", "DCR", ("DCR", "CRD"))
 
@@ -140,7 +140,7 @@ def depth_to_space(node: NodeReader) -> TorchOp:
 
 
 def space_to_depth(node: NodeReader) -> TorchOp:
-    """SpaceToDepth: [N, C, H, W] to [N, b * b * C, H / b, W / b]; the blocks are in front in DCR mode."""
+    """SpaceToDepth: [N, C, H, W] to [N, b * b * C, H / b, W / b]; in DCR mode the block axes come before C."""
     block = node.get_int("blocksize", 0)
     order = {"DCR": (0, 3, 5, 1, 2, 4), "CRD": (0, 1, 3, 5, 2, 4)}[node.choice("mode", "DCR", ("DCR", "CRD"))]
 
@@ -153,7 +153,7 @@ def space_to_depth(node: NodeReader) -> TorchOp:
 
 
 def expand(node: NodeReader) -> TorchOp:
-    """Expand to the shape that the input and the constant shape broadcast to."""
+    """Expand to the shape to which the input and the constant shape broadcast."""
     shape = node.constant_ints(1)
     if shape is None:
         raise node.refusal("it has no shape")
@@ -185,22 +185,22 @@ def gather(node: NodeReader) -> TorchOp:
 
 
 def _cut(x: Tensor, axis: int, cut: slice) -> Tensor:
-    """Cut x along one axis; torch has no negative steps, so those cut the mirrored tensor."""
+    """Slice x along one axis; torch has no negative steps, so for those the flipped tensor is sliced."""
     size = x.shape[axis]
     start, stop, step = cut.indices(size)
     if step < 0:
-        start = max(start, 0)  # ONNX begins at the first element where Python finds nothing
+        start = max(start, 0)  # ONNX starts at the first element where Python returns nothing
         x, start, stop, step = x.flip(axis), size - 1 - start, size - 1 - stop, -step
     return x[(*[slice(None)] * (axis % x.dim()), slice(start, stop, step))]
 
 
 def _bounded(index: int) -> int:
-    """Return an index that means "to the end" as -2^63 or 2^63 - 1, where torch warns that it cuts such numbers."""
+    """Return the index limited to +-2^62: ONNX's "to the end" may be -2^63 or 2^63 - 1, of which torch warns."""
     return min(max(index, -(1 << 62)), 1 << 62)
 
 
 def _all_axes(pads: tuple[int, ...], axes: tuple[int, ...], rank: int) -> tuple[int, ...]:
-    """Pads of some axes, as the list of begins and ends of all."""
+    """Return the pads of some axes as a list of begins, then ends, of all axes."""
     full = [0] * (2 * rank)
     for i, axis in enumerate(axes):
         full[axis % rank], full[axis % rank + rank] = pads[i], pads[i + len(axes)]

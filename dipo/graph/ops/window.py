@@ -1,4 +1,4 @@
-"""Sliding windows: what convolutions and poolings share."""
+"""Sliding windows, as convolutions and poolings share them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Window:
     strides: tuple[int, ...]
     dilations: tuple[int, ...]
     begins: tuple[int, ...] | None
-    """Pads before the first element; None where `auto_pad` is SAME and they depend on the input's size."""
+    """Pads before the first element; None if `auto_pad` is SAME and they depend on the input's size."""
     ends: tuple[int, ...] | None
-    """Pads behind the last element; None likewise."""
+    """Pads after the last element; None likewise."""
     same_upper: bool
-    """Where a SAME pad is odd: the extra element goes behind (SAME_UPPER), not before (SAME_LOWER)."""
+    """Whether the extra element of an odd SAME pad goes after (SAME_UPPER) or before (SAME_LOWER)."""
     ceil_mode: bool = False
 
     @staticmethod
@@ -55,18 +55,18 @@ class Window:
 
     @property
     def extents(self) -> tuple[int, ...]:
-        """Elements from a window's first to its last, gaps included."""
+        """Length of a window from its first to its last element, with the gaps of dilation."""
         return tuple((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations, strict=True))
 
     @property
     def symmetric(self) -> tuple[int, ...] | None:
-        """Pads that a torch kernel adds by itself: the same on both sides; None where they are not so."""
+        """Pads in the form that torch kernels take, equal on both sides; None if they differ."""
         if self.begins is None or self.begins != self.ends or min(self.begins) < 0:
             return None
         return self.begins
 
     def pads_for(self, sizes: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Pads before and behind an input with these spatial sizes."""
+        """Return the pads before and after an input of these spatial sizes."""
         if self.begins is not None and self.ends is not None:
             return self.begins, self.ends
         totals = [
@@ -77,9 +77,9 @@ class Window:
         return (small, large) if self.same_upper else (large, small)
 
     def exact_pads_for(self, sizes: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """`pads_for`, its ends changed so that whole windows tile the padded input: ceil_mode adds, floor cuts.
+        """Return `pads_for` with ends such that whole windows tile the padded input: ceil_mode adds, floor cuts.
 
-        A window that would start in the pads behind the input does not exist.
+        A window that would start in the pads after the input does not exist.
         """
         begins, ends = self.pads_for(sizes)
         exact = []
@@ -92,7 +92,7 @@ class Window:
         return begins, tuple(exact)
 
     def padder(self) -> Callable[[Tensor], Tensor]:
-        """Return a function that adds zeros around [N, C, ...] as this window wants them."""
+        """Return a function that pads [N, C, ...] with zeros for this window."""
         if self.begins is not None and self.ends is not None:
             fixed = torch_pads(self.begins, self.ends)
             return lambda x: F.pad(x, fixed)
@@ -100,7 +100,7 @@ class Window:
 
 
 def torch_pads(begins: Sequence[int], ends: Sequence[int]) -> list[int]:
-    """Pads in the order of `torch.nn.functional.pad`: last dimension first, leading ones without pads left out."""
+    """Return pads as `torch.nn.functional.pad` orders them: last dimension first, leading zeros left out."""
     pairs = list(zip(begins, ends, strict=True))
     while pairs and pairs[0] == (0, 0):
         pairs.pop(0)
@@ -111,7 +111,7 @@ def by_rank(node: NodeReader, functions: Sequence[Callable[..., Tensor]], num_di
     """Return the torch function for this number of spatial dimensions.
 
     Raises:
-        UserError: torch has none.
+        UserError: torch has no such function.
     """
     if not 1 <= num_dims <= len(functions):
         raise node.refusal(f"{num_dims} spatial dimensions: torch computes 1 to {len(functions)}")
@@ -119,5 +119,5 @@ def by_rank(node: NodeReader, functions: Sequence[Callable[..., Tensor]], num_di
 
 
 def lowest(dtype: torch.dtype) -> float:
-    """Return the value that never wins a maximum."""
+    """Return the lowest value of a dtype, which never wins a maximum."""
     return float("-inf") if dtype.is_floating_point else torch.iinfo(dtype).min

@@ -1,6 +1,6 @@
-"""The passes that bring a network to the form that everything else relies on, in their order.
+"""The passes that normalise a network to the form that everything else relies on, in their order.
 
-A pass raises a `UserError` whose sentence lacks the model's name: whoever runs it knows where the model came from.
+A pass raises a `UserError` whose sentence lacks the model's name; its caller, who knows it, adds it.
 """
 
 from __future__ import annotations
@@ -26,4 +26,4 @@ NORMALISATION: tuple[PassBase, ...] = (
     NameNodes(),
     OwnParameters(),
 )
-"""After all of them `passes.invariants` hold."""
+"""The passes in order; afterwards `passes.invariants` hold."""

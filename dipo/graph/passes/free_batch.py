@@ -1,4 +1,4 @@
-"""A batch that the exporter fixed, made dynamic."""
+"""Making a batch size dynamic that the exporter fixed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from dipo.graph.constants import replace_input
 
 
 class FreeBatch(InPlacePass):
-    """Make a fixed first dimension of the network's inputs dynamic, where only declared shapes and sizes fix it.
+    """Make a fixed first dimension of the inputs dynamic, if only declared shapes and constants depend on it.
 
-    1. No input or output has a fixed first dimension, where all inputs had the same one.
+    1. No input or output has a fixed first dimension, if all inputs had the same one.
     2. Shapes between them are inferred anew.
     """
 
@@ -47,7 +47,7 @@ class FreeBatch(InPlacePass):
 
 
 def _free_nodes(model: ir.Model, batch: int) -> None:
-    """Take the batch out of the constants that name it."""
+    """Replace the constants that contain the batch size."""
     for node in model.graph:
         target, scales = _freed_target(node, batch), _freed_scales(node)
         if target is not None:
@@ -58,16 +58,16 @@ def _free_nodes(model: ir.Model, batch: int) -> None:
 
 
 def _freed_target(node: ir.Node, batch: int) -> NDArray[np.int64] | None:
-    """Return a Reshape's target with a free first dimension, which the batch is a factor of; None where it is none."""
+    """Return a Reshape's target with its first dimension, a multiple of the batch, made free; None if it has none."""
     target = node.inputs[1] if node.op_type == "Reshape" else None
     if target is None or target.const_value is None:
         return None
     shape = np.array(target.const_value.numpy(), np.int64)
     if not shape.size or shape[0] < 1 or shape[0] % batch:
         return None
-    made = node.outputs[0].shape
-    if -1 in shape and made is not None and all(isinstance(size, int) for size in made):
-        shape = np.array(made.numpy(), np.int64)
+    output = node.outputs[0].shape
+    if -1 in shape and output is not None and all(isinstance(size, int) for size in output):
+        shape = np.array(output.numpy(), np.int64)
     if -1 in shape and shape[0] != batch:
         return None
     shape[0] = 0 if -1 in shape else -1
@@ -75,7 +75,7 @@ def _freed_target(node: ir.Node, batch: int) -> NDArray[np.int64] | None:
 
 
 def _freed_scales(node: ir.Node) -> NDArray[np.float32] | None:
-    """Return a Resize's scales instead of its sizes, which name the batch; None where scales would not give them."""
+    """Return scales in place of a Resize's sizes, which contain the batch; None if they would not give these sizes."""
     sizes = node.inputs[3] if node.op_type == "Resize" and len(node.inputs) > 3 else None
     source = node.inputs[0].shape if sizes is not None and node.inputs[0] is not None else None
     if sizes is None or sizes.const_value is None or source is None or not source.is_static():

@@ -1,4 +1,4 @@
-"""Shapes behind operators that ONNX's own inference does not know."""
+"""Shape inference past operators that ONNX's own inference does not know."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from dipo.graph.operators import Kind
 
 
 class InferShapes(InPlacePass):
-    """Go on where ONNX's inference stops: at an operator of another domain.
+    """Continue shape inference where ONNX's stops: at an operator of another domain.
 
-    1. What a function of one tensor makes has the shape and the type of that tensor.
-    2. What follows from that is inferred. Where inference has stopped nowhere, nothing is done.
+    1. The output of an element-wise function of one tensor has the shape and the type of that tensor.
+    2. Shapes that follow from these are inferred. If inference has stopped nowhere, nothing is done.
     """
 
     def call(self, model: ir.Model) -> PassResult:
-        """Take shapes over, and infer, until nothing is added."""
+        """Copy shapes and infer others, until none is added."""
         modified = False
         while sum(map(_take_over, model.graph)):
             modified = True
@@ -27,11 +27,11 @@ class InferShapes(InPlacePass):
 
 
 def _take_over(node: ir.Node) -> bool:
-    """Return whether the node's output has got something from its input."""
+    """Copy shape and type from the node's input to its output where missing; return whether that was done."""
     operator = operators.of(node)
-    source, made = node.inputs[0] if node.inputs else None, node.outputs[0]
+    source, output = node.inputs[0] if node.inputs else None, node.outputs[0]
     is_function = operator.kind in {Kind.ACTIVATION, Kind.ELEMENTWISE} and operator.data_inputs == 1
-    if not is_function or source is None or source.shape is None or made.shape is not None:
+    if not is_function or source is None or source.shape is None or output.shape is not None:
         return False
-    made.shape, made.type = source.shape.copy(), made.type or source.type
+    output.shape, output.type = source.shape.copy(), output.type or source.type
     return True

@@ -1,11 +1,11 @@
-"""What everything else relies on, as functions that check it.
+"""The invariants of a normalised model, and functions that check them.
 
 After `graph.load.load`:
-  1. functions are inlined, constants folded, BatchNormalization and Pad folded into the convolution beside them, which
-     remembers the former (`graph.batch_norm`);
-  2. every node has a unique name, a layer the one that it had in the file;
-  3. every layer with weights owns them: no initializer is read by two layers;
-  4. every Conv, ConvTranspose and Gemm has a bias, zero where the file had none; a Gemm multiplies neither by a factor;
+  1. functions are inlined, constants folded, BatchNormalization and Pad folded into the adjacent convolution, which
+     keeps a record of the former (`graph.batch_norm`);
+  2. every node has a unique name; a layer keeps the one that it had in the file;
+  3. every layer owns its weights: no initializer is read by two layers;
+  4. every Conv, ConvTranspose and Gemm has a bias, zero if the file had none; a Gemm has no alpha or beta;
   5. the first dimension of every network input and output is the batch, and is dynamic; initializers are no inputs.
 """
 
@@ -22,7 +22,7 @@ from dipo.graph.layers import is_layer, layers_of
 
 
 def check_inlined(model: ir.Model) -> None:
-    """Check the part of the first invariant that is cheap: no function is left, and no node is one's call.
+    """Check the cheap part of the first invariant: no function is left, and no node calls one.
 
     Raises:
         InvariantError: There is one.
@@ -32,7 +32,7 @@ def check_inlined(model: ir.Model) -> None:
 
 
 def check_folded(model: ir.Model) -> None:
-    """Check that constants are folded, and what normalises or pads a convolution alone is part of it.
+    """Check that constants are folded, and BatchNormalization and Pad are part of their convolution.
 
     Raises:
         InvariantError: There is a node that should be folded.
@@ -49,10 +49,10 @@ def check_folded(model: ir.Model) -> None:
 
 
 def check_names(model: ir.Model) -> None:
-    """Check that every node has a name that no other has, and every value that is made has one.
+    """Check that every node has a unique name, and every computed value a name.
 
     Raises:
-        InvariantError: A node or a value has none, or two nodes the same.
+        InvariantError: A node or a value has no name, or two nodes have the same.
     """
     counts = Counter(node.name for node in model.graph)
     for name, count in counts.items():
@@ -64,7 +64,7 @@ def check_names(model: ir.Model) -> None:
 
 
 def check_ownership(model: ir.Model) -> None:
-    """Check that a layer's weight and constant bias are initializers that it alone reads.
+    """Check that a layer's weight and constant bias are initializers that no other node reads.
 
     Raises:
         InvariantError: One is no initializer, or is read by another node, or is an output of the network.
@@ -76,7 +76,7 @@ def check_ownership(model: ir.Model) -> None:
 
 
 def check_biases(model: ir.Model) -> None:
-    """Check that every layer but a MatMul adds a bias, a constant one with a number for each output channel.
+    """Check that every layer but a MatMul has a bias, if constant with one number for each output channel.
 
     Raises:
         InvariantError: A bias is missing or of another shape, or a Gemm has a factor.
@@ -105,4 +105,4 @@ def check_batch(model: ir.Model) -> None:
 
 
 INVARIANTS = (check_folded, check_names, check_ownership, check_biases, check_batch)
-"""In the order of their numbers."""
+"""Checks in the order of the invariants."""

@@ -1,4 +1,4 @@
-"""A name for every node, a layer's the one that it had in the file."""
+"""Unique names for all nodes; a layer keeps the name that it had in the file."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _KEY = "dipo.layer_names"
 
 
 class RecordLayerNames(InPlacePass):
-    """Note the layers' names, by name of the initializer that is their weight, for `NameNodes`.
+    """Record the layers' names, by name of the initializer that is their weight, for `NameNodes`.
 
-    What folds a graph may put a new node in a layer's place. The new one has no name, and the weight keeps its own.
+    Folding may replace a layer by a new node, which has no name, while the weight keeps its own.
     """
 
     def call(self, model: ir.Model) -> PassResult:
-        """Note the names in the model's metadata, which no file holds."""
+        """Record the names in the model's metadata, which is not written into files."""
         model.meta[_KEY] = {
             weight: node.name
             for node in model.graph
@@ -29,14 +29,14 @@ class RecordLayerNames(InPlacePass):
 
 
 class NameNodes(InPlacePass):
-    """Give every node a name of its own.
+    """Give every node a unique name.
 
     1. A layer has the name that it had in the file.
-    2. Another node has its name, or its operator's, with a number after it where that is taken.
+    2. Another node has its own name, or its operator's, followed by a number if that is taken.
     """
 
     def call(self, model: ir.Model) -> PassResult:
-        """Name layers first, so that nothing else takes their names."""
+        """Name the layers first, so that no other node takes their names."""
         layer_names: dict[str, str] = model.meta.pop(_KEY)
         kept = set(layer_names.values())
         taken: set[str] = set()
@@ -59,7 +59,7 @@ class NameNodes(InPlacePass):
 
 
 def _is_weighted(node: ir.Node) -> bool:
-    """Return whether layers are of the node's operator, be its weight constant yet or not."""
+    """Return whether the node's operator multiplies by a weight, which need not be constant yet."""
     return operators.of(node).weight is not None
 
 

@@ -1,4 +1,4 @@
-"""A weight and a bias for each layer that no other node reads."""
+"""Weights and biases of layers that no other node reads."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from dipo.graph.passes.invariants import check_biases, check_ownership
 
 
 class UntieParameters(InPlacePass):
-    """Give each layer initializers of its own: the optimizer folds nothing into one that others read."""
+    """Give each layer initializers of its own, since the optimizer folds nothing into shared ones."""
 
     def call(self, model: ir.Model) -> PassResult:
-        """Copy what several nodes read."""
+        """Copy the initializers that several nodes read."""
         modified = False
         for node in model.graph:
             for index, value in enumerate(node.inputs if operators.of(node).weight is not None else ()):
@@ -31,13 +31,13 @@ class UntieParameters(InPlacePass):
 class OwnParameters(InPlacePass):
     """Give each layer its weight and bias as float32 initializers.
 
-    1. No other node reads them, and they are no outputs of the network.
-    2. A Conv, ConvTranspose or Gemm has a bias with one number for each output channel, zero where it had none.
-    3. A Gemm has no factor: its weight and bias are multiplied by it.
+    1. No other node reads them, and they are not outputs of the network.
+    2. A Conv, ConvTranspose or Gemm has a bias with one number for each output channel, zero if it had none.
+    3. A Gemm has no factors: its weight and bias are multiplied by them.
     """
 
     def call(self, model: ir.Model) -> PassResult:
-        """Replace what is not so.
+        """Replace the parameters that differ from this form.
 
         Raises:
             UserError: Weights are not float32, or a bias is not one number for each channel.
@@ -49,7 +49,7 @@ class OwnParameters(InPlacePass):
         return PassResult(model, modified=True)
 
     def ensures(self, model: ir.Model) -> None:
-        """Check that layers own what they read."""
+        """Check that layers own their parameters."""
         check_ownership(model)
         check_biases(model)
 
@@ -88,7 +88,7 @@ def _reshape_bias(model: ir.Model, layer: Layer, bias: ir.Value) -> None:
 
 
 def _take_factor(node: ir.Node, name: str) -> float:
-    """Return Gemm's alpha or beta, which the node then lacks."""
+    """Remove Gemm's alpha or beta from the node and return it."""
     factor = node.attributes.get_float(name, 1.0) if node.op_type == "Gemm" else 1.0
     node.attributes.pop(name, None)
     return factor

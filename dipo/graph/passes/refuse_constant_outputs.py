@@ -1,4 +1,4 @@
-"""Refusal of networks with an output that does not depend on the input."""
+"""Refusal of networks with a constant output."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class RefuseConstantOutputs(InPlacePass):
     """Refuse a network with a constant output, which has no row for each sample; change nothing."""
 
     def call(self, model: ir.Model) -> PassResult:
-        """Look at the outputs.
+        """Check the outputs.
 
         Raises:
             UserError: One is a constant.

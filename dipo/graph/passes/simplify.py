@@ -1,4 +1,4 @@
-"""Functions, constants, BatchNormalization and Pad, put into the nodes that need them."""
+"""Inlining of functions, and folding of constants, BatchNormalization and Pad."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from dipo.graph.passes.invariants import check_inlined
 
 
 class Simplify(InPlacePass):
-    """Inline functions and fold what constants decide.
+    """Inline functions and fold constants, BatchNormalization and Pad.
 
-    1. Functions are inlined: the graph's nodes are ONNX's own operators, or those of a domain that has no function.
-    2. What depends on constants alone is one.
-    3. BatchNormalization and Pad are folded into the convolution beside them.
-    4. A layer that BatchNormalization was folded into remembers it (`batch_norm.batch_norm_of`).
+    1. Functions are inlined: nodes are ONNX's own operators, or those of other domains that are no functions.
+    2. Values that depend on constants alone are constants.
+    3. BatchNormalization and Pad are folded into the adjacent convolution.
+    4. A layer into which BatchNormalization was folded has a record of it (`batch_norm.batch_norm_of`).
     """
 
     def call(self, model: ir.Model) -> PassResult:
@@ -47,6 +47,6 @@ class Simplify(InPlacePass):
 
 
 def _find_batch_norms(model: ir.Model) -> dict[str, BatchNorm]:
-    """Return every BatchNormalization with constant parameters, by name of the value that it makes."""
+    """Return every BatchNormalization with constant parameters, by name of its output."""
     norms = {node.outputs[0].name: batch_norm_in(node) for node in model.graph}
     return {name: norm for name, norm in norms.items() if name and norm is not None}
