@@ -21,7 +21,7 @@ class Batch:
     """Samples that run together: cut at fixed sample indices, so that no result depends on the number of workers."""
 
     index: int
-    """Position among all batches of the run."""
+    """Its position among all batches of the run."""
     start: int
     """First sample of the data set."""
     stop: int
@@ -39,27 +39,27 @@ def cut(num_samples: int, batch_size: int) -> list[Batch]:
 
 @dataclass(frozen=True, eq=False)
 class StoredRows:
-    """One value for some samples, as workers hand it to each other."""
+    """A value's numbers for some samples, as workers hand them to each other."""
 
     data: NDArray[Any]
-    """[samples, elements], as in a capture."""
+    """Codes or floats [samples, elements], as in a `CachedActivation`."""
     shape: tuple[int, ...]
-    """Of one sample."""
+    """Shape of one sample."""
 
     @staticmethod
     def of(capture: CachedActivation) -> StoredRows:
-        """Return all samples of a capture."""
+        """Return all samples of a cached activation."""
         return StoredRows(capture.data.cpu().numpy(), capture.shape)
 
 
 @dataclass(frozen=True, eq=False)
 class CachedActivation:
-    """One value, for the samples of a shard."""
+    """A value's numbers for the samples of a shard."""
 
     data: torch.Tensor
     """[samples, elements], elements in the order of memory (images channels_last): integer codes, or float32."""
     shape: tuple[int, ...]
-    """Of one sample."""
+    """Shape of one sample."""
     qparams: TorchQParams | None
     """What the codes stand for; None for floats."""
 
@@ -70,13 +70,13 @@ class CachedActivation:
 
     @staticmethod
     def gather(parts: Sequence[torch.Tensor], qparams: TorchQParams | None) -> CachedActivation:
-        """Put encoded batches together."""
+        """Concatenate encoded batches."""
         stored = [flat(part).view(len(part), -1) for part in parts]
         return CachedActivation(torch.cat(stored), tuple(parts[0].shape[1:]), qparams)
 
     @staticmethod
     def restore(parts: Sequence[StoredRows], qparams: TorchQParams | None, device: torch.device) -> CachedActivation:
-        """Put stored parts together."""
+        """Concatenate stored parts, and move them to `device`."""
         data = np.concatenate([part.data for part in parts])
         return CachedActivation(torch.from_numpy(data).to(device), parts[0].shape, qparams)
 
@@ -87,7 +87,7 @@ class CachedActivation:
         return self.view(numbers)
 
     def view(self, numbers: torch.Tensor) -> torch.Tensor:
-        """Return numbers in the capture's order, as [samples, *shape]."""
+        """Return numbers in the order of `data` as [samples, *shape]."""
         samples = numbers.numel() // max(1, self.data.shape[1])
         return unflat(numbers.reshape(-1), (samples, *self.shape))
 
@@ -100,7 +100,7 @@ def channel_sum(value: torch.Tensor) -> torch.Tensor:
 def read_ahead(
     batches: Sequence[Batch], inputs: Callable[[Batch], Mapping[str, torch.Tensor]]
 ) -> Iterator[tuple[Batch, Mapping[str, torch.Tensor]]]:
-    """Return batches with their inputs; while one is worked on, a thread reads and decodes the next."""
+    """Yield batches with their inputs; while one is worked on, a thread reads and decodes the next."""
     with ThreadPoolExecutor(1) as reader:
         coming = deque(reader.submit(inputs, batch) for batch in batches[:1])
         for index, batch in enumerate(batches):

@@ -1,4 +1,4 @@
-"""What an analysis found: sums that add up over batches and merge exactly over workers."""
+"""Results of an analysis: sums that add up over batches and merge exactly over workers."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from dipo.quant.error_sums import ErrorSums
 
 @dataclass(frozen=True)
 class Analysis:
-    """What one worker saw; merges exactly with what the others saw."""
+    """One worker's sums; they merge exactly with the others'."""
 
     parts: dict[str, dict[str, dict[int, tuple[ErrorSums, ...]]]]
     """By question, name of the layer, and index of the batch: one for the layer's output, or for `sensitivity` one for
     each output of the network. A layer whose input stays float has none for `activation`."""
     shifts: dict[str, dict[int, NDArray[np.float64]]]
-    """By name of a layer with a bias and index of the batch: sums [C] of the differences behind `both`."""
+    """By name of a layer with a bias and index of the batch: sums [C] of the output's differences in `both`."""
 
     def merge(self, other: Analysis) -> Analysis:
-        """Return what both saw."""
+        """Return the sums of both."""
         return Analysis(
             {
                 question: {name: mine | other.parts[question][name] for name, mine in layers.items()}
@@ -34,14 +34,14 @@ class Analysis:
         )
 
     def totals(self) -> dict[str, dict[str, tuple[ErrorSums, ...]]]:
-        """By question and layer, over all batches: they are added in their order, whoever ran them."""
+        """Sums over all batches, by question and layer; added in the batches' order, whoever ran them."""
         return {
             question: {name: _added(batches) for name, batches in layers.items() if batches}
             for question, layers in self.parts.items()
         }
 
     def shift_shares(self) -> dict[str, float]:
-        """By layer with a bias: the part of the noise behind `both` that a corrected bias takes away, 0 to 1.
+        """Share of the noise of `both` that a corrected bias takes away, 0 to 1; by name of a layer with a bias.
 
         That is sum_c n m_c^2 over the noise, with m_c the mean difference of channel c over its n elements.
         """
@@ -57,18 +57,18 @@ class Analysis:
 
 @dataclass(frozen=True)
 class NetworkAnalysis:
-    """What all workers saw of a network, for the report."""
+    """The sums of all workers, for the report."""
 
     totals: dict[str, dict[str, tuple[ErrorSums, ...]]]
-    """By question and layer."""
+    """Sums over all batches, by question and layer."""
     weights: dict[str, WeightSums]
     """By layer: its weight with one scale and with one for each channel."""
     shift_shares: dict[str, float]
-    """By layer with a bias: the part of its noise that a corrected bias takes away."""
+    """By layer with a bias: the share of its noise that a corrected bias takes away, 0 to 1."""
     samples: int
-    """Samples that were looked at."""
+    """Number of samples that were looked at."""
     sensitivity_samples: int
-    """Of them, those for `sensitivity`."""
+    """How many of them were used for `sensitivity`."""
 
 
 def _added(batches: Mapping[int, tuple[ErrorSums, ...]]) -> tuple[ErrorSums, ...]:

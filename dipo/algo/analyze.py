@@ -36,17 +36,17 @@ QUESTIONS = ("weight", "activation", "both", "accumulated", "sensitivity")
 
 @dataclass(frozen=True)
 class _Probe:
-    """One layer and all that its questions need."""
+    """A layer with all that the questions about it need."""
 
     layer: str
     step: Step
     qparams: TorchQParams | None
-    """Of its input; None where that stays float."""
+    """Scale and zero point of its input; None where that stays float."""
     constants: dict[str, torch.Tensor]
-    """Its weight and bias as the target keeps them."""
+    """Its weight and bias by name, as the target keeps them."""
     has_bias: bool
     suffix: tuple[Step, ...]
-    """The nodes that its output reaches, in topological order."""
+    """Nodes downstream of its output, in topological order."""
 
 
 def analyze(
@@ -110,7 +110,7 @@ def analyze(
 
 @dataclass(frozen=True, eq=False)
 class AnalyzeBatches:
-    """The task to look at some batches."""
+    """The task to analyze some batches."""
 
     name: ClassVar[str] = "analyze"
     batches: Sequence[Batch]
@@ -118,7 +118,7 @@ class AnalyzeBatches:
     sensitivity_samples: int
 
     def run(self, bench: Bench, *stored: StoredRows) -> Analysis:
-        """Answer the questions of this module for them."""
+        """Answer the questions of this module for the batches."""
         del stored
         return analyze(
             bench.model,
@@ -156,7 +156,7 @@ def _probes(model: ir.Model, plan: Plan, passes: _Passes) -> list[_Probe]:
 
 
 def _suffix(steps: Sequence[Step]) -> tuple[Step, ...]:
-    """Return those of the steps behind the first that its outputs reach."""
+    """Return the steps downstream of the first one."""
     reached = set(steps[0].outputs)
     suffix = []
     for step in steps[1:]:
@@ -172,17 +172,17 @@ class _Passes:
 
     module: GraphModule
     outputs: tuple[str, ...]
-    """Network outputs that are numbers."""
+    """Names of the network outputs that hold floating-point numbers."""
     float_constants: dict[str, torch.Tensor]
     constants: dict[str, torch.Tensor]
-    """Weights and biases as the target keeps them."""
+    """Weights and biases by name, as the target keeps them."""
     qparams: dict[str, TorchQParams]
-    """By name of the activation."""
+    """Scales and zero points by name of the activation."""
 
     def answer(
         self, values: Mapping[str, torch.Tensor], probes: Sequence[_Probe], *, sensitivity: bool
     ) -> tuple[dict[str, dict[str, tuple[ErrorSums, ...]]], dict[str, NDArray[np.float64]]]:
-        """Return all questions for one batch, by question and layer; and `Analysis.shifts`."""
+        """Return one batch's errors by question and layer, and its sums for `Analysis.shifts`."""
         kept = self._float_values(values, _read_values(probes, self.outputs, sensitivity=sensitivity))
         answers: dict[str, dict[str, tuple[ErrorSums, ...]]] = {question: {} for question in QUESTIONS}
         shifts = {}
@@ -201,14 +201,14 @@ class _Passes:
             if probe.has_bias:
                 shifts[name] = channel_sum(both - fp).cpu().numpy()
             if sensitivity:
-                found = self._rerun(probe, both, kept)
+                reached = self._rerun(probe, both, kept)
                 answers["sensitivity"][name] = tuple(
-                    ErrorSums.between(kept[output], found.get(output, kept[output])) for output in self.outputs
+                    ErrorSums.between(kept[output], reached.get(output, kept[output])) for output in self.outputs
                 )
         return answers, shifts
 
     def _float_values(self, values: Mapping[str, torch.Tensor], wanted: frozenset[str]) -> dict[str, torch.Tensor]:
-        """Return constants, and those values of the float network that are wanted."""
+        """Run the float network; return its constants and the wanted values by name."""
         kept = dict(self.float_constants)
 
         def keep(name: str, value: torch.Tensor) -> torch.Tensor:
@@ -223,25 +223,25 @@ class _Passes:
         self, values: Mapping[str, torch.Tensor], probes: Sequence[_Probe], kept: Mapping[str, torch.Tensor]
     ) -> dict[str, tuple[ErrorSums, ...]]:
         taps = {probe.step.outputs[0]: probe.layer for probe in probes}
-        found: dict[str, tuple[ErrorSums, ...]] = {}
+        errors: dict[str, tuple[ErrorSums, ...]] = {}
 
         def hook(name: str, value: torch.Tensor) -> torch.Tensor:
             if name in taps:
-                found[taps[name]] = (ErrorSums.between(kept[name], value),)
+                errors[taps[name]] = (ErrorSums.between(kept[name], value),)
             return fake_quantize(value, self.qparams[name]) if name in self.qparams else value
 
         self.module(values, hook=hook, constants=self.constants)
-        return found
+        return errors
 
     def _rerun(self, probe: _Probe, output: torch.Tensor, kept: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return the network outputs that the layer reaches, with its output replaced and all else float."""
+        """Return the network outputs downstream of the layer, with its output replaced and all else float."""
         live = {probe.step.outputs[0]: output}
         result = {name: value for name, value in live.items() if name in self.outputs}
         for step in probe.suffix:
-            made = step.function(
+            results = step.function(
                 *(None if name is None else live[name] if name in live else kept[name] for name in step.inputs)
             )
-            live |= zip(step.outputs, made if isinstance(made, tuple) else (made,), strict=False)
+            live |= zip(step.outputs, results if isinstance(results, tuple) else (results,), strict=False)
             result |= {name: live[name] for name in step.outputs if name in self.outputs}
             for name in step.last_reads:
                 live.pop(name, None)
@@ -249,7 +249,7 @@ class _Passes:
 
 
 def _read_values(probes: Sequence[_Probe], outputs: Sequence[str], *, sensitivity: bool) -> frozenset[str]:
-    """Return the float values that the questions read."""
+    """Return the names of the float values that the questions read."""
     wanted = {*outputs, *(name for probe in probes for name in (_data(probe.step), probe.step.outputs[0]))}
     steps = {probe.step.node: probe.step for probe in probes}
     if sensitivity:
@@ -260,7 +260,7 @@ def _read_values(probes: Sequence[_Probe], outputs: Sequence[str], *, sensitivit
 
 
 def _data(step: Step) -> str:
-    """Return what a layer multiplies by its weight."""
+    """Return the name of the value that a layer multiplies by its weight."""
     name = step.inputs[0]
     assert name is not None
     return name

@@ -1,4 +1,4 @@
-"""What a worker has to work with, and the tasks that it is handed."""
+"""A worker's equipment, and the tasks that it is handed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class Shared(Protocol[T_co]):
-    """A value that lies where every worker finds it."""
+    """A handle to a value that every worker can read."""
 
     def get(self) -> T_co:
         """Return the value; it must not be changed."""
@@ -32,7 +32,7 @@ class Shared(Protocol[T_co]):
 
 @dataclass(frozen=True, eq=False)
 class InPlace(Generic[T]):
-    """A value of this process."""
+    """A handle to a value of this process."""
 
     value: T
 
@@ -48,9 +48,9 @@ class Bench:
     model: ir.Model
     """The float network, normalised."""
     plan: Plan
-    """What is quantized in it."""
+    """The layers and activations that are quantized."""
     rules: TargetSpec
-    """What the target takes."""
+    """Constraints of the target."""
     calib: Dataset
     """The calibration samples."""
     device: torch.device
@@ -64,35 +64,35 @@ class Bench:
 
     @property
     def kernels(self) -> Kernels:
-        """The elementwise arithmetic of reconstruction; compiled at the first use, where that was wanted."""
+        """Elementwise arithmetic of reconstruction; compiled at the first use, with `compile`."""
         if self._kernels is None:
             compiled = kernels_of.compiled(self.device.type, self.threads) if self.compile else kernels_of.eager()
             self._kernels = compiled
         return self._kernels
 
     def calib_inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Read the network's inputs of a batch of the calibration samples."""
+        """Read a batch of the calibration samples: the network's inputs by name, on the worker's device."""
         return self.inputs_of(self.calib, batch)
 
     def inputs_of(self, dataset: Dataset, batch: Batch) -> dict[str, torch.Tensor]:
-        """Read the network's inputs of a batch, by name, on the worker's device."""
+        """Read a batch of a data set: the network's inputs by name, on the worker's device."""
         arrays = dataset.read(batch.start, batch.stop).inputs
         return {name: channels_last(torch.from_numpy(array).to(self.device)) for name, array in arrays.items()}
 
 
 class Task(Protocol[ResultT_co]):
-    """Something that one worker does by itself; it is pickled to it."""
+    """Work that one worker does by itself; a task is pickled to the worker."""
 
     @property
     def name(self) -> str:
-        """What messages and events call it."""
+        """Its name in messages and events."""
         ...
 
     def run(self, bench: Bench, *stored: StoredRows) -> ResultT_co:
-        """Do it.
+        """Do the work.
 
         Args:
-            bench: The worker's.
+            bench: The worker's networks, samples and device.
             stored: Values that other tasks left with the workers, where the driver hands some on.
         """
         ...

@@ -28,26 +28,26 @@ ABSORPTION_SAMPLES, ABSORPTION_BATCH = 64, 16
 
 @dataclass(frozen=True)
 class Absorbed:
-    """What went from one layer's bias into another's."""
+    """A record of what moved from one layer's bias into another's."""
 
     first: str
     second: str
     num_channels: int
     largest: float
-    """Of what was taken off a channel."""
+    """Largest amount that was taken off a channel."""
 
 
 def amounts_of(
     link: LayerPair, floor: NDArray[np.float64] | None, scales: NDArray[np.float64]
 ) -> NDArray[np.float64] | Skipped | None:
-    """Return what can be taken off each channel between two layers; None where there is nothing.
+    """Return what can be taken off each channel between two layers, [C]; None where there is nothing.
 
     c = max(0, floor), and no more than a Clip lets pass (DFQ, eq. 15).
 
     Args:
         link: The two layers.
-        floor: What the first layer's output hardly falls below, [C], before it was scaled; None where not known.
-        scales: What the values between were divided by, [C].
+        floor: Values [C] that the first layer's output hardly falls below, before it was scaled; None where not known.
+        scales: Factors [C] that the values between were divided by.
     """
     if floor is None:
         return Skipped(link.first.name, "bias absorption: no BatchNormalization tells what its output falls below")
@@ -67,7 +67,7 @@ def absorb_bias_of(link: LayerPair, layers: Mapping[str, Layer], amounts: NDArra
 
     Args:
         link: The two layers.
-        layers: Those of the network to change, by name.
+        layers: Layers of the network to change, by name.
         amounts: What `amounts_of` found.
     """
     first, second = layers[link.first.name], layers[link.second.name]
@@ -89,7 +89,7 @@ def set_constant(value: ir.Value, array: NDArray[np.floating]) -> None:
 
 
 def _obstacle(link: LayerPair) -> str | None:
-    """Return why a constant cannot pass from one layer to the other; None where it can."""
+    """Return the reason why a constant cannot pass from one layer to the other; None where it can."""
     blocked: Intermediate | None = next((passed for passed in link.between if not keeps_shifts(passed)), None)
     if blocked is not None:
         return f"{node_name(blocked.node)} is {blocked.node.op_type}, which a constant does not pass unchanged"

@@ -19,15 +19,15 @@ from dipo.graph.plan import QuantizedLayer
 from dipo.graph.units import Unit
 
 CORRECTION_BATCHES = 16
-"""Batches that a correction between units looks at, or up to twice as many: channel means need no more."""
+"""Number of batches that a correction between units looks at, or up to twice as many: channel means need no more."""
 
 
 def corrected_layer(pair: NetworkPair, outputs: LayerOutputs, fp_mean: NDArray[np.float64]) -> QuantizedLayer:
-    """Return a layer with its bias moved by what its output's channel means lack.
+    """Return a layer whose bias makes up for the difference of its output's channel means from the float ones.
 
     Args:
         pair: The quantized network, in front of the layer.
-        outputs: What the layer gives with the bias that it has.
+        outputs: The layer's outputs with its present bias.
         fp_mean: Channel means [C] of its output in the float network, over all samples.
     """
     mean = mean_of(pair, dict(zip((batch.index for batch in pair.batches), outputs.batches, strict=True)))
@@ -35,11 +35,11 @@ def corrected_layer(pair: NetworkPair, outputs: LayerOutputs, fp_mean: NDArray[n
 
 
 def correct_if_better(pair: NetworkPair, unit: Unit, targets: Mapping[str, CachedActivation]) -> bool:
-    """Correct the biases of a unit's layers, first to last; takes that back where the outputs' error does not fall.
+    """Correct the biases of a unit's layers, first to last; take that back where the outputs' error does not fall.
 
     Args:
         pair: Both networks, in front of the unit.
-        unit: A unit whose layers have been solved.
+        unit: A unit whose layers have been trained.
         targets: Its outputs in the float network.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Calibration: what passes through the network is observed once; ranges, scales and rounded weights follow."""
+"""Calibration: activations are observed in one pass; ranges, scales and rounded weights follow from that."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from dipo.recipe import CalibConfig
 
 @dataclass(frozen=True)
 class Calibration:
-    """What calibration saw of the float network."""
+    """Statistics of the float network's values over the calibration samples."""
 
     statistics: dict[str, Statistics]
-    """By name of the value: the activations, and those that other targets would quantize."""
+    """By name of the value: the activations, and the values that other targets would quantize."""
     channel_means: dict[str, NDArray[np.float64]]
     """By name of a layer with a bias: means [C] of its output over samples and positions."""
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What one worker saw; merges exactly with what the others saw."""
+    """Statistics of one worker's samples; they merge exactly with the others'."""
 
     statistics: dict[str, Statistics]
     """By name of the activation."""
@@ -47,7 +47,7 @@ class Observed:
     """By name of the layer: elements of a channel that were summed."""
 
     def merge(self, other: Observed) -> Observed:
-        """Return what both saw."""
+        """Return the statistics of both workers' samples."""
         return Observed(
             {
                 name: mine.merge(other.statistics[name])
@@ -59,7 +59,7 @@ class Observed:
         )
 
     def calibration(self) -> Calibration:
-        """Return what all have seen; the batches' sums are added in their order, whoever ran them."""
+        """Return the statistics and channel means; the batches' sums are added in their order, whoever ran them."""
         means = {
             name: np.asarray(np.sum([parts[index] for index in sorted(parts)], axis=0) / self.counts[name])
             for name, parts in self.channel_sums.items()
@@ -76,7 +76,7 @@ def observe(
     device: torch.device,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Observed:
-    """Run the float network over a worker's batches.
+    """Run the float network over a worker's batches and collect statistics of its values.
 
     Raises:
         UserError: An activation has NaN or infinite values.
@@ -116,19 +116,19 @@ def observe(
             progress(done)
         for future in looking:
             future.result()
-    found = {name: observer.result() for name, observer in observers.items() if name not in lost}
-    return Observed(found, sums, counts)
+    statistics = {name: observer.result() for name, observer in observers.items() if name not in lost}
+    return Observed(statistics, sums, counts)
 
 
 @dataclass(frozen=True)
 class ObserveBatches:
-    """The task to calibrate some batches."""
+    """The task to observe some batches."""
 
     name: ClassVar[str] = "observe"
     batches: Sequence[Batch]
 
     def run(self, bench: Bench, *stored: StoredRows) -> Observed:
-        """Run the float network over them."""
+        """Run the float network over the batches."""
         del stored
         return observe(
             bench.model,
@@ -149,10 +149,10 @@ def _collect(
 
 
 def activation_ranges(plan: Plan, statistics: Mapping[str, Statistics], *, cfg: CalibConfig) -> dict[str, Range]:
-    """Return ranges of the quantized activations, by name, from what calibration saw.
+    """Return the ranges of the quantized activations by name, from their statistics.
 
     Raises:
-        UserError: Nothing was seen of one of them.
+        UserError: An activation has no statistics.
     """
     return {
         name: spec.fixed
@@ -162,7 +162,7 @@ def activation_ranges(plan: Plan, statistics: Mapping[str, Statistics], *, cfg: 
 
 
 def quantize_model(model: ir.Model, *, plan: Plan, ranges: Mapping[str, Range], cfg: CalibConfig) -> QuantizedModel:
-    """Scale from ranges, and every weight rounded to the nearest code."""
+    """Return the scales that follow from the ranges, and every weight rounded to the nearest code."""
     activations = {name: qparams_of(ranges[name], spec) for name, spec in plan.activations.items()}
     activations |= {value: activations[source] for value, source in plan.aliases.items()}
     layers = {}

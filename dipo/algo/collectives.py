@@ -1,4 +1,4 @@
-"""How workers that share a computation add up what each of them found."""
+"""Sums over the workers that share a computation."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class Collectives(Protocol):
 
 
 class SingleWorker:
-    """A single worker."""
+    """Sums of a single worker, which needs no others."""
 
     def all_reduce_ordered(self, parts: Mapping[int, torch.Tensor], *, owners: Sequence[int]) -> torch.Tensor:
-        """Return the sum of the parts, in the order of their numbers."""
+        """Add the parts in the order of their numbers."""
         return add_in_order([parts[number] for number in range(len(owners))])
 
 
 def add_in_order(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the sum of one or more parts, first to last."""
+    """Return the sum of one or more parts, added first to last."""
     total = parts[0].clone() if len(parts) > 1 else parts[0]
     for part in parts[1:]:
         total += part

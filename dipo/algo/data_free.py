@@ -1,4 +1,4 @@
-"""What quantization can do without samples: ranges and bias correction from the moments of the values."""
+"""Quantization without samples: ranges and bias correction from the moments of the values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dipo.quant.ranges import Range
 def analytic_bias_correction(
     model: ir.Model, *, plan: Plan, quantized: QuantizedModel, moments: Mapping[str, Moments]
 ) -> QuantizedModel:
-    """Take off each bias what the errors of the weights add to the mean of the layer's output.
+    """Subtract from each bias what the errors of the weights add to the mean of the layer's output.
 
     b - (W_q - W) E[x] (DFQ, arXiv:1906.04721, section 4.2.1), E[x] being the mean of the float layer's input. A MatMul,
     which has no bias, stays as it is.
@@ -29,7 +29,7 @@ def analytic_bias_correction(
         model: The float network.
         plan: What is quantized in it.
         quantized: Its integer weights.
-        moments: What its values are like, by name.
+        moments: Moments of its values, by name.
     """
     found = {}
     for layer in layers_of(model):
@@ -43,7 +43,7 @@ def analytic_bias_correction(
 
 
 def data_free_ranges(plan: Plan, moments: Mapping[str, Moments], *, sigmas: float = 6.0) -> dict[str, Range]:
-    """Return ranges of all activations: so many standard deviations around each channel's mean (DFQ, section 5).
+    """Return the ranges of all activations: `sigmas` standard deviations around each channel's mean (DFQ, section 5).
 
     What a Relu or Clip cuts off of that is left out; the range spans all channels, and zero.
 
@@ -65,11 +65,11 @@ def data_free_ranges(plan: Plan, moments: Mapping[str, Moments], *, sigmas: floa
 def channel_reaches(
     model: ir.Model, moments: Mapping[str, Moments], *, sigmas: float = 4.0
 ) -> dict[str, NDArray[np.float64]]:
-    """How far the values reach that lie between two layers, each channel for itself: what `equalize` can even out.
+    """Return how far the values between two layers reach in each channel, which `equalize` can even out.
 
     Args:
         model: The float network.
-        moments: What its values are like, by name.
+        moments: Moments of its values, by name.
         sigmas: Standard deviations to either side of the mean that count.
 
     Returns:

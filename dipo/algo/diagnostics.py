@@ -1,4 +1,4 @@
-"""What is odd about a network, though it can be quantized: the report lists it."""
+"""Peculiarities of a network that can be quantized nevertheless; the report lists them."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from dipo.quant.observers import Statistics
 
 @dataclass(frozen=True)
 class Diagnostic:
-    """One thing that the user may want to look at."""
+    """A peculiarity that the user may want to look at."""
 
     name: str
-    """Of the layer or of the activation."""
+    """Name of the layer or of the activation."""
     what: str
 
 
 def diagnose(model: ir.Model, plan: Plan, statistics: Mapping[str, Statistics]) -> list[Diagnostic]:
-    """Return weights and channels that are all zero, and activations with one value alone.
+    """Return diagnostics of weights and channels that are all zero, and of constant activations.
 
     Args:
         model: The float network.
         plan: What is quantized.
-        statistics: What calibration saw, by name of the activation; activations that are missing are passed over.
+        statistics: Statistics of calibration, by name of the activation; activations that are missing are passed over.
     """
     found = []
     for name, layer in plan.layers.items():

@@ -1,4 +1,4 @@
-"""Cross-layer equalization: a channel's weights get the same magnitude in the layers that make it and that read it.
+"""Cross-layer equalization: a channel's weights get the same magnitude in the layers that write it and read it.
 
 DFQ (arXiv:1906.04721), section 4.1. The network's function stays what it is: scales pass through Relu and the like, and
 a Clip gets a limit for each channel.
@@ -30,37 +30,37 @@ MAX_SWEEPS = 1000
 LIMIT = 8.0
 """Largest scale over the median of all channels, and the inverse of the smallest, where nothing else is asked."""
 _LEAST_REACH = 1e-3
-"""Of a channel's reach, over the largest."""
+"""Least reach of a channel, over the largest, that counts."""
 _BROADCASTING_MIN = 8
 """The first opset whose Min and Max broadcast."""
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Layers that were solved together: two, or more with depthwise ones between them."""
+    """Layers that were equalized together: two, or more with depthwise ones between them."""
 
     layers: tuple[str, ...]
     min_scale: float
     max_scale: float
-    """What the channels between them were divided by."""
+    """The smallest and the largest factor that channels between them were divided by."""
     num_zero: int
-    """Channels that have a layer without any weight, and were left alone but for the limit."""
+    """Number of channels that have only zero weights in one of the layers, and were left alone but for the limit."""
 
 
 @dataclass(frozen=True)
 class Equalized:
-    """The network, equalized, and what was done to it."""
+    """An equalized network and a record of the changes."""
 
     model: ir.Model
     """Layers, weights, biases and values have the names that they had; a Clip may be a Relu and a Min."""
     chains: list[Chain]
     absorbed: list[Absorbed]
     refusals: list[Skipped]
-    """Layers without a partner behind them, and pairs whose biases were left."""
+    """Layers without a partner downstream, and pairs whose biases were left."""
     sweeps: int
-    """Over all chains, until nothing changed."""
+    """Number of sweeps over all chains until nothing changed."""
     change: float
-    """Of a scale's logarithm in the last sweep, at most."""
+    """Largest change of a scale's logarithm in the last sweep."""
 
 
 def equalize(
@@ -100,14 +100,14 @@ def equalize(
     while chains and sweeps < max_sweeps and change > TOLERANCE:
         change = max(scales.improve(chain) for chain in chains)
         sweeps += 1
-    found = scales.found(exact=exact)
+    factors_by_layer = scales.found(exact=exact)
     changed = model.clone()
     layers = {layer.name: layer for layer in layers_of(changed)}
     nodes = {node_name(node): node for node in changed.graph}
-    _apply(changed, layers, nodes, links, found)
+    _apply(changed, layers, nodes, links, factors_by_layer)
     absorbed: list[Absorbed] = []
     for link in links:
-        factors = found[link.first.name]
+        factors = factors_by_layer[link.first.name]
         amounts = amounts_of(link, _floor(link.first, seen_min or {}), factors) if absorb_bias else None
         if isinstance(amounts, Skipped):
             refusals.append(amounts)
@@ -116,7 +116,7 @@ def equalize(
             absorbed.append(absorb_bias_of(link, layers, amounts))
         _limit(changed, nodes, link, factors, np.zeros_like(factors) if amounts is None else amounts)
     RemoveUnusedNodesPass()(changed)
-    done = [_told(chain, found, scales.num_zero(chain)) for chain in chains]
+    done = [_told(chain, factors_by_layer, scales.num_zero(chain)) for chain in chains]
     return Equalized(changed, done, absorbed, refusals, sweeps, change if chains else 0.0)
 
 
@@ -129,7 +129,7 @@ def _clips(link: LayerPair) -> bool:
 
 
 def _has_limits(node: ir.Node) -> bool:
-    """Return whether it cuts off at limits that have to be scaled along."""
+    """Return whether the node clips at limits that have to be scaled along."""
     operator = operators.of(node)
     return operator.clips and not operator.homogeneous
 
@@ -141,7 +141,7 @@ def _told(chain: Sequence[LayerPair], scales: Mapping[str, NDArray[np.float64]],
 
 
 class _Scales:
-    """The magnitudes of all weights, and what they have been scaled by so far."""
+    """The magnitudes of all weights, and the factors that they have been scaled by so far."""
 
     def __init__(
         self, model: ir.Model, links: Sequence[LayerPair], *, limit: float, reaches: Mapping[str, NDArray[np.floating]]
@@ -154,7 +154,7 @@ class _Scales:
         self._logs = {link: np.zeros(self._outputs(link.first).size) for link in links}
 
     def improve(self, chain: Sequence[LayerPair]) -> float:
-        """Equalize the ranges of a chain's layers; gives the largest change of a scale's logarithm.
+        """Equalize the ranges of a chain's layers; return the largest change of a scale's logarithm.
 
         s_j = r_0 ... r_(j-1) / g^j for the j-th values between layers, g = (r_0 ... r_k)^(1 / (k + 1)).
         """
@@ -176,11 +176,11 @@ class _Scales:
         return largest
 
     def num_zero(self, chain: Sequence[LayerPair]) -> int:
-        """Channels of the chain that cannot be scaled."""
+        """Return the number of the chain's channels that cannot be scaled."""
         return int((np.stack(self._ranges(chain)) == 0).any(axis=0).sum())
 
     def found(self, *, exact: bool) -> dict[str, NDArray[np.float64]]:
-        """By name of the layer, what its output channels are divided by."""
+        """Return the factors [C] that each layer's output channels are divided by, by name of the layer."""
         return {
             link.first.name: np.exp2(np.rint(logs / np.log(2))) if exact else np.exp(logs)
             for link, logs in self._logs.items()
@@ -192,7 +192,7 @@ class _Scales:
         return [*(self._made(link) for link in chain), inputs]
 
     def _made(self, link: LayerPair) -> NDArray[np.floating]:
-        """Range of the channels of a link's first layer, and of what it makes where that is known."""
+        """Return the ranges [C] of a link's first layer: its weights', averaged with its output's reach where known."""
         outputs, reach = self._outputs(link.first), self._reaches.get(link.first.name)
         if reach is None:
             return outputs
@@ -209,14 +209,17 @@ class _Scales:
 def _shaped(
     link: LayerPair, factors: NDArray[np.floating], filters: Mapping[Layer, NDArray[np.floating]]
 ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    """Factors of the channels between two layers, to broadcast against the first's filters and the second's."""
+    """Return the factors of the channels between two layers, shaped for the first's filters and for the second's."""
     outputs = factors.reshape(filters[link.first].shape[0], -1, 1)
     inputs = np.repeat(factors, link.repeat).reshape(filters[link.second].shape[0], 1, -1)
     return outputs, inputs
 
 
 def _floor(layer: Layer, seen_min: Mapping[str, NDArray[np.floating]]) -> NDArray[np.float64] | None:
-    """What a layer's output hardly falls below: beta less 3 deviations; nor on samples. None where it is not known."""
+    """Return values [C] that a layer's output hardly falls below; None where they are not known.
+
+    They are beta less 3 standard deviations, and no more than the least output on samples.
+    """
     norm = batch_norm_of(layer.node)
     if norm is None:
         return None
@@ -254,7 +257,7 @@ def _apply(
 
 
 def _rescale_constant(model: ir.Model, node: ir.Node, passed: Intermediate, factors: NDArray[np.float64]) -> None:
-    """What is added between two layers is scaled like what it is added to."""
+    """Scale a constant that is added between two layers like the value that it is added to."""
     if operators.of(node).operand is not Operand.SUMMAND:
         return
     index = next(i for i, value in enumerate(node.inputs) if value is not None and value.const_value is not None)
@@ -284,7 +287,7 @@ def _limit(
 
 
 def _split_clip(model: ir.Model, clip: ir.Node, low: NDArray[np.floating], high: NDArray[np.floating]) -> None:
-    """Put a Relu, or a Max, and a Min in a Clip's place; the last of them makes the value of the Clip's name."""
+    """Replace a Clip by a Relu, or a Max, and a Min; the last of them makes the value of the Clip's name."""
     source, made = clip.inputs[0], clip.outputs[0]
     assert source is not None
     steps: list[tuple[str, NDArray[np.floating] | None]] = []

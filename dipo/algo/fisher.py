@@ -1,4 +1,4 @@
-"""How much the network's likelihood depends on each element of a value: the diagonal of the Fisher information.
+"""The diagonal of the Fisher information: how much the network's likelihood depends on each element of a value.
 
 BRECQ (arXiv:2102.05426), eq. 10: the error of an output element z counts (d log p(y | x) / dz)^2, in the float network.
 The expectation is over the y that the network itself expects: of logits [N, C] a class is drawn, other outputs are
@@ -29,18 +29,18 @@ def fisher_diagonals(
     seed: int,
     device: torch.device,
 ) -> dict[str, CachedActivation]:
-    """Return one pass forward and backward over a worker's samples.
+    """Return the squared gradients of the likelihood, from one pass forward and backward over a worker's samples.
 
     Args:
         model: The float network.
-        values: Where the information is wanted.
+        values: Names of the values whose elements the gradients are for.
         batches: This worker's.
         inputs: Reads a batch.
-        seed: Of what is drawn.
+        seed: Seed of the labels that are drawn.
         device: Where to run.
 
     Returns:
-        By value the squared gradients, float32, in the order of a capture.
+        By name of the value the squared gradients, float32, in the order of a `CachedActivation`.
     """
     judged = [_judged(value) for value in model.graph.outputs]
     module = GraphModule(model, outputs=judged).to(device).eval().requires_grad_(requires_grad=False)
@@ -63,10 +63,10 @@ def normalised(
     owners: Sequence[int],
     collectives: Collectives,
 ) -> dict[str, CachedActivation]:
-    """The diagonals of a unit's outputs over their mean in all workers' samples; ones where nothing depends on them.
+    """Return the diagonals of a unit's outputs over their mean in all workers' samples; ones where that mean is zero.
 
     Args:
-        diagonals: Of this worker's batches.
+        diagonals: The diagonals for this worker's batches.
         batches: This worker's, in the order of the diagonals' rows.
         owners: The worker that holds each of the run's batches.
         collectives: Adds up over the workers.
@@ -85,7 +85,7 @@ def normalised(
 
 
 def _judged(output: ir.Value) -> str:
-    """Return the value that the likelihood is of: a network output, the logits where a Softmax makes it of them."""
+    """Return the name of the value that determines the likelihood: an output, or the logits before its Softmax."""
     node = output.producer()
     if node is None or node.op_type != "Softmax" or output.shape is None or len(output.shape) != 2:
         return name_of(output)
@@ -96,7 +96,7 @@ def _judged(output: ir.Value) -> str:
 def _tapped(
     module: GraphModule, values: Mapping[str, torch.Tensor], taps: set[str], kept: set[str]
 ) -> dict[str, torch.Tensor]:
-    """Values on their way through the network; gradients begin at the first taps, and flow through the later ones."""
+    """Run the network and return the `kept` values; gradients begin at the first taps and flow through later ones."""
     seen: dict[str, torch.Tensor] = {}
 
     def hook(name: str, value: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ from dipo.quant.rounding import flat, random_words, unflat
 
 @dataclass(frozen=True)
 class Operation:
-    """A node that runs as its torch function."""
+    """A node that runs as a torch function of its own."""
 
     function: TorchOp
     inputs: tuple[str | None, ...]
@@ -30,17 +30,17 @@ class Operation:
 
 @dataclass(frozen=True)
 class FusedFakeQuant:
-    """A value that is quantized, with the residual sum and the activation function that make it: one kernel."""
+    """A quantized value with the residual sum and the activation function before it: one kernel."""
 
     value: str
     inputs: tuple[str, ...]
-    """One name, or the two that are added."""
+    """Name of the value that is read, or of the two that are added."""
     low: float
     high: float
 
 
 def fuse(nodes: Sequence[ir.Node], quantized: set[str], opset: int) -> list[Operation | FusedFakeQuant]:
-    """Return the unit's nodes, each quantized value's activation and residual sum drawn into its quantizer."""
+    """Return the unit's operations, activation functions and residual sums fused into the quantizers after them."""
     sites: dict[ir.Node, FusedFakeQuant] = {}
     absorbed: set[ir.Node] = set()
     for node in nodes:
@@ -85,7 +85,7 @@ def fuse(nodes: Sequence[ir.Node], quantized: set[str], opset: int) -> list[Oper
 
 
 def _bounds(node: ir.Node) -> tuple[float, float] | None:
-    """Return the interval that a Relu or a Clip clips to; None for another node."""
+    """Return the interval that a Relu or a Clip clips to; None for any other node."""
     limits = clip_limits(node)
     return None if limits is None else (limits.low, limits.high)
 
@@ -101,10 +101,10 @@ def _is_sum(node: ir.Node) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Quantizer:
-    """How one value is quantized while its unit is trained. All tensors have no dimensions."""
+    """Quantization of one value while its unit is trained. All tensors have no dimensions."""
 
     scale: torch.Tensor
-    """A leaf that asks for a gradient."""
+    """Scale of the codes; a leaf that requires a gradient."""
     qlow: torch.Tensor
     """Smallest code less the zero point."""
     qhigh: torch.Tensor
@@ -140,7 +140,7 @@ class FusedUnit:
 
     steps: list[Operation | FusedFakeQuant]
     constants: dict[str, torch.Tensor]
-    """By name; weights and biases under training are leaves."""
+    """Constants by name; weights and biases under training are leaves."""
     quantizers: dict[str, Quantizer]
     kernels: Kernels
     bounds: dict[float, torch.Tensor] = field(default_factory=dict)
@@ -151,8 +151,8 @@ class FusedUnit:
         """Run the unit.
 
         Args:
-            inputs: What the unit's nodes read from outside, as they shall see it.
-            outputs: Names of the values to return, behind their quantizers.
+            inputs: Values that the unit's nodes read from outside, by name; quantized already where they are to be.
+            outputs: Names of the values to return, each after its quantizer.
             generator: Draws the masks of QDrop.
         """
         values = {**self.constants, **inputs}

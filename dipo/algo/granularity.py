@@ -1,4 +1,4 @@
-"""Where one scale for each channel of a weight would gain over one for the whole."""
+"""Per-channel against per-tensor scales of weights: the rounding error of either."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ from dipo.recipe import CalibConfig
 
 @dataclass(frozen=True)
 class WeightSums:
-    """A layer's weight rounded to the nearest codes with one scale and with one for each channel, at the same width."""
+    """Rounding errors of a layer's weight with one scale and with one for each channel, at the same width."""
 
     signal: float
     """Sum of the weight's squares."""
     per_tensor: float
-    """Sum of the squared differences with one scale."""
+    """Sum of the squared rounding errors with one scale."""
     per_channel: float
+    """Sum of the squared rounding errors with a scale for each channel."""
 
 
 def compare_granularities(
     model: ir.Model, *, plan: Plan, quantized: QuantizedModel, cfg: CalibConfig
 ) -> dict[str, WeightSums]:
-    """Return what one scale for each channel gains over one for the tensor, by name of the layer; no sample is needed.
+    """Return the rounding errors with per-channel and per-tensor scales, by name of the layer; no sample is needed.
 
-    The kind that the layer has keeps its scales; the other gets what calibration would give it at the same width.
+        The layer's own kind keeps its scales; the other gets those that calibration would choose at the same width.
 
     Args:
         model: The float network.

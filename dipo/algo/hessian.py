@@ -1,4 +1,4 @@
-"""Gram matrices of what layers read: H = X^T X over all samples and positions, exact whoever held the samples.
+"""Gram matrices of layers' inputs: H = X^T X over all samples and positions, exact whoever holds the samples.
 
 X is put on an integer grid. Products and sums of integers are exact in float64 below 2^53, so that H depends neither
 on the order of the sums nor on the number of workers, and a worker sends one matrix however many batches it holds.
@@ -23,7 +23,7 @@ from dipo.graph.torch_module import GraphModule
 from dipo.graph.weight_layout import WeightLayout
 
 EXACT = 2.0**53
-"""Integers up to here are float64 numbers."""
+"""Integers up to this one are float64 numbers."""
 FLOAT_STEPS = 2.0**20
 """The finest grid of an input that is not quantized: this many steps from zero to its largest value."""
 COLUMN_ELEMENTS = 1 << 22
@@ -34,19 +34,19 @@ EXCHANGED_ELEMENTS = 1 << 21
 
 @dataclass(frozen=True)
 class _Grid:
-    """x = integer * step: of a capture's codes, or of its floats rounded to multiples of `coarse`."""
+    """A grid x = integer * coarse * unit, for a cached activation's codes or floats."""
 
     coarse: float
-    """A power of two: units to an integer."""
+    """Units in a step of the grid: a power of two."""
     unit: float
-    """Of the numbers that `_numbers` reads: the scale of codes, 1 for floats."""
+    """Unit of the numbers that `_numbers` returns: the scale of codes, 1 for floats."""
 
 
 def hessian(pair: NetworkPair, node: ir.Node) -> torch.Tensor:
-    """Return the Gram matrix of the next unit's layer, in front of which the pair stands, behind the quantized prefix.
+    """Return the Gram matrix of the next unit's layer: of its inputs in the quantized network.
 
     Args:
-        pair: The networks; every worker calls at the same time.
+        pair: The networks, in front of the layer's unit; every worker calls at the same time.
         node: The layer.
 
     Returns:
@@ -77,14 +77,14 @@ def hessian(pair: NetworkPair, node: ir.Node) -> torch.Tensor:
 
 
 def columns(x: torch.Tensor, layout: WeightLayout, function: TorchOp, *, node: ir.Node) -> torch.Tensor:
-    """Return what each output of a layer reads.
+    """Return the input elements that each output of a layer reads, as columns.
 
     A convolution reads through a kernel that is one at a single position and zero elsewhere, a channel at a time: so
     every attribute is obeyed.
 
     Args:
         x: The layer's input, float64 [samples, ...].
-        layout: Of its weight.
+        layout: Layout of its weight.
         function: What the layer computes.
         node: The layer, for errors.
 
@@ -123,7 +123,7 @@ def columns(x: torch.Tensor, layout: WeightLayout, function: TorchOp, *, node: i
 
 
 def _numbers(capture: CachedActivation, start: int, stop: int) -> torch.Tensor:
-    """Codes less their zero point where the value is quantized, else the floats; float64 [stop - start, ...]."""
+    """Return codes less their zero point where the value is quantized, else floats; float64 [stop - start, ...]."""
     stored = capture.data[start:stop].to(torch.float64)
     if capture.qparams is not None:
         stored = stored - capture.qparams.zero_point.double()
@@ -135,7 +135,7 @@ def _grid(pair: NetworkPair, capture: CachedActivation, num_outputs: int) -> _Gr
 
     Args:
         pair: The networks.
-        capture: What the layer reads.
+        capture: The layer's input.
         num_outputs: Columns of X on this worker.
     """
     zero_point = 0.0 if capture.qparams is None else float(capture.qparams.zero_point)
@@ -159,5 +159,5 @@ def _rank(pair: NetworkPair) -> int:
 
 
 def _sum_over_workers(pair: NetworkPair, mine: torch.Tensor) -> torch.Tensor:
-    """Return the sum of one tensor of each worker."""
+    """Add up one tensor of each worker."""
     return pair.collectives.all_reduce_ordered({_rank(pair): mine}, owners=list(range(max(pair.owners) + 1)))

@@ -1,4 +1,4 @@
-"""Units that are solved independently of each other: their inputs captured, their costs, and one of them alone."""
+"""Tasks for units that are trained independently: capture their inputs, measure their costs, train one of them."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class CaptureValues:
     name: ClassVar[str] = "capture"
     batches: Sequence[Batch]
     values: Sequence[str]
-    """Their names."""
+    """Names of the values."""
     quantized: Shared[QuantizedModel]
 
     def run(self, bench: Bench, *stored: StoredRows) -> tuple[Any, ...]:
         """Run both networks over the batches.
 
         Returns:
-            The number of samples, then for each value what the float network gives, then what the quantized one does.
+            The number of samples, then each value as the float network computes it, then as the quantized one does.
         """
         del stored
         pair = _pair(bench, [], self.quantized.get(), self.batches)
@@ -52,23 +52,23 @@ class CaptureValues:
 
 @dataclass(frozen=True)
 class UnitCost:
-    """What a unit takes of a worker."""
+    """Time and memory that a unit takes on a worker."""
 
     seconds: float
-    """Of a forward pass: the training's are in proportion."""
+    """Seconds of a forward pass; those of the training are in proportion."""
     input_bytes: dict[str, int]
-    """By name of a value that it reads: bytes of one sample's captures, of the float and of the quantized network."""
+    """By name of a value that it reads: bytes of one cached sample, of the float and the quantized network together."""
 
 
 @dataclass(frozen=True, eq=False)
 class MeasureUnits:
-    """The task to find out what a forward pass of each unit costs, on the first batch, and what it reads."""
+    """The task to measure the time of each unit's forward pass on the first batch, and the size of its inputs."""
 
     name: ClassVar[str] = "unit_costs"
     units: Sequence[Unit]
 
     def run(self, bench: Bench, *stored: StoredRows) -> list[UnitCost]:
-        """Return time the float units."""
+        """Run each float unit a few times and return the costs, in the order of the units."""
         del stored
         batch = Batch(0, 0, min(COST_SAMPLES, len(bench.calib)))
         names = list(dict.fromkeys(name for unit in self.units for name in unit.inputs))
@@ -87,9 +87,9 @@ class MeasureUnits:
 
 @dataclass(frozen=True, eq=False)
 class SolveAlone:
-    """The task to solve one unit behind captured inputs.
+    """The task to train one unit on captured inputs.
 
-    What is stored for it: for each of the unit's inputs the parts of the float network's values, in the batches' order,
+    Its stored values: for each of the unit's inputs the parts of the float network's values, in the batches' order,
     then the same of the quantized one's.
     """
 
@@ -97,13 +97,13 @@ class SolveAlone:
     step: Reconstruction
     unit: Unit
     batches: Sequence[Batch]
-    """All of the run."""
+    """All batches of the run."""
     quantized: Shared[QuantizedModel]
     warm_start: UnitResult | None
-    """What an earlier phase made of the unit."""
+    """The unit's result after an earlier phase."""
 
     def run(self, bench: Bench, *stored: StoredRows) -> UnitResult:
-        """Train the unit."""
+        """Train the unit and return its result."""
         start = time.perf_counter()
         unit, inputs = self.unit, self.unit.inputs
         pair = _pair(bench, [unit], self.quantized.get(), self.batches)
@@ -127,7 +127,7 @@ def _pair(bench: Bench, units: Sequence[Unit], quantized: QuantizedModel, batche
 
 
 def _capture_bytes(plan: Plan, name: str, value: torch.Tensor) -> int:
-    """Return the bytes of one sample of a value, in both networks."""
+    """Return the bytes that one cached sample of a value takes for both networks."""
     spec = plan.activations.get(plan.aliases.get(name, name))
     own = value.element_size()
     return value[0].numel() * (own + (own if spec is None else 1 if spec.bits <= 8 else 2))

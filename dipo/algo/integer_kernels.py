@@ -37,19 +37,19 @@ Function = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass
 class IntegerKernels:
-    """What takes the place of float computation in a network that `GraphModule` runs."""
+    """Kernels that take the place of float computation in a network that `GraphModule` runs."""
 
     functions: dict[str, TorchOp] = field(default_factory=dict)
-    """By name of the node: what it computes. The value that it makes is not rounded yet."""
+    """Kernels by name of the node. The value that a kernel returns is not rounded yet."""
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
-    """By name of the initializer: codes less zero points, and biases in int32's codes."""
+    """Constants by name of the initializer: codes less zero points, and biases as int32 codes."""
     requantize: dict[str, Function] = field(default_factory=dict)
-    """By name of the value: from what `functions` made of it to the numbers that its codes stand for."""
+    """By name of the value: functions from a kernel's result to the numbers that the value's codes stand for."""
     units: dict[str, torch.Tensor] = field(default_factory=dict)
-    """By name of a layer's output: the step of the accumulator that is found there, to multiply it by."""
+    """By name of a layer's output: the scale of the accumulator that its kernel returns."""
 
     def in_numbers(self, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return the network's values with those of accumulators in numbers, not in their steps."""
+        """Return the values with accumulators multiplied by their scales."""
         return {name: x * self.units[name] if name in self.units else x for name, x in values.items()}
 
     def module(self, module: GraphModule) -> GraphModule:
@@ -70,13 +70,13 @@ def integer_kernels(
     quantize_outputs: bool,
     device: torch.device,
 ) -> IntegerKernels:
-    """The kernels of all nodes whose inputs and output are codes of at most 8 bits, and of matrix products to floats.
+    """Return the kernels of nodes between codes of at most 8 bits, and of matrix products from such codes to floats.
 
-    A layer whose channels have a scale for each block has none: its products have no common step.
+    A layer whose channels have a scale for each block has none: its products have no common scale.
 
     Args:
         model: The float network.
-        module: All of it.
+        module: The whole network as a module.
         plan: What is quantized.
         quantized: Codes and scales.
         quantize_outputs: The network's outputs are quantized too.
@@ -111,12 +111,12 @@ def _less(zero_point: int) -> Function:
 
 
 def _finish(kernels: IntegerKernels, site: KernelMatch, scaled: Function) -> None:
-    """Let the value at which the kernel ends be codes of its grid, and the activation function before it be none.
+    """Round the kernel's result to codes, and drop the activation function that the codes' limits stand for.
 
     Args:
-        kernels: To be changed.
-        site: Where the kernel is.
-        scaled: From what the kernel's function made to codes less the zero point, rounded or not.
+        kernels: The kernels so far; they are changed.
+        site: The node and the grids that it computes between.
+        scaled: Function from the kernel's result to codes less the zero point, rounded or not.
     """
     grid = site.output
     assert grid is not None
@@ -140,7 +140,7 @@ def _add_layer(
     function: TorchOp,
     device: torch.device,
 ) -> None:
-    """Conv, Gemm and MatMul: q_y = round(fl(acc) * m) + z_y.
+    """Add the kernel of a Conv, Gemm or MatMul: q_y = round(fl(acc) * m) + z_y.
 
     acc = sum (q_x - z_x) (q_w - z_w) + q_b in int32, m = fl(fl(s_x * s_w) / s_y), one for each channel where s_w is.
     Without codes for the output, y = fl(fl(acc) * fl(s_x * s_w)).
@@ -159,9 +159,9 @@ def _add_layer(
         addend = None if fits else _per_channel(bias_codes.astype(np.float64), num_dims, device)
 
     def accumulate(x: torch.Tensor, *constants: torch.Tensor) -> torch.Tensor:
-        made = function(less_zero_point(x, source).to(dtype), *constants)
-        assert isinstance(made, torch.Tensor)
-        return (made if addend is None else made + addend).to(torch.float32)
+        products = function(less_zero_point(x, source).to(dtype), *constants)
+        assert isinstance(products, torch.Tensor)
+        return (products if addend is None else products + addend).to(torch.float32)
 
     unit = source.scale * scale
     if site.output is None:
@@ -175,7 +175,7 @@ def _add_layer(
 
 
 def less_zero_point(x: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Return the codes less their zero point, in float32, of what kernels handed on; it may be `x` itself."""
+    """Return the codes of a kernel's input less their zero point, in float32; this may be `x` itself."""
     return x if grid.step == 1 else x.mul(1 / grid.step).round_()
 
 
@@ -191,7 +191,7 @@ def _layer_codes(layer: QuantizedLayer, source: Grid) -> tuple[np.ndarray, np.nd
 
 
 def _largest_sum(codes: np.ndarray, axis: int, source: Grid) -> int:
-    """No partial sum of the layer's products is larger, whatever it reads and in whatever order."""
+    """Return an upper bound of the layer's partial sums of products, whatever it reads and in whatever order."""
     others = tuple(i for i in range(codes.ndim) if i != axis)
     ends = np.stack([codes.astype(np.int64) * (end - source.zero_point) for end in (source.qmin, source.qmax)])
     positive = np.maximum(ends.max(axis=0), 0).sum(axis=others)
@@ -200,14 +200,15 @@ def _largest_sum(codes: np.ndarray, axis: int, source: Grid) -> int:
 
 
 def _per_channel(scale: np.ndarray, num_dims: int, device: torch.device) -> torch.Tensor:
-    """Shaped to broadcast against an output whose channels are followed by `num_dims` - 1 dimensions."""
+    """Return the scales shaped to broadcast against an output with `num_dims` - 1 dimensions after the channels."""
     return torch.as_tensor(scale.reshape(-1, *[1] * (num_dims - 1)) if scale.ndim else scale, device=device)
 
 
 def _add(site: KernelMatch, _: TorchOp) -> TorchOp:
-    """q_y = round(fl(r_a * q_a + fl(r_b * q_b + c))), c = fl(z_y - fl(r_a * z_a + fl(r_b * z_b))).
+    """Return the kernel of an Add: q_y = round(fl(r_a * q_a + fl(r_b * q_b + c))).
 
-    r_a = fl(s_a / s_y), r_b = fl(s_b / s_y). Where a product has no `fl` of its own, it and the sum are rounded once.
+    c = fl(z_y - fl(r_a * z_a + fl(r_b * z_b))), r_a = fl(s_a / s_y), r_b = fl(s_b / s_y). Where a product has no `fl`
+    of its own, it and the sum are rounded once.
     """
     (a, b), y = site.inputs, site.output
     assert y is not None
@@ -226,7 +227,7 @@ def _add(site: KernelMatch, _: TorchOp) -> TorchOp:
 
 
 def _mul(site: KernelMatch, _: TorchOp) -> TorchOp:
-    """q_y = round(fl(fl((q_a - z_a) (q_b - z_b) * r) + z_y)), r = fl(fl(s_a * s_b) / s_y)."""
+    """Return the kernel q_y = round(fl(fl((q_a - z_a) (q_b - z_b) * r) + z_y)), r = fl(fl(s_a * s_b) / s_y)."""
     (a, b), y = site.inputs, site.output
     assert y is not None
     ratio = float(a.scale * b.scale / y.scale)
@@ -234,7 +235,7 @@ def _mul(site: KernelMatch, _: TorchOp) -> TorchOp:
 
 
 def _global_average_pool(site: KernelMatch, _: TorchOp) -> TorchOp:
-    """q_y = round(fl(fl(sum (q_x - z_x)) * r)) + z_y over n numbers, r = fl(s_x / fl(s_y * n))."""
+    """Return the kernel q_y = round(fl(fl(sum (q_x - z_x)) * r)) + z_y over n numbers, r = fl(s_x / fl(s_y * n))."""
     (x,), y = site.inputs, site.output
     assert y is not None
 
@@ -248,7 +249,7 @@ def _global_average_pool(site: KernelMatch, _: TorchOp) -> TorchOp:
 
 
 def _average_pool(site: KernelMatch, function: TorchOp) -> TorchOp:
-    """q_y = round(fl(fl(mean / s_y) + z_y)), with the mean of the numbers in float32."""
+    """Return the kernel q_y = round(fl(fl(mean / s_y) + z_y)), with the mean of the numbers in float32."""
     (x,), y = site.inputs, site.output
     assert y is not None
 

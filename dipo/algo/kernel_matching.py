@@ -1,4 +1,4 @@
-"""Where integer kernels stand in a graph: between which codes a node computes."""
+"""Matching of integer kernels in a graph: the codes that a node computes between."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from dipo.quant.spec import QParams
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Codes of a whole tensor."""
+    """The codes of a tensor with one scale."""
 
     scale: np.float32
     zero_point: int
     qmin: int
     qmax: int
     step: float
-    """What the tensor holds for a step of the code: the scale, or 1 where kernels alone read it."""
+    """Difference of the tensor's numbers for neighbouring codes: the scale, or 1 where only kernels read it."""
 
     @staticmethod
     def of(qparams: QParams) -> Grid | None:
-        """None where kernels do not take them: wider than 8 bits."""
+        """Return the grid; None for codes wider than 8 bits, which kernels do not take."""
         low, high = qparams.qmin, qparams.qmax
         if (low < -128 or high > 127) and (low < 0 or high > 255):
             return None
@@ -41,20 +41,20 @@ class Grid:
 
 @dataclass(frozen=True)
 class KernelMatch:
-    """A node that computes with codes."""
+    """A node that an integer kernel computes, and the grids of its values."""
 
     inputs: tuple[Grid, ...]
-    """Of what it reads besides weights, in order."""
+    """Grids of its inputs besides weights, in order."""
     sources: tuple[str, ...]
-    """Names of the values whose codes these are, before operators that only moved them."""
+    """Names of the values that these inputs' codes come from, before operators that only move them."""
     output: Grid | None
-    """None where it gives floats."""
+    """Grid of its output; None where that is float."""
     value: str
-    """Name of the value that holds its codes: the output, or that of the activation function behind."""
+    """Name of the value with its output's codes: the node's own output, or that of the activation function after it."""
     activation: str | None
-    """Name of the Relu or Clip that its kernel does too."""
+    """Name of the Relu or Clip that its kernel computes too; None where there is none."""
     limits: tuple[int, int]
-    """The smallest and the largest code that it gives."""
+    """The smallest and the largest code of its output."""
 
 
 def match_kernel(
@@ -65,14 +65,14 @@ def match_kernel(
     quantized: QuantizedModel,
     quantize_outputs: bool,
 ) -> KernelMatch | None:
-    """Return where a node computes with integers; None where it does not.
+    """Return the grids that a node computes between; None where it does not compute with integers.
 
     As ONNX Runtime decides it: all that the node reads is codes, and all that anybody reads of what it makes, too.
     Operators that only move values may stand between the node and the quantization of its output.
 
     Args:
-        node: Any.
-        functions: What nodes compute, by name.
+        node: Any node.
+        functions: The nodes' torch functions, by name of the node.
         plan: What is quantized.
         quantized: Codes and scales.
         quantize_outputs: The network's outputs are quantized too; otherwise what leaves the network is no code.
@@ -94,11 +94,11 @@ def match_kernel(
 
 
 def keep_integer(model: ir.Model, sites: Mapping[str, KernelMatch], *, plan: Plan) -> dict[str, KernelMatch]:
-    """The same sites; what only kernels read is handed on as codes less the zero point, and not turned into numbers.
+    """Return the matches with values that only kernels read kept as codes less the zero point, not turned into numbers.
 
     Args:
         model: The network.
-        sites: By name of the node.
+        sites: The matches by name of the node.
         plan: What is quantized.
     """
     values = {name_of(value): value for node in model.graph for value in node.outputs if value.name}
@@ -122,7 +122,7 @@ def keep_integer(model: ir.Model, sites: Mapping[str, KernelMatch], *, plan: Pla
 
 
 def _feeds_kernels(value: ir.Value, sites: Mapping[str, KernelMatch]) -> bool:
-    """Return whether nothing else reads it, nor what operators that only move values make of it."""
+    """Return whether only kernels read the value, directly or after operators that only move values."""
     readers = [use.node for use in value.uses()]
     return not value.is_graph_output() and all(
         _feeds_kernels(node.outputs[0], sites) if operators.of(node).on_codes else node_name(node) in sites
@@ -168,13 +168,13 @@ def _written(
 
 
 def _moves_codes(node: ir.Node) -> bool:
-    """Return whether it gives nothing but codes that it reads."""
+    """Return whether the node's outputs hold nothing but codes that it reads."""
     operator = operators.of(node)
     return operator.on_codes and operator.moves is not Moves.PADDED
 
 
 def _limits(activation: TorchOp, grid: Grid) -> tuple[int, int]:
-    """Return the codes between which the activation function's output lies: it is monotone, and so is rounding."""
+    """Return the codes that the activation function's output lies between: it is monotone, and so is rounding."""
     largest = torch.finfo(torch.float32).max
     ends = activation(torch.tensor([-largest, largest]))
     assert isinstance(ends, torch.Tensor)

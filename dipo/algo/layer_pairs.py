@@ -25,37 +25,37 @@ class Intermediate:
 
     node: ir.Node
     num_dims_behind: int
-    """Dimensions behind the channels in what it reads."""
+    """Number of dimensions after the channels in its input."""
     repeat: int
-    """Elements in a row of the channels' dimension that belong to one channel of the first layer."""
+    """Consecutive elements of the channels' dimension that belong to one channel of the first layer."""
 
     def along(self, channels: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Return numbers for each channel, shaped to broadcast against what the node reads."""
+        """Return numbers for each channel, shaped to broadcast against the node's input."""
         return np.repeat(channels, self.repeat).reshape(-1, *(1,) * self.num_dims_behind)
 
 
 @dataclass(frozen=True)
 class LayerPair:
-    """Two layers and what lies between them."""
+    """Two layers and the nodes between them."""
 
     first: Layer
     second: Layer
     between: tuple[Intermediate, ...]
     repeat: int
-    """Input channels of the second layer, in a row, for each output channel of the first."""
+    """Consecutive input channels of the second layer for each output channel of the first."""
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """What was left as it is."""
+    """A node that was left as it is, with the reason."""
 
     where: str
-    """Name of a node."""
+    """Name of the node."""
     reason: str
 
 
 def find_layer_pairs(model: ir.Model) -> tuple[list[LayerPair], list[Skipped]]:
-    """Return the links of all layers, in topological order, and why the other layers have none behind them.
+    """Return the pairs of all layers with their next ones, in topological order, and the layers that have no partner.
 
     Args:
         model: A model that `graph.load` has normalised.
@@ -67,9 +67,9 @@ def find_layer_pairs(model: ir.Model) -> tuple[list[LayerPair], list[Skipped]]:
 
 
 def find_chains(links: list[LayerPair]) -> list[list[LayerPair]]:
-    """Return links that have to be solved together: those into and out of a depthwise layer.
+    """Return the groups of pairs that are equalized together: those into and out of a depthwise layer.
 
-    Each link is in one chain; the layers inside a chain are depthwise.
+    Each pair is in one chain; the layers inside a chain are depthwise.
     """
     before = {link.second: link for link in links}
     behind = {link.first: link for link in links}
@@ -90,7 +90,7 @@ def find_chains(links: list[LayerPair]) -> list[list[LayerPair]]:
 
 
 def layer_pair_after(layer: Layer) -> LayerPair | Skipped:
-    """Return the link from a layer to the next one."""
+    """Return the pair of a layer and the next one, or the reason why there is none."""
     where = layer.name
     if layer.is_stack:
         return Skipped(where, "its weight is a stack of matrices")
@@ -120,12 +120,12 @@ def layer_pair_after(layer: Layer) -> LayerPair | Skipped:
 
 
 def mean_response(layer: Layer, weight: NDArray[np.float64], mean: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the means [C] of what a layer with this weight makes, without its bias, away from borders.
+    """Return the means [C] of a layer's output for this weight, without its bias, away from borders.
 
     Args:
         layer: The layer.
-        weight: Shaped like its own.
-        mean: Of each of its input channels.
+        weight: Shaped like the layer's own.
+        mean: Means of its input channels.
     """
     filters = layer.layout.filters(weight)
     # Each number goes to as many outputs as the kernel has elements, and those are strides apart.
@@ -135,7 +135,7 @@ def mean_response(layer: Layer, weight: NDArray[np.float64], mean: NDArray[np.fl
 
 
 def keeps_shifts(passed: Intermediate) -> bool:
-    """Whether f(x + c) = f(x) + c for x >= 0, c >= 0: what is taken off a channel before can be given back behind."""
+    """Return whether f(x + c) = f(x) + c for x >= 0, c >= 0, so that an amount taken off before can be added after."""
     node = passed.node
     if node.op_type == "AveragePool":
         return not any(node.attributes.get_ints("pads", ())) and _is_explicit(node)
@@ -149,7 +149,7 @@ def _fits(first: Layer, second: Layer, num_dims_behind: int, repeat: int) -> boo
 
 
 def _obstacle(passed: Intermediate, index: int) -> str | None:
-    """Return why channels cannot be rescaled through the node; None where they can."""
+    """Return the reason why channels cannot be rescaled through the node; None where they can."""
     node = passed.node
     operator = operators.of(node)
     if index != 0 and operator.operand is None:
@@ -182,7 +182,7 @@ def _is_for_channels(passed: Intermediate, index: int) -> bool:
 
 
 def _behind(passed: Intermediate) -> tuple[int, int]:
-    """Return dimensions behind the channels, and the repeats of each, in what the node makes."""
+    """Return `num_dims_behind` and `repeat` of the node's output."""
     channels = operators.of(passed.node).channels
     if channels is Channels.REDUCED:
         found = reduced(passed)
@@ -195,7 +195,7 @@ def _behind(passed: Intermediate) -> tuple[int, int]:
 
 
 def reduced(passed: Intermediate) -> tuple[int, int] | None:
-    """`num_dims_behind` and `repeat` behind a reduction of what lies behind the channels; None for any other."""
+    """Return `num_dims_behind` and `repeat` after a reduction of dimensions after the channels; None for any other."""
     node, source = passed.node, passed.node.inputs[0]
     if source is None or source.shape is None:
         return None
@@ -214,9 +214,9 @@ def reduced(passed: Intermediate) -> tuple[int, int] | None:
 
 
 def rearranged(passed: Intermediate) -> tuple[int, int] | None:
-    """`num_dims_behind` and `repeat` behind a rearrangement; None where it does not keep the channels in order.
+    """Return `num_dims_behind` and `repeat` after a rearrangement; None where it does not keep the channels in order.
 
-    A Transpose may move them; others may unroll them with all that lies behind: [n, C, ...] to [n, C * ...].
+    A Transpose may move them; others may flatten them with all dimensions after: [n, C, ...] to [n, C * ...].
     """
     node = passed.node
     if node.op_type == "Transpose":

@@ -1,4 +1,4 @@
-"""What a unit's outputs are judged by.
+"""The loss of a unit's outputs.
 
 The error is sum |out - target|^p over a sample's channels, meaned over samples and positions (BRECQ, arXiv:2102.05426,
 eq. 10), each element weighted by its Fisher information where that was asked for.
@@ -15,32 +15,32 @@ from dipo.quant.kernels import Kernels
 
 @dataclass(frozen=True, eq=False)
 class ErrorLoss:
-    """factor / 2 * sum(weight |out - target|^exponent)."""
+    """The loss factor / 2 * sum(weight |out - target|^exponent), with its gradient."""
 
     factor: torch.Tensor
     exponent: float
     power: torch.Tensor
-    """The exponent on the device."""
+    """The exponent as a tensor on the factor's device."""
     plain: bool
-    """A squared error without weights."""
+    """Whether it is a squared error without weights."""
     kernels: Kernels
 
     @staticmethod
     def of(factor: torch.Tensor, exponent: float, *, weighted: bool, kernels: Kernels) -> ErrorLoss:
-        """On the factor's device from the start, so that no step copies from the host."""
+        """Make the loss with all tensors on the factor's device, so that no step copies from the host."""
         power = torch.tensor(exponent, device=factor.device)
         return ErrorLoss(factor, exponent, power, exponent == 2 and not weighted, kernels)
 
     def gradient(self, out: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
-        """Its gradient for flat outputs; `weight` is that of each element, None for equal ones."""
+        """Return the gradient for flat outputs; `weight` has each element's, None stands for equal ones."""
         if self.plain:
-            found: torch.Tensor = self.kernels.loss_gradient(out, target, self.factor)
+            gradient: torch.Tensor = self.kernels.loss_gradient(out, target, self.factor)
         else:
-            found = self.kernels.shaped_gradient(out, target, weight, self.factor, self.power)
-        return found
+            gradient = self.kernels.shaped_gradient(out, target, weight, self.factor, self.power)
+        return gradient
 
     def value(self, out: torch.Tensor, target: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-        """Return the loss itself, from the gradient that was found."""
+        """Return the loss itself, computed from its gradient."""
         if self.plain:
             return gradient.square().sum() / (2 * self.factor)
         # The gradient of |d|^p is p |d|^p / d.

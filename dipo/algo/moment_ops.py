@@ -1,4 +1,4 @@
-"""Moments of what one node makes of other values and its constants: the rules that operators name."""
+"""Moments of one node's output from those of its inputs and its constants: the rules that operators name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dipo.quant.gaussian import Moments, clipped, leaky, multiplied, scaled, sum
 
 
 def refusal(node: ir.Node) -> UserError:
-    """Return the error that says that the operator is not known here."""
+    """Return the error for an operator whose output's moments cannot be told without samples."""
     return UserError(
         f"node {node_name(node)!r} ({node.op_type}): what it makes cannot be told without samples, give data.path and "
         "another calib.method, or skip bias correction from BatchNormalization"
@@ -27,7 +27,7 @@ def refusal(node: ir.Node) -> UserError:
 
 
 def _of_one(rule: Callable[[ir.Node, Moments], Moments]) -> MomentFunction:
-    """Return a rule of one value, and constants."""
+    """Return the rule as a function of the inputs' moments; it raises where there is more than one input."""
 
     def apply(node: ir.Node, read: Sequence[Moments]) -> Moments:
         if len(read) != 1:
@@ -67,7 +67,7 @@ def _averaged(node: ir.Node, x: Moments) -> Moments:
 
 
 def _operands(node: ir.Node, x: Moments) -> Iterable[NDArray[np.float64]]:
-    """Return the constant operands, each one number for all channels or one for each."""
+    """Yield the constant operands, each as one number for all channels or one for each."""
     for value in node.inputs:
         if value is None or value.const_value is None:
             continue
@@ -124,7 +124,7 @@ def _prelu(node: ir.Node, x: Moments) -> Moments:
 
 
 def _normalized(node: ir.Node, x: Moments) -> Moments:
-    """Return a normalization that is computed at inference: its scale and bias are those of what it makes."""
+    """Return the moments after a normalization at inference: mean and deviation are its bias and scale."""
     parameters = [value for value in node.inputs[1:3] if value is not None and value.const_value is not None]
     arrays = [array_of(value).astype(np.float64).reshape(-1) for value in parameters]
     if not arrays or any(len(array) != len(x.mean) for array in arrays):
@@ -157,4 +157,4 @@ RULES: Mapping[MomentRule, MomentFunction] = {
     MomentRule.AVERAGED: _of_one(_averaged),
     MomentRule.REARRANGED: _of_one(_same_order),
 }
-"""All but those that need more than the node: `algo.moments` has them."""
+"""Functions of all rules but those that need more than the node, which `algo.moments` has."""

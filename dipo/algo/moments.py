@@ -36,17 +36,17 @@ def input_moments(
     low: float | NDArray[np.floating] = -np.inf,
     high: float | NDArray[np.floating] = np.inf,
 ) -> dict[str, Moments]:
-    """Return what the network's inputs are taken for: the same for each of them.
+    """Return the moments that each of the network's inputs is assumed to have, by name.
 
     Args:
         model: A model that `graph.load` has normalised.
-        mean: Of all channels, or of each.
-        std: Likewise.
-        low: No number is below; images have such bounds.
-        high: No number is above.
+        mean: Mean of all channels, or of each.
+        std: Standard deviation, likewise.
+        low: Lower bound of the numbers, likewise; images have such bounds.
+        high: Upper bound of the numbers, likewise.
 
     Raises:
-        UserError: There is another number of channels, or it is not known.
+        UserError: The network has another number of channels, or it is not known.
     """
     found = {}
     for value in model.graph.inputs:
@@ -69,14 +69,14 @@ def input_moments(
 
 
 def moments_of(model: ir.Model, inputs: Mapping[str, Moments] | None = None) -> dict[str, Moments]:
-    """Return what every value is like, by name.
+    """Return the moments of every value, by name.
 
     Args:
         model: A model that `graph.load` has normalised, equalized or not.
-        inputs: What the network's inputs are like, by name; by default mean 0 and standard deviation 1.
+        inputs: Moments of the network's inputs, by name; by default mean 0 and standard deviation 1.
 
     Raises:
-        UserError: An operator makes what cannot be told without samples.
+        UserError: The moments of an operator's output cannot be told without samples.
     """
     known = dict(input_moments(model) if inputs is None else inputs)
     for node in model.graph:
@@ -104,7 +104,7 @@ def _made_by(node: ir.Node, known: Mapping[str, Moments], opset: int) -> list[Mo
 def _followed(
     node: ir.Node, read: list[Moments], rule: MomentRule | operators.MomentFunction | None, opset: int
 ) -> Moments:
-    """Return what a node's one output is like."""
+    """Return the moments of a node's only output."""
     if rule is None:
         raise refusal(node)
     if not isinstance(rule, MomentRule):
@@ -121,7 +121,10 @@ def _followed(
 
 
 def _gated(node: ir.Node, x: Moments, y: Moments, opset: int) -> Moments | None:
-    """X * f(x), such as a SiLU in two nodes: what it joins is anything but independent."""
+    """Return the moments of x * f(x), such as a SiLU in two nodes, whose factors are anything but independent.
+
+    None where neither factor is a function of the other.
+    """
     values = [value for value in node.inputs if value is not None]
     for value, other, moments in (*zip(values, reversed(values), (x, y), strict=True),):
         gate = other.producer()
@@ -133,7 +136,7 @@ def _gated(node: ir.Node, x: Moments, y: Moments, opset: int) -> Moments | None:
 
 
 def _layer(layer: Layer, x: Moments) -> Moments:
-    """W E[x] + b and W^2 Var[x]."""
+    """Return the moments of a layer's output: mean W E[x] + b and variance W^2 Var[x]."""
     if layer.layout.num_inputs != len(x.mean) or x.num_dims_behind != layer.num_spatial:
         raise refusal(layer.node)
     weight = layer.array.astype(np.float64)
@@ -154,20 +157,22 @@ def _moved(node: ir.Node, read: list[Moments], opset: int) -> list[Moments]:
             None if value is None else _constant(value) if value.const_value is not None
             else _laid_out(node, value, next(moments), name) for value in node.inputs
         ]  # fmt: skip
-        made = function(*arguments)
-        parts.append([each.numpy() for each in (made if isinstance(made, tuple) else (made,))])
+        results = function(*arguments)
+        parts.append([each.numpy() for each in (results if isinstance(results, tuple) else (results,))])
     behind = read[0].num_dims_behind
-    found: list[Moments] = []
+    outputs: list[Moments] = []
     for arrays in zip(*parts, strict=True):
         axis = arrays[0].ndim - 1 - behind
         if axis < 0:
             raise refusal(node)
-        found.append(_over_positions([np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1) for array in arrays]))
-    return [dataclasses.replace(each, num_dims_behind=behind) for each in found]
+        outputs.append(
+            _over_positions([np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1) for array in arrays])
+        )
+    return [dataclasses.replace(each, num_dims_behind=behind) for each in outputs]
 
 
 def _over_positions(arrays: list[NDArray[np.float64]]) -> Moments:
-    """From [C, positions] of each of the numbers."""
+    """Return the moments over positions, from an array [C, positions] of each."""
     mean, square, low, high, mu, sigma = arrays
     first = mean.mean(axis=1)
     std = np.sqrt(np.maximum(square.mean(axis=1) - first**2, 0.0))

@@ -25,19 +25,19 @@ from dipo.quant.spec import QParams
 
 @dataclass(frozen=True, eq=False)
 class LayerOutputs:
-    """What a layer gives, before the bias that it has is changed."""
+    """A layer's outputs with the bias that it has before a change."""
 
     layer: str
     value: str
     """Name of its output."""
     bias: np.ndarray
-    """The bias that is part of it."""
+    """The bias [C] that is part of the output."""
     batches: list[torch.Tensor]
-    """This worker's, in order; whoever moves on from them takes them out."""
+    """The output for this worker's batches, in order; `advance` takes them out."""
 
 
 class NetworkPair:
-    """Both networks up to the unit that is next. Every worker makes the same calls at the same time."""
+    """Both networks in front of the next unit. Every worker makes the same calls at the same time."""
 
     def __init__(
         self,
@@ -51,13 +51,13 @@ class NetworkPair:
         collectives: Collectives,
         device: torch.device,
     ) -> None:
-        """Hold no samples yet: `read_samples` or `take_inputs` bring them.
+        """Prepare the networks without samples: `read_samples` or `take_inputs` bring them.
 
         Args:
             model: The float network, normalised.
             plan: What is quantized.
             units: All units, in order.
-            quantized: What calibration found for every layer and activation.
+            quantized: Codes and scales of every layer and activation.
             batches: This worker's batches.
             owners: The worker that holds each of the run's batches.
             collectives: Adds up over the workers.
@@ -77,7 +77,7 @@ class NetworkPair:
         self.q: dict[str, CachedActivation] = {}
 
     def read_samples(self, inputs: Callable[[Batch], Mapping[str, torch.Tensor]], *, with_float: bool) -> None:
-        """Begin in front of the first unit.
+        """Read the samples and stand in front of the first unit.
 
         Args:
             inputs: Reads a batch: the network's inputs by name.
@@ -91,11 +91,11 @@ class NetworkPair:
         self.fp = {name: self.gather(name, [channels_last(part[name]) for part in read], codes=False) for name in kept}
 
     def take_inputs(self, fp: Mapping[str, Sequence[StoredRows]], q: Mapping[str, Sequence[StoredRows]]) -> None:
-        """Begin in front of any unit, with what another pair captured of its inputs.
+        """Take the inputs of any unit, as another pair cached them, and stand in front of that unit.
 
         Args:
-            fp: By name of the value, the parts of the float network's.
-            q: The same of the quantized one's, by the same quantization parameters as this pair's.
+            fp: Parts of the float network's values, by name of the value.
+            q: The same of the quantized network's, with the same quantization parameters as this pair's.
         """
         self.fp = {name: CachedActivation.restore(parts, None, self.device) for name, parts in fp.items()}
         self.q = {
@@ -104,7 +104,7 @@ class NetworkPair:
         }
 
     def capture(self, names: Sequence[str]) -> tuple[dict[str, CachedActivation], dict[str, CachedActivation]]:
-        """Return values anywhere in the float and in the quantized network, behind the samples that were read."""
+        """Return any values of the float and of the quantized network, by name, for the samples that were read."""
         nodes = list(self.model.graph)
         module = self.module(nodes, names)
         fp = self.run(module, self.reads(self.fp, module), constants={}, hook=None, codes=False)
@@ -112,7 +112,7 @@ class NetworkPair:
         return fp, self.run(module, self.reads(self.q, module), constants=weights, hook=hook, codes=True)
 
     def adopt(self, layers: Mapping[str, QuantizedLayer], activations: Mapping[str, QParams]) -> None:
-        """Take what was found for a unit's layers, and its activations with all that share their scales."""
+        """Replace layers, and activations with all those that share their scales, by the results of a unit."""
         self.layers.update(layers)
         self.activations.update(activations)
         for value, source in self.plan.aliases.items():
@@ -120,12 +120,12 @@ class NetworkPair:
                 self.activations[value] = activations[source]
 
     def targets(self, unit: Unit) -> dict[str, CachedActivation]:
-        """Return what the float network gives as the next unit's outputs."""
+        """Return the next unit's outputs in the float network, by name."""
         module = self.module([self.nodes[name] for name in unit.nodes], unit.outputs)
         return self.run(module, self.reads(self.fp, module), constants={}, hook=None, codes=False)
 
     def layer_outputs(self, unit: Unit) -> LayerOutputs | None:
-        """What the quantized layer of a unit of granularity `layer` gives; None where it is not, or has no bias."""
+        """Return the outputs of the layer of a unit with one; None where the layer is not quantized or has no bias."""
         first = self.nodes[unit.nodes[0]]
         name, value = node_name(first), name_of(first.outputs[0])
         layer = self.layers.get(name)
@@ -140,7 +140,7 @@ class NetworkPair:
 
         Args:
             unit: The unit.
-            outputs: What its layer gave before its bias, and nothing else, was changed: the change is added to it.
+            outputs: Its layer's outputs before its bias, and nothing else, was changed: the change is added to them.
         """
         nodes = [self.nodes[name] for name in unit.nodes]
         if outputs is not None:
@@ -176,7 +176,7 @@ class NetworkPair:
         hook: Hook | None,
         codes: bool,
     ) -> dict[str, CachedActivation]:
-        """Return the module's outputs for all batches, as captures."""
+        """Run a module over all batches and return its outputs by name."""
         parts: dict[str, list[torch.Tensor]] = {name: [] for name in module.outputs}
         for batch in inputs:
             for name, value in module(batch, hook=hook, constants=constants).items():
@@ -187,12 +187,12 @@ class NetworkPair:
         }
 
     def gather(self, name: str, batches: Sequence[torch.Tensor], *, codes: bool) -> CachedActivation:
-        """Return a value of all batches; `codes` keeps it as the quantized network has it."""
+        """Cache a value of all batches; with `codes`, as the codes of the quantized network where it has any."""
         qparams = self._code_qparams(name, codes=codes)
         return CachedActivation.gather([CachedActivation.encode(batch, qparams) for batch in batches], qparams)
 
     def _code_qparams(self, name: str, *, codes: bool) -> TorchQParams | None:
-        """Return the codes that a capture of the quantized network keeps; None where it keeps floats."""
+        """Return the scale and zero point of the codes that a value is cached as; None where it is cached as floats."""
         return self._torch_qparams(name) if codes and name in self.activations else None
 
     def forget(self, unit: Unit) -> None:
@@ -205,15 +205,15 @@ class NetworkPair:
     def read(
         self, captures: Mapping[str, CachedActivation], names: Sequence[str], rows: slice
     ) -> dict[str, torch.Tensor]:
-        """Return captured values of some rows."""
+        """Return some samples of cached values, float32, by name."""
         return {name: captures[name].rows(rows.start, rows.stop) for name in names}
 
     def reads(self, captures: Mapping[str, CachedActivation], module: GraphModule) -> Iterator[dict[str, torch.Tensor]]:
-        """Return what a module reads, batch by batch."""
+        """Return an iterator over a module's inputs by name, batch by batch."""
         return (self.read(captures, module.inputs, rows) for rows in self.rows)
 
     def module(self, nodes: Sequence[ir.Node], outputs: Sequence[str]) -> GraphModule:
-        """Return some of the graph's nodes, with the float network's constants."""
+        """Return a module of some of the graph's nodes, with the float network's constants."""
         return (
             GraphModule(self.model, nodes=nodes, outputs=outputs)
             .to(self.device)
@@ -222,7 +222,7 @@ class NetworkPair:
         )
 
     def weights(self, layers: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Return quantized weights and biases of those layers, by name of the constant."""
+        """Return the quantized weights and the biases of some layers, by name of the constant."""
         result = {}
         for name in layers:
             if name not in self.layers:
@@ -234,7 +234,7 @@ class NetworkPair:
         return result
 
     def hook(self, nodes: Sequence[ir.Node]) -> Hook:
-        """Fake-quantize the values that the nodes make."""
+        """Return a hook that fake-quantizes the nodes' outputs."""
         made = {name_of(value) for node in nodes for value in node.outputs if value.name}
         qparams = {
             name: self._torch_qparams(name)
@@ -248,6 +248,6 @@ class NetworkPair:
 
 
 def _rows(batches: Sequence[Batch]) -> list[slice]:
-    """Return where each batch lies in the worker's captures."""
+    """Return each batch's rows in the worker's cached values."""
     stops = np.cumsum([len(batch) for batch in batches])
     return [slice(int(stop) - len(batch), int(stop)) for batch, stop in zip(batches, stops, strict=True)]

@@ -80,12 +80,12 @@ def channel_moments(
 
 
 def mean_of(pair: NetworkPair, outs: Mapping[int, torch.Tensor]) -> np.ndarray:
-    """Return the channel means of one value over all batches of all workers; float64 [C]."""
+    """Return the channel means of a value over all batches of all workers; float64 [C]."""
     return _mean(pair, {index: _sum_and_count(out) for index, out in outs.items()}, next(iter(outs.values())).shape[1])
 
 
 def _mean(pair: NetworkPair, parts: Mapping[int, torch.Tensor], num_channels: int) -> np.ndarray:
-    """Return the mean from the sums and counts of some of this worker's batches; the others add nothing."""
+    """Return the mean over all workers from sums and counts of some of this worker's batches; the rest add nothing."""
     nothing = torch.zeros(num_channels + 1, dtype=torch.float64, device=pair.device)
     every = {batch.index: parts.get(batch.index, nothing) for batch in pair.batches}
     total = pair.collectives.all_reduce_ordered(every, owners=pair.owners).cpu().numpy()
@@ -101,6 +101,6 @@ def _num_channels(pair: NetworkPair, output: str) -> int:
 
 
 def _sum_and_count(value: torch.Tensor) -> torch.Tensor:
-    """Return the channel sums and, behind them, the number of elements in a channel; float64 [C + 1]."""
+    """Return the channel sums followed by the number of elements in a channel; float64 [C + 1]."""
     count = torch.tensor([value.numel() / value.shape[1]], dtype=torch.float64, device=value.device)
     return torch.cat([channel_sum(value), count])

@@ -5,8 +5,8 @@ behind its quantized inputs, come near the float network's. AdaRound (arXiv:2004
 BRECQ (arXiv:2102.05426) a block, QDrop (arXiv:2203.05740) a block whose activations are, element by element,
 quantized with probability 1/2.
 
-A step's batch is cut into fixed pieces. Each piece has its own samples and its own random numbers, and the pieces'
-gradients are added in their order: what comes out depends on the number of pieces, not on the number of workers that
+A step's batch is cut into fixed shards. Each shard has its own samples and its own random numbers, and the shards'
+gradients are added in their order: the result depends on the number of shards, not on the number of workers that
 hold them.
 """
 
@@ -44,16 +44,16 @@ def reconstruct(
     kernels: Kernels,
     progress: Callable[[int], None] = lambda _: None,
 ) -> UnitResult:
-    """Train a unit.
+    """Train the rounding, biases and scales of a unit.
 
     Args:
-        problem: The unit; its captures hold the samples of this worker's pieces.
+        problem: The unit; its cached values hold the samples of this worker's shards.
         cfg: Steps, learning rates, regulariser.
         phase: The steps to run.
-        pieces: This worker's pieces.
-        owners: The worker that holds each of all pieces.
+        pieces: This worker's shards of every step's batch.
+        owners: The worker that holds each of all shards.
         collectives: Adds gradients over the workers.
-        seed: Of this unit.
+        seed: Seed of this unit.
         kernels: Elementwise arithmetic.
         progress: Called with the number of steps done.
     """
@@ -80,7 +80,7 @@ def reconstruct(
 
 
 def _schedule(cfg: ReconstructionOptions, phase: Phase) -> torch.Tensor:
-    """Return what changes from step to step of a phase, [steps, 6].
+    """Return the numbers that change from step to step of a phase, [steps, 6].
 
     Columns: learning rate of the rounding, beta, strength of the regulariser, Adam's two bias corrections, and the
     factor on the learning rates of biases and scales, which fall along a cosine. Adam's moments begin with the phase.

@@ -1,4 +1,4 @@
-"""The float weight that a layer's codes stand for, and its rounding to a grid of its own."""
+"""The float weight that a layer's codes approximate, and its rounding to a grid of its own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dipo.recipe import CalibConfig
 
 
 def target_of(pair: NetworkPair, name: str) -> NDArray[np.float32]:
-    """Return the float weight that the layer's codes stand for."""
+    """Return the float weight that the layer's codes approximate."""
     target = pair.layers[name].target
     if target is not None:
         return target
@@ -25,7 +25,7 @@ def target_of(pair: NetworkPair, name: str) -> NDArray[np.float32]:
 def rounded(
     target: NDArray[np.float32], bias: NDArray[np.float32] | None, *, layer: LayerPlan, calib: CalibConfig
 ) -> QuantizedLayer:
-    """Return a layer whose weight `target` gets a grid of its own and is rounded to the nearest codes."""
+    """Choose a grid for the weight `target` and return the layer with its nearest codes."""
     qparams = weight_qparams(
         target,
         layer.spec,

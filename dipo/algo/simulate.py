@@ -1,4 +1,4 @@
-"""The quantized network in torch: what the written model computes, next to the float network."""
+"""The quantized network in torch as the written model computes it, next to the float network."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from dipo.quant.functional import TorchQParams, fake_quantize
 
 @dataclass(frozen=True)
 class Simulated:
-    """What both networks gave for some batches."""
+    """Outputs of both networks for some batches."""
 
     fp_outputs: dict[str, NDArray[np.float32]]
     """By name of the network output, all samples in order."""
     q_outputs: dict[str, NDArray[np.float32]]
     layers: dict[str, ErrorSums]
-    """By name of the layer: its output, with the errors of all before it."""
+    """By name of the layer: errors of its output, those of all layers before it included."""
 
 
 def simulate(
@@ -110,7 +110,7 @@ def _kernels(
     rules: TargetSpec,
     device: torch.device,
 ) -> IntegerKernels:
-    """Return what takes the place of float computation: integer kernels, and sums in ONNX Runtime's order."""
+    """Return the kernels in place of float computation: with integers, or with sums in ONNX Runtime's order."""
     kernels = IntegerKernels()
     if rules.int32_bias:
         kernels = integer_kernels(
@@ -148,11 +148,11 @@ class SimulateBatches:
     quantized: Shared[QuantizedModel]
     profile_samples: int
     plan: Plan | None = None
-    """Of another target than the job's; None: the job's."""
+    """Plan of another target than the job's; None: the job's."""
     rules: TargetSpec | None = None
 
     def run(self, bench: Bench, *stored: StoredRows) -> Simulated:
-        """Run the float and the quantized network over them."""
+        """Run the float and the quantized network over the batches."""
         del stored
         return simulate(
             bench.model,
@@ -168,7 +168,7 @@ class SimulateBatches:
 
 
 def _quantizers(plan: Plan, quantized: QuantizedModel, kernels: IntegerKernels, *, device: torch.device) -> Hook:
-    """Return what nodes read of a value: the numbers that its codes stand for."""
+    """Return a hook that replaces quantized values by the numbers that their codes stand for."""
     qparams = {
         name: TorchQParams.of(quantized.activations[name], num_dims=0, device=device) for name in plan.activations
     }
@@ -184,7 +184,7 @@ def _quantizers(plan: Plan, quantized: QuantizedModel, kernels: IntegerKernels, 
 def simulated_constants(
     model: ir.Model, *, plan: Plan, quantized: QuantizedModel, rules: TargetSpec, device: torch.device
 ) -> dict[str, torch.Tensor]:
-    """Return weights and biases by name of the initializer, as the target keeps them."""
+    """Return the quantized layers' weights and biases by name of the initializer, as the target keeps them."""
     constants = {}
     for layer in layers_of(model):
         own = quantized.layers.get(layer.name)
@@ -201,7 +201,7 @@ def simulated_constants(
 
 
 def _ordered_convs(model: ir.Model) -> dict[str, TorchOp]:
-    """By name of the node."""
+    """Return convolutions that add in ONNX Runtime's order, by name of the node."""
     return {
         node_name(node): ordered_conv(NodeReader(node, opset_of(model)))
         for node in model.graph

@@ -1,8 +1,8 @@
-"""Sparsity: part of a layer's weights become zero, and the others make up for them.
+"""Sparsity: part of a layer's weights become zero, and the others compensate for them.
 
 The error of a layer's outputs is the sum over rows of (w - w') H (w - w')^T, with H the Gram matrix of what the layer
-reads. What goes, and what the rest becomes, follows Optimal Brain Surgeon in the order of SparseGPT (arXiv:2301.00774)
-and, within a run of a pattern, of OBC (arXiv:2208.11580).
+reads. Which weights are pruned, and what the rest becomes, follows Optimal Brain Surgeon in the order of SparseGPT
+(arXiv:2301.00774) and, within a run of a pattern, of OBC (arXiv:2208.11580).
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ from dipo.graph.weight_layout import WeightLayout
 from dipo.recipe import CalibConfig
 
 DAMPING = 0.01
-"""Added to the diagonal of a Gram matrix, as a part of its mean: the estimate from few samples is noisy."""
+"""Damping of a Gram matrix, as a part of its mean diagonal: the estimate from few samples is noisy."""
 BLOCK = 128
-"""Columns whose mask is chosen at once, where no pattern says so."""
+"""Number of columns whose mask is chosen at once, where no pattern sets it."""
 FIT_STEPS, FIT_TOLERANCE = 200, 1e-6
-"""Of the conjugate gradients that fit the weights that are left: most steps, and relative residual to stop at."""
+"""Conjugate gradients that fit the remaining weights: most steps, and relative residual to stop at."""
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """Which weights may go together."""
+    """A sparsity pattern: which weights may be pruned together."""
 
     rate: float
-    """Part of all weights that goes, where there are no runs."""
+    """Fraction of all weights that is pruned, where there are no runs."""
     kept: int | None = None
-    """Weights kept of each run; None: there are no runs."""
+    """Number of weights kept in each run; None: there are no runs."""
     run: int | None = None
-    """Weights in a row along the input channels."""
+    """Length of a run: consecutive weights along the input channels."""
 
     @staticmethod
     def of(cfg: SparsifyOptions) -> Pattern:
-        """Return what the options ask for."""
+        """Return the pattern that the options ask for."""
         if cfg.sparsity_pattern == UNSTRUCTURED:
             return Pattern(cfg.sparsity)
         kept, run = map(int, cfg.sparsity_pattern.split(":"))
         return Pattern(cfg.sparsity, kept, run)
 
     def runs(self, positions: int, inputs: int) -> Iterator[tuple[int, int, int]]:
-        """First column, end, and number of weights kept of each run, columns in the order of `WeightLayout`.
+        """Yield first column, end, and number of weights kept of each run, columns in the order of `WeightLayout`.
 
-        What is left of the inputs behind the last whole run keeps its share, rounded up.
+        The remaining inputs after the last whole run keep their share, rounded up.
         """
         assert self.kept is not None and self.run is not None
         for position in range(positions):
@@ -67,12 +67,12 @@ class Pattern:
 def pruned_layers(
     pair: NetworkPair, unit: Unit, *, cfg: SparsifyOptions, calib: CalibConfig
 ) -> dict[str, QuantizedLayer]:
-    """Prune the unit's layer behind the quantized ones before it, and round it.
+    """Prune the unit's layer, whose inputs come from the quantized layers before it, and round it.
 
     Args:
         pair: Both networks; the float one need not be carried along.
         unit: The next unit, of granularity `layer`.
-        cfg: Which weights go, and how many.
+        cfg: Which weights are pruned, and how many.
         calib: How the grid of the new weights is chosen.
 
     Returns:
@@ -97,7 +97,7 @@ def pruned_layers(
 
 
 def smallest(rows: NDArray[np.float32], pattern: Pattern) -> NDArray[np.bool_]:
-    """Return the weights that go where the smallest magnitudes do; of equal ones the first.
+    """Return the mask that prunes the smallest magnitudes; of equal ones the first.
 
     Args:
         rows: [groups, rows, positions, inputs].
@@ -120,11 +120,11 @@ def smallest(rows: NDArray[np.float32], pattern: Pattern) -> NDArray[np.bool_]:
 
 
 def prune_by_error(rows: NDArray[np.float32], hessian_matrix: torch.Tensor, pattern: Pattern) -> NDArray[np.float32]:
-    """Take the weights away that cost least when the others make up for them, and lets these do so.
+    """Prune the weights that cost least when the others compensate for them, and fit those.
 
     Minimises the sum over rows of (w - w') H' (w - w')^T, H' = H + damping. The mask is chosen from the first to the
-    last column (SparseGPT, algorithm 1): what a removal costs, and how the columns behind it change, are read off the
-    Cholesky factor of H'^-1. Then all the weights that are left solve the normal equations of their row.
+    last column (SparseGPT, algorithm 1): the cost of a removal, and the change of the columns after it, are read off
+    the Cholesky factor of H'^-1. Then all the remaining weights solve the normal equations of their row.
 
     Args:
         rows: [groups, rows, positions, inputs].
@@ -147,7 +147,7 @@ def prune_by_error(rows: NDArray[np.float32], hessian_matrix: torch.Tensor, patt
 
 
 def _damped(hessian_matrix: torch.Tensor) -> torch.Tensor:
-    """H with more on its diagonal; an input that is always zero then costs next to nothing."""
+    """Return H with damping on its diagonal; an input that is always zero then costs next to nothing."""
     means = hessian_matrix.diagonal(dim1=1, dim2=2).mean(1)
     # A group that reads nothing but zeros is the first to be pruned.
     floor = float(means.max()) * 1e-6 or 1.0
@@ -158,7 +158,7 @@ def _damped(hessian_matrix: torch.Tensor) -> torch.Tensor:
 def _sweep_runs(
     weight: torch.Tensor, factor: torch.Tensor, runs: list[tuple[int, int, int]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the mask of a pattern with runs, and the weights as they are then; True where a weight goes."""
+    """Return the mask of a pattern with runs, True where a weight is pruned, and the weights after the sweep."""
     gone = torch.zeros_like(weight, dtype=torch.bool)
     for start, end, kept in runs:
         gone[..., start:end] = _cheapest(weight[..., start:end], factor[:, start:end, start:end], kept)
@@ -167,7 +167,7 @@ def _sweep_runs(
 
 
 def _sweep_blocks(weight: torch.Tensor, factor: torch.Tensor, rate: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """`_sweep_runs` where any weight may go: in each block of columns the cheapest of all rows."""
+    """Return the same as `_sweep_runs` without runs: in each block of columns the cheapest weights of all rows go."""
     gone = torch.zeros_like(weight, dtype=torch.bool)
     per_column, width, done = weight.shape[0] * weight.shape[1], weight.shape[2], 0
     for start in range(0, width, BLOCK):
@@ -184,12 +184,12 @@ def _sweep_blocks(weight: torch.Tensor, factor: torch.Tensor, rate: float) -> tu
 
 
 def _cheapest(weight: torch.Tensor, factor: torch.Tensor, kept: int) -> torch.Tensor:
-    """Return the weights of a run that go: one after the other that which costs least, w^2 / [H^-1]_jj (OBC, eq. 3).
+    """Return the mask of a run: one after the other the weight with least cost, w^2 / [H^-1]_jj (OBC, eq. 3).
 
     Args:
-        weight: [groups, rows, run], made up for what went before.
+        weight: [groups, rows, run], compensated for the columns before.
         factor: The run's part of the Cholesky factor, [groups, run, run].
-        kept: Weights that stay.
+        kept: Number of weights that stay.
     """
     length = weight.shape[2]
     # U^T U of the part is the part of the inverse for the columns from here on.
@@ -208,7 +208,7 @@ def _cheapest(weight: torch.Tensor, factor: torch.Tensor, kept: int) -> torch.Te
 
 
 def _eliminate(weight: torch.Tensor, factor: torch.Tensor, gone: torch.Tensor, start: int, end: int) -> None:
-    """Set the weights of some columns that go to zero; those behind make up for them. Changes `weight`."""
+    """Set pruned weights of some columns to zero and compensate with the columns after. Changes `weight`."""
     errors = torch.zeros_like(weight[..., start:end])
     for column in range(start, end):
         errors[..., column - start] = torch.where(
@@ -221,20 +221,20 @@ def _eliminate(weight: torch.Tensor, factor: torch.Tensor, gone: torch.Tensor, s
 
 
 def _fit(weight: torch.Tensor, begun: torch.Tensor, kept: torch.Tensor, damped: torch.Tensor) -> torch.Tensor:
-    """Solve every row's normal equations for the weights that are left, by preconditioned conjugate gradients.
+    """Solve every row's normal equations for the remaining weights, by preconditioned conjugate gradients.
 
     Args:
         weight: W, [groups, rows, D].
-        begun: Where to begin, zero where nothing is kept.
-        kept: True where a weight is left.
+        begun: Start of the iteration.
+        kept: True where a weight remains.
         damped: H', [groups, D, D].
 
     Returns:
         W' with (W - W') H' = 0 at the kept weights, 0 elsewhere.
     """
     diagonal = damped.diagonal(dim1=1, dim2=2)[:, None]
-    found = torch.where(kept, begun, 0.0)
-    residual = torch.where(kept, (weight - found) @ damped, 0.0)
+    solution = torch.where(kept, begun, 0.0)
+    residual = torch.where(kept, (weight - solution) @ damped, 0.0)
     limit = FIT_TOLERANCE * (weight @ damped).norm(dim=-1)
     direction = residual / diagonal
     power = (residual * direction).sum(-1, keepdim=True)
@@ -245,10 +245,10 @@ def _fit(weight: torch.Tensor, begun: torch.Tensor, kept: torch.Tensor, damped: 
         curvature = (direction * through).sum(-1, keepdim=True)
         # A row that has arrived has no direction left.
         step = torch.where(curvature > 0, power / curvature, 0.0)
-        found = found + step * direction
+        solution = solution + step * direction
         residual = residual - step * through
         scaled = residual / diagonal
         after = (residual * scaled).sum(-1, keepdim=True)
         direction = scaled + torch.where(power > 0, after / power, 0.0) * direction
         power = after
-    return found
+    return solution

@@ -1,9 +1,9 @@
-"""What a step of `algo.steps` is: one class with its options, which travels to the workers as it is.
+"""Steps of `algo.steps`: each is one class with its options, which is pickled to the workers as it is.
 
-There are three kinds, by what they change and where they run:
+Three kinds, by the network that they change and the place where they run:
 
   FloatStep    changes the float network, before it is calibrated (equalize); on the driver;
-  UnitStep     solves one unit after the other behind the quantized units before it (sparsify, update_bn,
+  UnitStep     solves one unit after the other, each on the outputs of the quantized ones before (sparsify, update_bn,
                bias_correction, adaround, brecq, qdrop, tune); on the workers, in lockstep. The loop alone moves on from
                unit to unit, and a finished unit is taken up again without the step;
   NetworkStep  looks at the network as a whole, or changes it (analyze); on the driver, which may hand out tasks.
@@ -50,7 +50,7 @@ class StepOptions(Section):
 
     @classmethod
     def prefix(cls) -> str:
-        """Return what the user types before them."""
+        """Return the prefix that the user types before the options' names."""
         return "algo."
 
 
@@ -60,17 +60,17 @@ class Step(abc.ABC):
 
     Options: ClassVar[type[StepOptions]] = StepOptions
     name: ClassVar[str]
-    """What `algo.steps` calls it."""
+    """Its name in `algo.steps`."""
     never_after: ClassVar[Mapping[str, str]] = {}
-    """Steps that cannot come before this one, each with the reason."""
+    """Names of steps that cannot come before this one, each with the reason."""
     learns_rounding: ClassVar[bool] = False
-    """It decides the codes of weights by training: at most one such step makes sense."""
+    """Whether it decides the codes of weights by training: at most one such step makes sense."""
 
     options: StepOptions
 
     @classmethod
     def configured(cls, cfg: Section, own: Mapping[str, Any]) -> Self:
-        """Make the step as the configuration has it.
+        """Make the step with the options of a configuration.
 
         Args:
             cfg: Where the step's options are taken from that `own` leaves out; those that it lacks take their default.
@@ -91,24 +91,24 @@ class Step(abc.ABC):
 
     @property
     def needs_samples(self) -> bool:
-        """Whether it asks for calibration samples, whatever else the configuration says."""
+        """Whether it needs calibration samples, whatever else the configuration says."""
         return True
 
     def solves_units(self, *, has_samples: bool) -> bool:
-        """Return whether it solves one unit after the other, the samples being the user's or none."""
+        """Return whether it solves one unit after the other, given whether the user has samples."""
         del has_samples
         return isinstance(self, UnitStep)
 
     def check(self, plan: Plan) -> None:
-        """Look for options that do not fit the network.
+        """Check that the options fit the network.
 
         Raises:
-            UserError: There is one.
+            UserError: One of them does not.
         """
         del plan
 
     def reads_channel_means(self, *, has_samples: bool) -> bool:
-        """Return whether it reads what calibration saw of the layers' outputs, the samples being the user's or none."""
+        """Return whether it reads calibration's channel means of outputs, given whether the user has samples."""
         del has_samples
         return False
 
@@ -118,27 +118,27 @@ class FloatNetwork:
     """The float network in front of a step that changes it."""
 
     model: ir.Model
-    """Normalised."""
+    """The normalised network."""
     plan: Plan
     samples: Dataset | None
     """Calibration samples, noise where the user gave none; None where a change is made again from its record."""
     has_samples: bool
-    """Whether they are the user's."""
+    """Whether the samples are the user's."""
     moments: Callable[[], dict[str, Moments]]
-    """Compute what the network's values are like without samples; raises UserError where nothing can be said."""
+    """Computes the moments of the network's values without samples; raises UserError where they cannot be told."""
 
 
 @dataclass(frozen=True, eq=False)
 class FloatChange:
-    """What a step made of the float network."""
+    """The float network after a step, and a record of the changes."""
 
     model: ir.Model
     record: dict[str, NDArray[Any]] | None = None
-    """What the step needs to make the same change again without samples; None where it needs nothing."""
+    """Arrays that the step needs to make the same change again without samples; None where it needs none."""
     chains: Sequence[Chain] = ()
     """Groups of layers whose channels were balanced."""
     refusals: Sequence[Skipped] = ()
-    """What was left as it is."""
+    """Layers that were left as they are, with the reasons."""
 
 
 class FloatStep(Step):
@@ -146,11 +146,11 @@ class FloatStep(Step):
 
     @abc.abstractmethod
     def change(self, network: FloatNetwork, *, record: Mapping[str, NDArray[Any]] | None = None) -> FloatChange:
-        """Change the network.
+        """Return the changed network.
 
         Args:
-            network: As the step before left it; it is not changed itself.
-            record: Of an earlier run of this step, which is done again; None: it is the first one.
+            network: The network after the step before; it is not changed itself.
+            record: Record of an earlier run of this step, which is repeated; None: this is the first run.
         """
 
 
@@ -162,42 +162,42 @@ class NetworkState:
     """The float network."""
     plan: Plan
     rules: TargetSpec
-    """What the target takes."""
+    """Constraints of the target."""
     quantized: QuantizedModel
     calibration: Calibration
     calib: CalibConfig
     num_samples: int
-    """Of calibration."""
+    """Number of calibration samples."""
     batch_size: int
-    """Samples of a forward batch."""
+    """Number of samples in a forward batch."""
     seed: int
     has_samples: bool
     """Whether the calibration samples are the user's."""
     moments: Callable[[], dict[str, Moments]]
-    """As in `FloatNetwork`."""
+    """Computes moments, as in `FloatNetwork`."""
 
 
 class Workers(Protocol):
-    """What a step on the driver may ask of the workers."""
+    """The workers as a step on the driver sees them."""
 
     def share(self, value: T) -> Shared[T]:
-        """Put a value where every worker finds it, once for all of them."""
+        """Make a value available to every worker, sent once."""
         ...
 
     def over_samples(
         self, make: Callable[[Sequence[Batch]], Task[ResultT]], *, title: str, num_samples: int
     ) -> list[ResultT]:
-        """Run a task on shares of the first calibration samples; the results come in the order of the shares."""
+        """Run a task on shares of the first calibration samples; return the results in the order of the shares."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class NetworkChange:
-    """What a step on the whole network found."""
+    """The quantized network after a step on the whole of it."""
 
     quantized: QuantizedModel
     analysis: NetworkAnalysis | None = None
-    """What the layers lose, for the report."""
+    """Errors of the layers, for the report."""
 
 
 class NetworkStep(Step):
@@ -205,7 +205,7 @@ class NetworkStep(Step):
 
     @abc.abstractmethod
     def run(self, state: NetworkState, workers: Workers) -> NetworkChange:
-        """Change the network, or look at it."""
+        """Return the changed network, or an analysis of it."""
 
 
 @dataclass(frozen=True)
@@ -214,36 +214,36 @@ class UnitStep(Step):
 
     Options: ClassVar[type[StepOptions]] = StepOptions
     carries_float: ClassVar[bool] = False
-    """The float network's values are carried along for it; otherwise only the quantized network's are."""
+    """Whether the float network's values are carried along for it; otherwise only the quantized network's are."""
     reads_outputs: ClassVar[bool] = False
-    """It looks at what the unit's layer gives as it is, before it changes the bias alone. The values are then computed
-    once, and the loop moves on from them."""
+    """Whether it reads the unit's layer's outputs and then changes the bias alone. The outputs are then computed once,
+    and the loop moves on from them."""
 
     seed: int = field(default=0, kw_only=True)
-    """Of the run."""
+    """Seed of the run."""
 
     @property
     @abc.abstractmethod
     def granularity(self) -> str:
-        """What a unit is: `layer`, `block`, `stage` or `network`."""
+        """Size of a unit: `layer`, `block`, `stage` or `network`."""
 
     @property
     def num_steps(self) -> int:
-        """Optimizer steps for each unit; 0 where nothing is trained."""
+        """Number of optimizer steps for each unit; 0 where nothing is trained."""
         return 0
 
     @property
     def batch_size(self) -> int | None:
-        """Samples of an optimizer step over all workers; None where nothing is trained."""
+        """Number of samples in an optimizer step over all workers; None where nothing is trained."""
         return None
 
     @property
     def unit_title(self) -> str:
-        """What the terminal calls a unit."""
+        """The terminal's word for a unit."""
         return "unit"
 
     def bound(self, state: NetworkState) -> Self:
-        """Return the step with what it needs of the network besides the unit at hand; it travels to the workers."""
+        """Return the step with all that it reads of the network besides the units; it is pickled to the workers."""
         return self.seeded(state.seed)
 
     def seeded(self, seed: int) -> Self:
@@ -252,11 +252,11 @@ class UnitStep(Step):
 
     @abc.abstractmethod
     def solve(self, work: UnitWork) -> UnitResult:
-        """Solve a unit on a worker, together with the others: all of them make the same calls at the same time.
+        """Solve a unit on a worker, together with the other workers: all make the same calls at the same time.
 
         Args:
             work: The unit, both networks in front of it, and the worker's share of the samples.
 
         Returns:
-            What became of the unit's layers and activations, the same on every worker; the loop moves on with it.
+            The unit's new layers and activations, the same on every worker; the loop moves on with them.
         """

@@ -1,4 +1,4 @@
-"""What is trained of a unit: parameters, gradients and Adam's moments, each kind in one flat vector."""
+"""Training of a unit: parameters, gradients and Adam's moments, each kind in one flat vector."""
 
 from __future__ import annotations
 
@@ -24,37 +24,37 @@ from dipo.quant.spec import QParams
 
 @dataclass(frozen=True)
 class GradShard:
-    """A fixed part of the samples, and of every step's batch."""
+    """A shard of the gradient: a fixed part of the samples, and of every step's batch."""
 
     index: int
     start: int
-    """First row of this worker's captures."""
+    """First row in this worker's cached values."""
     stop: int
     batch_size: int
-    """Samples that it adds to a step."""
+    """Number of its samples in each step."""
 
 
 @dataclass(frozen=True, eq=False)
 class UnitProblem:
-    """What a unit is to be fitted to."""
+    """A unit to be trained: its operations, inputs and the outputs that it is fitted to."""
 
     steps: Sequence[Operation | FusedFakeQuant]
     constants: Mapping[str, torch.Tensor]
     """Float constants by name, the layers' weights and biases among them."""
     layers: Mapping[str, tuple[str, str | None, QuantizedLayer]]
-    """By node: names of weight and bias, and the layer as calibration left it."""
+    """By name of the node: names of weight and bias, and the layer as it is before the training."""
     activations: Mapping[str, QParams]
-    """Values that are made and quantized in the unit."""
+    """Scales and zero points of the values that the unit quantizes, by name."""
     fp_inputs: Mapping[str, CachedActivation]
     q_inputs: Mapping[str, CachedActivation]
-    """What the unit reads; the same captures as `fp_inputs` where it shall read the float network's."""
+    """Inputs of the quantized unit; the same as `fp_inputs` where it is to read the float network's values."""
     targets: Mapping[str, CachedActivation]
     weights: Mapping[str, CachedActivation] | None = None
-    """By output: what the error of each element counts; None: all alike."""
+    """By name of the output: weights of each element's error; None: all alike."""
     rounding: Mapping[str, NDArray[np.float32]] | None = None
-    """By node: what an earlier phase left, see `WeightQuantizer.begun`; None: training begins at the float weights."""
+    """By name of the node: state after an earlier phase, see `WeightQuantizer.begun`; None: start at float weights."""
     freeze_rounding: bool = False
-    """The codes stay as they are: biases and scales alone are trained."""
+    """Keep the codes as they are: biases and scales alone are trained."""
 
 
 class Trainer:
@@ -95,7 +95,7 @@ class Trainer:
         return ErrorLoss.of(factor, self.cfg.loss_norm, weighted=weighted, kernels=self.kernels)
 
     def _make_others(self) -> None:
-        """Biases, and logarithms of scales, as one flat vector with a learning rate for each element."""
+        """Lay out biases and logarithms of scales in one flat vector, with a learning rate for each element."""
         problem, cfg = self.problem, self.cfg
         names = [bias for _, bias, _ in problem.layers.values() if bias is not None] if cfg.train_bias else []
         kept = {bias: layer.bias for _, bias, layer in problem.layers.values() if bias is not None}
@@ -138,7 +138,7 @@ class Trainer:
         return {**self.problem.constants, **current, **weights, **self.biases}
 
     def gradient(self, piece: GradShard, step: int, *, wants_loss: bool) -> torch.Tensor:
-        """Return the piece's gradients of all that is trained, and its loss, in one vector.
+        """Return a shard's gradients of all trained parameters, and its loss, in one vector.
 
         In this order: of the weights, where their rounding is trained; of the biases; of the logarithms of activation
         scales and of weight scales.
@@ -160,8 +160,8 @@ class Trainer:
     def _gradients(self, outputs: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         weights, biases = list(self.weights.leaves.values()), list(self.biases.values())
         leaves = [*weights, *biases, *(q.scale for q in self.quantizers.values())]
-        found = torch.autograd.grad(outputs, leaves, gradients, allow_unused=True)
-        dense = [torch.zeros_like(leaf) if grad is None else grad for grad, leaf in zip(found, leaves, strict=True)]
+        sparse = torch.autograd.grad(outputs, leaves, gradients, allow_unused=True)
+        dense = [torch.zeros_like(leaf) if grad is None else grad for grad, leaf in zip(sparse, leaves, strict=True)]
         cut = len(leaves) - len(self.quantizers)
         scales = torch.stack(dense[cut:]) * self.scales if self.quantizers else self.log_scales
         first, last = self.weights.gradients([grad.reshape(-1) for grad in dense[: len(weights)]])
@@ -188,7 +188,7 @@ class Trainer:
 
     @torch.no_grad()
     def update(self, gradient: torch.Tensor, schedule: torch.Tensor) -> None:
-        """One Adam step of everything."""
+        """Take one Adam step of all parameters."""
         cut = self.weights.v.numel()
         self.weights.step(gradient[:cut], schedule)
         self.kernels.adam_step(gradient[cut:-1], self.others, *self.others_moments, self.others_lr, schedule)
@@ -221,7 +221,7 @@ def _generator(device: torch.device, seed: int, piece: int) -> torch.Generator:
 
 
 def _sample(piece: GradShard, num_steps: int, seed: int) -> torch.Tensor:
-    """[steps, batch]: rows of the captures; each sample is drawn once before any is drawn again."""
+    """Return rows of the cached values for each step, [steps, batch]; each is drawn once before any is drawn again."""
     rng = np.random.default_rng([seed, piece.index, 0])
     needed, rows = num_steps * piece.batch_size, np.arange(piece.start, piece.stop)
     rounds = [rng.permutation(rows) for _ in range(-(-needed // len(rows)))]

@@ -1,4 +1,4 @@
-"""From unit to unit: each is solved behind those before it, so that it sees their errors and makes up for them."""
+"""The loop over units: each is solved after those before it, so that it sees their errors and compensates them."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ from dipo.quant.spec import QParams
 
 @dataclass(frozen=True)
 class UnitResult:
-    """What became of a unit."""
+    """A unit's layers and activations after a step."""
 
     layers: dict[str, QuantizedLayer]
     activations: dict[str, QParams]
     rounding: dict[str, NDArray[np.float32]] | None = None
-    """By layer: what a later phase goes on with, see `WeightQuantizer.begun`; None where there is none."""
+    """By name of the layer: state that a later phase resumes, see `WeightQuantizer.begun`; None where there is none."""
     loss_first: float | None = None
-    """Mean loss of the first steps."""
+    """Mean loss of the first optimizer steps; None where nothing was trained."""
     loss_last: float | None = None
+    """Mean loss of the last optimizer steps; likewise."""
     bias_corrected: bool = False
     """Whether correcting the biases after training lowered the error of the unit's outputs."""
     seconds: float = 0.0
-    """What it cost the worker."""
+    """Seconds that the worker took, where it was measured."""
 
 
 @dataclass(frozen=True, eq=False)
 class UnitWork:
-    """A unit in front of its solution, as one of the workers has it that solve it together."""
+    """A unit before it is solved, on one of the workers that solve it together."""
 
     unit: Unit
     pair: NetworkPair
@@ -45,23 +46,23 @@ class UnitWork:
     targets: Mapping[str, CachedActivation]
     """The unit's outputs in the float network; empty where that is not carried along."""
     outputs: LayerOutputs | None
-    """What the unit's layer gives as it is, where the step asked for that and the layer has a bias."""
+    """Outputs of the unit's layer before the step, where it asked for them and the layer has a bias."""
     pieces: Sequence[GradShard]
-    """This worker's."""
+    """This worker's shards of every optimizer step's batch."""
     shard_ranks: Sequence[int]
-    """The worker that holds each of the run's pieces."""
+    """The worker that holds each of the run's shards."""
     warm_start: UnitResult | None
-    """What an earlier phase made of the unit."""
+    """The unit's result after an earlier phase; None where there was none."""
     bench: Bench
 
     @property
     def layers(self) -> list[str]:
-        """The layers of the unit that are quantized."""
+        """Names of the unit's layers that are quantized."""
         return [name for name in self.unit.layers if name in self.pair.plan.layers]
 
 
 class UnitSolver:
-    """Goes through the units in order with one step. Every worker makes the same calls at the same time."""
+    """A pass of one step over the units, in order. Every worker makes the same calls at the same time."""
 
     def __init__(
         self,
@@ -75,26 +76,26 @@ class UnitSolver:
         """Begin in front of the first unit of `pair`.
 
         Args:
-            step: What is done with each unit.
+            step: The step that solves each unit.
             pair: Both networks.
-            bench: The worker's.
-            pieces: Parts of an optimizer step's batch that this worker holds.
-            shard_ranks: The worker that holds each of the run's pieces.
+            bench: The worker's networks, samples and device.
+            pieces: This worker's shards of every optimizer step's batch.
+            shard_ranks: The worker that holds each of the run's shards.
         """
         self.step, self.pair, self.bench = step, pair, bench
         self.pieces, self.shard_ranks = pieces, shard_ranks
 
     def solve(self, unit: Unit, *, warm_start: UnitResult | None = None) -> UnitResult:
-        """Solve the next unit (one without layers is only passed through) and move on behind it.
+        """Solve the next unit (one without layers is only run) and move on to the one after it.
 
         Args:
             unit: The next unit.
-            warm_start: What an earlier phase made of it.
+            warm_start: Its result after an earlier phase.
         """
         return self._take(unit, known=None, warm_start=warm_start)
 
     def replay(self, unit: Unit, result: UnitResult) -> None:
-        """Take the result of the next unit as it was found before and move on behind it, to the same bits."""
+        """Apply an earlier result of the next unit and move on to the one after it, with the same bits as `solve`."""
         self._take(unit, known=result, warm_start=None)
 
     def _take(self, unit: Unit, *, known: UnitResult | None, warm_start: UnitResult | None) -> UnitResult:

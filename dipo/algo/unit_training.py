@@ -1,4 +1,4 @@
-"""A unit in front of its training: the problem that the trainer is to solve, and what follows from its solution."""
+"""Training of one unit: the problem for the trainer, and the correction of biases after it."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def train_unit(
 
     Args:
         work: The unit.
-        cfg: The training.
+        cfg: Options of the training.
         phase: The part of its schedule to run.
-        seed: Of the run.
-        corrects: Correct the biases behind the training, and keep that where it helps.
-        freeze_rounding: The codes stay; biases and scales alone are trained, those of all activations.
+        seed: Seed of the run.
+        corrects: Correct the biases after the training, and keep that where it helps.
+        freeze_rounding: Keep the codes; train biases and scales alone, those of all activations.
     """
     pair, own_seed = work.pair, phase.seed(seed, work.unit.index)
     solved = reconstruct(
@@ -52,13 +52,13 @@ def train_unit(
 def unit_problem(
     work: UnitWork, *, cfg: ReconstructionOptions, seed: int = 0, freeze_rounding: bool = False
 ) -> UnitProblem:
-    """Put a unit down as a problem to reconstruct.
+    """Return the problem of reconstructing a unit.
 
     Args:
         work: The unit.
-        cfg: The training.
-        seed: Of this unit and phase.
-        freeze_rounding: The codes stay.
+        cfg: Options of the training.
+        seed: Seed of this unit and phase.
+        freeze_rounding: Keep the codes.
     """
     unit, pair = work.unit, work.pair
     nodes = [pair.nodes[name] for name in unit.nodes]
@@ -83,15 +83,18 @@ def unit_problem(
 
 
 def _fisher(work: UnitWork, seed: int) -> dict[str, CachedActivation]:
-    """Return what the errors of the unit's outputs count, 1 in the mean over all workers' samples."""
+    """Return weights of the output elements' errors, 1 in the mean over all workers' samples."""
     pair = work.pair
-    found = fisher_diagonals(
+    diagonals = fisher_diagonals(
         pair.model, work.unit.outputs, pair.batches, work.bench.calib_inputs, seed=seed, device=pair.device
     )
-    return normalised(found, pair.batches, owners=pair.owners, collectives=pair.collectives)
+    return normalised(diagonals, pair.batches, owners=pair.owners, collectives=pair.collectives)
 
 
 def _coarse(activations: Mapping[str, QParams]) -> dict[str, QParams]:
-    """The activations to train with: beside coarser ones, 8 bits add a noise 24 dB lower and cost as much time."""
+    """Return the activations to quantize in training: those coarser than 8 bits, or all where there are none.
+
+    Beside coarser ones, 8 bits add a noise 24 dB lower and cost as much time.
+    """
     coarse = {name: qparams for name, qparams in activations.items() if qparams.qmax - qparams.qmin < 255}
     return coarse or dict(activations)

@@ -31,7 +31,7 @@ SMALLEST_SCALE = np.finfo(np.float32).tiny
 def updated_layers(
     pair: NetworkPair, unit: Unit, norm: BatchNorm | None, *, calib: CalibConfig
 ) -> dict[str, QuantizedLayer]:
-    """Estimate the BatchNorm of the unit's layer again.
+    """Re-estimate the BatchNormalization that was folded into the unit's layer.
 
     With scales for each channel the codes stay, and scales and biases change. Else, or where scales have to be powers
     of two, the rescaled weight is rounded anew; if its rounding was learned, the bias alone changes.
@@ -39,7 +39,7 @@ def updated_layers(
     Args:
         pair: Both networks; the float one need not be carried along.
         unit: The next unit, of granularity `layer`.
-        norm: What was folded into the unit's layer; None: nothing, it stays as it is.
+        norm: The BatchNormalization that was folded into the unit's layer; None: there is none, nothing changes.
         calib: How a grid is chosen where a weight is rounded anew.
 
     Returns:
@@ -56,14 +56,14 @@ def updated_layers(
 
 
 def scale_change(norm: BatchNorm, var: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return what folding the variance measured, in place of the old one, multiplies the output channels by.
+    """Return the factors [C] of the output channels when the measured variance is folded in place of the old one.
 
     The layer gives y = factor * z + constant with factor = gamma / sqrt(norm.var + epsilon), so z has the variance
     var / factor^2, and the channel is multiplied by sqrt(norm.var + epsilon) / sqrt(var / factor^2 + epsilon). Neither
     the sign of gamma nor the constant plays a part.
 
     Args:
-        norm: What was folded.
+        norm: The BatchNormalization that was folded.
         var: Variances [C] of the layer's output y, the folded BatchNorm included.
 
     Returns:

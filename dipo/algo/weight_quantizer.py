@@ -1,4 +1,4 @@
-"""The weights of a unit while it is trained: their rounding and, where wanted, their scales, as flat vectors.
+"""A unit's weights in training: their rounding and, where wanted, their scales, as flat vectors.
 
 A weight is level * scale. With `sigmoid` the level is floor(w / s) + h(V) (AdaRound, arXiv:2004.10568), with
 `straight_through` round(w / s + V), and a fixed level is the code less the zero point, as it was found before. The
@@ -27,17 +27,17 @@ FIXED = "fixed"
 
 @dataclass(frozen=True, eq=False)
 class LayerInit:
-    """A layer's weight in front of its training."""
+    """A layer's weight before its training."""
 
     weight: torch.Tensor
-    """The float network's."""
+    """The float network's weight."""
     layer: QuantizedLayer
-    """As calibration, or what came behind it, left it."""
+    """The quantized layer before the training."""
 
 
 @dataclass(frozen=True)
 class _FlatSlice:
-    """Where a layer lies in the flat vectors."""
+    """A layer's place in the flat vectors."""
 
     start: int
     stop: int
@@ -47,7 +47,7 @@ class _FlatSlice:
     qparams: QParams
 
     def sums(self, elements: torch.Tensor) -> torch.Tensor:
-        """For each scale the sum of the layer's elements that it scales."""
+        """Return for each scale the sum of the layer's elements that it scales."""
         own, blocks = elements[self.start : self.stop].view(self.shape), self.qparams.blocks
         if self.qparams.axis is None:
             return own.reshape(1, -1).sum(1)
@@ -70,7 +70,7 @@ class _FlatSlice:
 
 
 class WeightQuantizer:
-    """Rounding and scales of all layers of a unit; the leaves of the gradients are views of one vector."""
+    """Rounding and scales of all layers of a unit; the leaves of the gradient are views of one vector."""
 
     def __init__(
         self,
@@ -81,13 +81,13 @@ class WeightQuantizer:
         begun: Mapping[str, NDArray[np.float32]] | None,
         kernels: Kernels,
     ) -> None:
-        """Begin at the float weights.
+        """Start at the float weights, or where an earlier phase stopped.
 
         Args:
-            layers: By node.
+            layers: By name of the node.
             rounding: `sigmoid`, `straight_through`, or `FIXED`.
             train_scale: Whether scales are trained; those that have to stay powers of two are not.
-            begun: By node what an earlier phase left, see `begun`; None: the float weights.
+            begun: Rounding by name of the node after an earlier phase, see `begun`; None: start at the float weights.
             kernels: Elementwise arithmetic.
         """
         self.layers, self.rounding, self.train_scale, self.kernels = layers, rounding, train_scale, kernels
@@ -102,7 +102,7 @@ class WeightQuantizer:
         }
 
     def _lay_out(self) -> None:
-        """Places, scales and limits."""
+        """Lay out the layers' slices, scales and limits in flat vectors."""
         self.parts: dict[str, _FlatSlice] = {}
         scales, lows, highs, firsts = [], [], [], []
         offset = count = 0
@@ -124,12 +124,12 @@ class WeightQuantizer:
         self.scales = self.first_scales.clone()
 
     def _float(self, node: str) -> torch.Tensor:
-        """Return what the layer's codes are made from."""
+        """Return the float weight that the layer's codes approximate."""
         target = self.layers[node].layer.target
         return self.layers[node].weight.contiguous() if target is None else torch.tensor(target, device=self.device)
 
     def _find_levels(self, begun: Mapping[str, NDArray[np.float32]] | None) -> None:
-        """The base that levels count from, and V."""
+        """Set the base that levels count from, and V."""
         if self.rounding == FIXED:
             levels = [
                 entry.layer.codes - entry.layer.qparams.broadcast_to(entry.layer.codes.ndim)[1]
@@ -157,17 +157,17 @@ class WeightQuantizer:
 
     @property
     def free_scales(self) -> torch.Tensor:
-        """For each scale 1, or 0 where it has to stay a power of two."""
+        """A tensor with 1 for each scale, or 0 where it has to stay a power of two."""
         free = [float(not part.qparams.power_of_two) for part in self.parts.values() for _ in range(part.num_scales)]
         return torch.tensor(free, device=self.device)
 
     @torch.no_grad()
     def gradients(self, found: Sequence[torch.Tensor]) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]:
-        """Return what is trained wants these gradients: for `step`, and of the logarithms of the scales.
+        """Return the gradients for `step`, and those of the logarithms of the scales.
 
         Args:
-            found: Of the layers' weights, each flat. That of a scale's logarithm is the sum of gradient * weight over
-                what it scales.
+            found: Gradients of the layers' weights, each flat. That of a scale's logarithm is the sum of
+                gradient * weight over the weights that it scales.
         """
         scales = []
         if self.train_scale:
@@ -177,7 +177,7 @@ class WeightQuantizer:
 
     @torch.no_grad()
     def step(self, gradient: torch.Tensor, schedule: torch.Tensor) -> None:
-        """One Adam step of V, from the gradients of the weights."""
+        """Take one Adam step of V, from the gradients of the weights."""
         if self.rounding == FIXED:
             return
         step = self.kernels.rounding_step if self.rounding == "sigmoid" else self.kernels.straight_through_step
@@ -185,7 +185,7 @@ class WeightQuantizer:
 
     @torch.no_grad()
     def rescale(self, logs: torch.Tensor) -> None:
-        """Take scales, given as logarithms of their ratios to the first ones."""
+        """Set the scales, given as logarithms of their ratios to the first ones."""
         torch.mul(self.first_scales, logs.exp(), out=self.scales)
         for part in self.parts.values():
             self.scale[part.start : part.stop].view(part.shape).copy_(part.spread(self.scales))
@@ -211,7 +211,10 @@ class WeightQuantizer:
         return result
 
     def begun(self) -> dict[str, NDArray[np.float32]]:
-        """What a later phase goes on with: V, shaped like the weight; behind it the base, where scales are trained."""
+        """Return the state that a later phase resumes, by name of the node.
+
+        It is V, shaped like the weight; where scales are trained, V and the base, stacked.
+        """
         if self.rounding == FIXED:
             return {}
         kept = torch.stack([self.v, self.base]) if self.train_scale else self.v[None]

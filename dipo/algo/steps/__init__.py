@@ -32,14 +32,14 @@ _OWN: tuple[type[Step], ...] = (
 )
 
 STEPS: Registry[type[Step]] = Registry("step", {step.name: step for step in _OWN}, group="dipo.steps")
-"""By name."""
+"""All steps by name."""
 
 Entry = str | Mapping[str, Any]
-"""What a list of steps holds: a name, or a mapping of one name to options of that step alone."""
+"""An entry of a list of steps: a name, or a mapping of one name to options of that step alone."""
 
 
 def name_of_entry(entry: Entry) -> str:
-    """Return the step's name."""
+    """Return the name of the step in an entry."""
     return entry if isinstance(entry, str) else next(iter(entry))
 
 
@@ -47,11 +47,11 @@ def make_steps(entries: Sequence[Entry], cfg: Section) -> list[Step]:
     """Make the steps of a list, in its order.
 
     Args:
-        entries: The list.
-        cfg: Where the steps take the options from that their entries leave out.
+        entries: Entries of the list.
+        cfg: Section with the options that the entries leave out.
 
     Raises:
-        UserError: An option of an entry is wrong, or the steps' order is.
+        UserError: An option of an entry or the order of the steps is wrong.
     """
     check_order([name_of_entry(entry) for entry in entries])
     return [
@@ -61,7 +61,7 @@ def make_steps(entries: Sequence[Entry], cfg: Section) -> list[Step]:
 
 
 def check_order(names: Sequence[str]) -> None:
-    """Look for steps that cannot follow those before them.
+    """Check that each step can follow those before it.
 
     Raises:
         UserError: A step comes twice, or undoes or spoils what an earlier one did.

@@ -1,4 +1,4 @@
-"""Analysis: which layers lose how much, to their weights and to their activations."""
+"""Analysis: how much each layer loses to its weights and to its activations."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import functools
 from dipo.algo.step import NetworkChange, NetworkState, NetworkStep, Workers
 
 ANALYSIS_SAMPLES = 256
-"""Calibration samples that are looked at, at most."""
+"""Largest number of calibration samples that are analyzed."""
 SENSITIVITY_SAMPLES = 64
-"""Of them, those for which the rest of the network runs again behind each layer."""
+"""How many of them run through the rest of the network again after each layer."""
 
 
 class Analyze(NetworkStep):
-    """Looks at each layer alone and in the network; changes nothing, so nothing may follow it."""
+    """Analysis of each layer alone and in the network; it changes nothing, so nothing may follow it."""
 
     name = "analyze"
 
     def run(self, state: NetworkState, workers: Workers) -> NetworkChange:
-        """Share the samples out over the workers and add up what they found."""
+        """Share the samples out over the workers and add up their sums."""
         from dipo.algo.analysis_sums import Analysis, NetworkAnalysis
         from dipo.algo.analyze import AnalyzeBatches
         from dipo.algo.granularity import compare_granularities
@@ -29,11 +29,11 @@ class Analyze(NetworkStep):
         parts = workers.over_samples(
             lambda batches: AnalyzeBatches(batches, shared, sensitivity), title=self.name, num_samples=samples
         )
-        found = functools.reduce(Analysis.merge, parts)
+        analysis = functools.reduce(Analysis.merge, parts)
         weights = compare_granularities(state.model, plan=state.plan, quantized=state.quantized, cfg=state.calib)
         # Whole batches are looked at.
         looked_at = min(samples, -(-sensitivity // state.batch_size) * state.batch_size)
         return NetworkChange(
             state.quantized,
-            NetworkAnalysis(found.totals(), weights, found.shift_shares(), samples, looked_at),
+            NetworkAnalysis(analysis.totals(), weights, analysis.shift_shares(), samples, looked_at),
         )

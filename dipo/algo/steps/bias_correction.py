@@ -29,7 +29,7 @@ class BiasCorrectionOptions(StepOptions):
 
 @dataclass(frozen=True)
 class BiasCorrection(UnitStep, NetworkStep):
-    """Corrects the bias of each layer behind the quantized and corrected ones before it.
+    """Correction of each layer's bias, on the outputs of the quantized and corrected layers before it.
 
     With samples it goes from layer to layer: the float network's channel means are those that calibration saw, the
     quantized network's are measured (section 4.2). Without, it takes the means from BatchNormalization's statistics,
@@ -43,25 +43,25 @@ class BiasCorrection(UnitStep, NetworkStep):
 
     options: BiasCorrectionOptions
     fp_means: Mapping[str, NDArray[np.float64]] = field(default_factory=dict, kw_only=True)
-    """By name of the layer, channel means [C] of its output in the float network."""
+    """Channel means [C] of each layer's output in the float network, by name of the layer."""
 
     @property
     def needs_samples(self) -> bool:
-        """Only where they are asked for."""
+        """Whether samples are asked for by `bias_source=data`."""
         return self.options.bias_source == "data"
 
     def reads_channel_means(self, *, has_samples: bool) -> bool:
-        """From the samples, unless asked otherwise or there are none."""
+        """Return whether the means come from samples: they do unless asked otherwise or there are none."""
         source = self.options.bias_source
         return source == "data" or (source == "auto" and has_samples)
 
     def solves_units(self, *, has_samples: bool) -> bool:
-        """With samples."""
+        """Return whether it goes from layer to layer: it does where the means come from samples."""
         return self.reads_channel_means(has_samples=has_samples)
 
     @property
     def granularity(self) -> str:
-        """A layer."""
+        """Size of a unit: a layer."""
         return "layer"
 
     def bound(self, state: NetworkState) -> Self:
@@ -80,7 +80,7 @@ class BiasCorrection(UnitStep, NetworkStep):
         return UnitResult(layers, {}, bias_corrected=True)
 
     def run(self, state: NetworkState, workers: Workers) -> NetworkChange:
-        """Correct all biases by what the float network's values are like."""
+        """Correct all biases by the moments of the float network's values."""
         from dipo.algo.data_free import analytic_bias_correction
 
         del workers

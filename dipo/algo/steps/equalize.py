@@ -30,7 +30,7 @@ class EqualizeOptions(StepOptions):
 
 @dataclass(frozen=True)
 class Equalize(FloatStep):
-    """Balances the channels of layers with one scale for a weight (DFQ, arXiv:1906.04721, section 4.1).
+    """Balancing of the channels of layers with one scale for a weight (DFQ, arXiv:1906.04721, section 4.1).
 
     Reads the weights, the samples (how low each channel goes, so that absorbed biases leave the function as it is) and
     BatchNormalization's statistics, as far as they are there; leaves weights and biases of the float network changed.
@@ -47,7 +47,7 @@ class Equalize(FloatStep):
 
     @property
     def needs_samples(self) -> bool:
-        """It makes do without."""
+        """Whether it needs samples: it makes do without."""
         return False
 
     def change(self, network: FloatNetwork, *, record: Mapping[str, NDArray[Any]] | None = None) -> FloatChange:
@@ -76,6 +76,6 @@ class Equalize(FloatStep):
         return FloatChange(found.model, seen, found.chains, found.refusals)
 
     def _leaves_channels(self, network: FloatNetwork) -> bool:
-        """Return whether equalization has nothing to do."""
+        """Return whether equalization leaves the network as it is."""
         per_channel = all(layer.spec.per_channel for layer in network.plan.layers.values())
         return per_channel and not self.options.equalize_per_channel

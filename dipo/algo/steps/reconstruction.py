@@ -1,4 +1,4 @@
-"""What AdaRound, BRECQ and QDrop have in common: one loop, told apart by the size of a unit and by what is dropped."""
+"""The common loop of AdaRound, BRECQ and QDrop, which differ in the size of a unit and in what is dropped."""
 
 from __future__ import annotations
 
@@ -78,10 +78,10 @@ class ReconstructionOptions(StepOptions):
 
 @dataclass(frozen=True)
 class Reconstruction(UnitStep):
-    """Trains the rounding of a unit so that its outputs come near the float network's.
+    """Training of a unit's rounding, so that its outputs come near the float network's.
 
-    Reads both networks in front of the unit; leaves codes, biases and activation scales, and `rounding`, what a later
-    phase goes on with. With cluster.schedule=parallel the first phases run on all units at the same time.
+    Reads both networks in front of the unit; leaves codes, biases and activation scales, and `rounding`, which a later
+    phase resumes. With cluster.schedule=parallel the first phases run on all units at the same time.
     """
 
     Options: ClassVar[type[StepOptions]] = ReconstructionOptions
@@ -97,7 +97,7 @@ class Reconstruction(UnitStep):
 
     @property
     def granularity(self) -> str:
-        """A block, unless asked otherwise."""
+        """Size of a unit: a block, unless asked otherwise."""
         return self.options.unit or self.default_unit
 
     @property
@@ -107,22 +107,22 @@ class Reconstruction(UnitStep):
 
     @property
     def num_steps(self) -> int:
-        """Those of the phase."""
+        """Number of optimizer steps of the phase for each unit."""
         return len(self.phase)
 
     @property
     def unit_title(self) -> str:
-        """A polish goes on with what was begun."""
+        """The terminal's word for a unit; a later phase polishes it."""
         return "polish unit" if self.phase.first else "unit"
 
     @property
     def batch_size(self) -> int | None:
-        """As the options have it."""
+        """Number of samples in an optimizer step, from the options."""
         return self.options.batch_size
 
     @property
     def training(self) -> ReconstructionOptions:
-        """The options, with what the step takes where they leave it open."""
+        """The options, with the step's own defaults where they are null."""
         prob = self.options.fp_input_prob
         return dataclasses.replace(
             self.options,
@@ -131,11 +131,11 @@ class Reconstruction(UnitStep):
         )
 
     def for_phase(self, phase: Phase | None) -> Self:
-        """Return the step with that part of its schedule; None: all of it."""
+        """Return the step for a part of its schedule; None: all of it."""
         return dataclasses.replace(self, part=phase)
 
     def solve(self, work: UnitWork) -> UnitResult:
-        """Train the unit; correct its biases behind the last phase, where that helps."""
+        """Train the unit; correct its biases after the last phase, where that helps."""
         from dipo.algo.unit_training import train_unit
 
         ends = self.phase.stop == self.options.iters

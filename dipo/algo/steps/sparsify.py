@@ -1,4 +1,4 @@
-"""Sparsity: part of a layer's weights become zero, and the others make up for them."""
+"""Sparsity: part of a layer's weights become zero, and the others compensate for them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class SparsifyOptions(StepOptions):
 
 @dataclass(frozen=True)
 class Sparsify(UnitStep):
-    """Prunes layer by layer behind the quantized ones before it, and rounds what is left.
+    """Pruning of each layer, on the outputs of the quantized layers before it; the remaining weights are rounded.
 
     Reads the quantized network's values; leaves codes, and the pruned float weight that later steps start from.
     """
@@ -64,16 +64,16 @@ class Sparsify(UnitStep):
 
     options: SparsifyOptions
     spared: frozenset[str] = field(default=frozenset(), kw_only=True)
-    """Layers that are left alone."""
+    """Names of the layers that are left alone."""
     calib: CalibConfig = field(default_factory=CalibConfig, kw_only=True)
 
     @property
     def granularity(self) -> str:
-        """A layer."""
+        """Size of a unit: a layer."""
         return "layer"
 
     def check(self, plan: Plan) -> None:
-        """Look for patterns of `algo.sparsity_skip` that fit no layer."""
+        """Check that each pattern of `algo.sparsity_skip` fits a layer."""
         from dipo.graph.constraints import check_patterns
 
         check_patterns("algo.sparsity_skip", self.options.sparsity_skip, list(plan.layers), list(plan.layers))

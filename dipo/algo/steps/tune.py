@@ -27,7 +27,7 @@ class TuneOptions(ReconstructionOptions):
 
 @dataclass(frozen=True)
 class Tune(UnitStep):
-    """Trains what is not rounded behind a reconstruction, as EfficientQAT (arXiv:2407.11062) does with weight scales.
+    """Training of biases and scales after a reconstruction, as EfficientQAT (arXiv:2407.11062) does with weight scales.
 
     Here biases and activation scales go along. Reads both networks' inputs; leaves biases and scales.
     """
@@ -40,22 +40,22 @@ class Tune(UnitStep):
 
     @property
     def granularity(self) -> str:
-        """The network as a whole."""
+        """Size of a unit: the network as a whole."""
         return "network"
 
     @property
     def num_steps(self) -> int:
-        """`tune_iters`."""
+        """Number of optimizer steps, `tune_iters`."""
         return self.options.tune_iters
 
     @property
     def batch_size(self) -> int | None:
-        """As the options have it."""
+        """Number of samples in an optimizer step, from the options."""
         return self.options.batch_size
 
     @property
     def training(self) -> ReconstructionOptions:
-        """Reconstruction's options by which the network is tuned: learning rates as they are given."""
+        """Options of reconstruction that the network is tuned with: learning rates as they are given."""
         cfg = self.options
         return dataclasses.replace(
             cfg,

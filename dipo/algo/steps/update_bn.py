@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class UpdateBatchNorm(UnitStep):
-    """Measures mean and variance of each layer's output behind the quantized layers and folds them anew.
+    """Measurement of each layer's output's mean and variance in the quantized network, which are folded anew.
 
     Reads the quantized network's values; leaves scales and biases changed, and codes where the weight has one scale.
     Layers without a BatchNormalization stay as they are.
@@ -31,12 +31,12 @@ class UpdateBatchNorm(UnitStep):
     }
 
     norms: Mapping[str, BatchNorm | None] = field(default_factory=dict, kw_only=True)
-    """By name of the layer what was folded into it: nodes lose it on their way to a worker."""
+    """The BatchNormalization folded into each layer, by name: nodes lose it on their way to a worker."""
     calib: CalibConfig = field(default_factory=CalibConfig, kw_only=True)
 
     @property
     def granularity(self) -> str:
-        """A layer."""
+        """Size of a unit: a layer."""
         return "layer"
 
     def bound(self, state: NetworkState) -> Self:
@@ -48,7 +48,7 @@ class UpdateBatchNorm(UnitStep):
         return dataclasses.replace(self, norms=norms, calib=state.calib)
 
     def solve(self, work: UnitWork) -> UnitResult:
-        """Estimate the BatchNormalization of the unit's layer again."""
+        """Re-estimate the BatchNormalization of the unit's layer."""
         from dipo.algo.unit_solver import UnitResult
         from dipo.algo.update_bn import updated_layers
 
