@@ -1,4 +1,4 @@
-"""A job as the command line runs it: what it says on the terminal, its log file, and how to go on with it."""
+"""A job as the command line runs it: its output on the terminal, its log file, and how to resume it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger("dipo")
 
 
 def run_job(config: Config) -> int:
-    """Run a job from its configuration to its report, or goes on with one from its last finished unit.
+    """Run a job from its configuration to its report, or resume one from its last finished unit.
 
     Returns:
         The exit status, 0.

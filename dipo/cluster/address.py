@@ -1,4 +1,4 @@
-"""Where Ray is: one's own, on the loopback interface, or one that runs already."""
+"""Addresses of Ray: a private one, on the loopback interface, or one that runs already."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from typing import Any
 from dipo.errors import UserError
 
 CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""Of Ray: `0` makes a node's address 127.0.0.1, and all its servers listen there alone, on every system; whoever joins
-has to be told the same. `_node_ip_address="127.0.0.1"` does not: Ray puts the machine's own address in its place."""
+"""Ray's variable: `0` makes a node's address 127.0.0.1, and all its servers listen there alone, on every system; a
+process that joins needs the same. `_node_ip_address="127.0.0.1"` does not: Ray puts the machine's own address in its
+place."""
 KNOCK_SECONDS = 10
 QUIETLY: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-"""Workers' output is read through dipo's own logs."""
+"""Arguments of `ray.init` that keep it quiet: workers' output is read through dipo's own logs."""
 
 
 def is_private(address: str | None) -> bool:
-    """Return whether `cluster.address` asks for a Ray of one's own."""
+    """Return whether `cluster.address` asks for a private Ray."""
     return address in (None, "local")
 
 
 def set_environment(address: str | None) -> None:
-    """What Ray reads as it is imported; to be called before, here and in whoever joins."""
+    """Set the variables that Ray reads as it is imported; call this before, here and in each process that joins."""
     # A run reports to nobody. Ray must not hide the GPUs from those that ask for none.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -34,7 +35,7 @@ def join(address: str) -> None:
     """Join a Ray that runs already.
 
     Raises:
-        UserError: None answers there, or it does not let this process in.
+        UserError: No Ray answers there, or it does not let this process in.
     """
     _knock(address)
     import ray
@@ -49,10 +50,10 @@ def join(address: str) -> None:
 
 
 def _knock(address: str) -> None:
-    """See whether anyone listens at HOST:PORT: Ray itself would try for minutes.
+    """Check that a server listens at HOST:PORT: Ray itself would try for minutes.
 
     Raises:
-        UserError: Nobody does.
+        UserError: None does.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdecimal():

@@ -1,17 +1,17 @@
-"""The C library's allocator, told what a worker is like."""
+"""Settings of the C library's allocator for a worker."""
 
 from __future__ import annotations
 
 import ctypes
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
-"""Of glibc's malloc.h."""
+"""Parameters of `mallopt`, from glibc's malloc.h."""
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep what is freed: a network frees and asks for the same large blocks again and again.
+    """Tell glibc to keep freed memory: a network frees and allocates the same large blocks again and again.
 
-    Faulting them in anew costs a calibration a tenth of its time. Elsewhere than on glibc nothing happens.
+    Faulting them in anew costs a calibration a tenth of its time. With another C library nothing happens.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -12,29 +12,29 @@ from pathlib import Path
 from typing import Any
 
 LIMIT_BYTES = 1 << 20
-"""Of what waits to be fetched; the newest is kept."""
+"""Most bytes that wait to be fetched; the newest are kept."""
 
 FETCH_SECONDS = 5.0
-"""Between two rounds in which the driver fetches the workers' logs: what a worker's death can lose."""
+"""Seconds between two fetches of the workers' logs by the driver; a worker's death can lose so much."""
 
 STDERR = 2
 
 RAY_MARKS = (":job_id:", ":actor_name:", ":task_name:")
-"""Lines by which Ray finds its way in its own log files."""
+"""Beginnings of the lines that Ray writes into its log files for itself."""
 
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
 class WorkerLog(logging.Handler):
-    """Collects records of the `dipo` logger, and what the process writes to its standard error.
+    """A handler that keeps records of the `dipo` logger and the lines that the process writes to its standard error.
 
-    Ray lets a worker's standard error, Python's and native code's alike, go to a file on the worker's machine. That
-    file is read, not diverted: what a crash leaves in it stays there. Where standard error is no file, only records
+    Ray redirects a worker's standard error, Python's and native code's alike, to a file on the worker's machine. That
+    file is read, not diverted: the traces of a crash stay there. Where standard error is no file, only records
     are kept.
     """
 
     def __init__(self, *, limit: int = LIMIT_BYTES, stderr: int | None = STDERR) -> None:
-        """Begin with what comes from now on.
+        """Keep records and lines from now on.
 
         Args:
             limit: Most bytes to keep.
@@ -56,7 +56,7 @@ class WorkerLog(logging.Handler):
             self.handleError(record)
 
     def drain(self) -> str:
-        """Return what came since the last time: whole lines, or nothing; may be called from another thread."""
+        """Return the whole lines since the last call, or nothing; may be called from another thread."""
         assert self.lock is not None
         with self.lock:
             for line in self._written_to_stderr():
@@ -68,7 +68,7 @@ class WorkerLog(logging.Handler):
         return text
 
     def close(self) -> None:
-        """Take no more; what was not drained is gone."""
+        """Stop keeping records; lines that were not drained are lost."""
         assert self.lock is not None
         with self.lock:
             if self._stderr is not None:
@@ -87,7 +87,7 @@ class WorkerLog(logging.Handler):
             self._dropped += 1
 
     def _written_to_stderr(self) -> list[str]:
-        """Whole lines since the last look; of very many the last."""
+        """Return the whole lines of standard error since the last call; of very many the last."""
         if self._stderr is None:
             return []
         size = os.fstat(self._stderr).st_size
@@ -102,10 +102,10 @@ class WorkerLog(logging.Handler):
 
 
 def worker_log(rank: int, *, limit: int = LIMIT_BYTES) -> WorkerLog:
-    """Has the log of this process, a worker's, collected; for a Ray actor's constructor.
+    """Start the log of this process, a worker's; for a Ray actor's constructor.
 
     Args:
-        rank: Of the worker.
+        rank: Rank of the worker.
         limit: Most bytes to keep until they are fetched.
     """
     log = logging.getLogger("dipo")
@@ -119,13 +119,13 @@ def worker_log(rank: int, *, limit: int = LIMIT_BYTES) -> WorkerLog:
 
 
 class LogFetcher:
-    """The driver's side: brings the workers' logs home, now and then and at the end."""
+    """The driver's side: it fetches the workers' logs, now and then and at the end."""
 
     def __init__(self, keep: Callable[[int, str], None], *, interval: float = FETCH_SECONDS) -> None:
-        """Ask nobody yet.
+        """Prepare to fetch; no worker is asked yet.
 
         Args:
-            keep: Takes a worker's rank and the next piece of its log, as `append_worker_log` does.
+            keep: Function that stores the next piece of a worker's log, given its rank, as `append_worker_log` does.
             interval: Seconds between two rounds.
         """
         self._keep, self._interval = keep, interval
@@ -133,7 +133,7 @@ class LogFetcher:
         self._last = time.monotonic()
 
     def fetch(self, actors: Mapping[int, Any], *, patience: float | None = None) -> None:
-        """Keep what has come and asks again; does nothing within the interval, so it may be called at every poll.
+        """Keep the answers so far and ask again; do nothing within the interval, so that every poll may call this.
 
         Args:
             actors: Ray actors with a method `drain_log`, by rank.
@@ -167,7 +167,7 @@ class LogFetcher:
 
 
 def append_worker_log(folder: Path, rank: int, text: str) -> None:
-    """The driver's part: appends what a worker's log drained to `workers/worker-<rank>.log` in the run folder.
+    """Append a drained piece of a worker's log to `workers/worker-<rank>.log` in the run folder, on the driver.
 
     Raises:
         OSError: The disk is full or gone.
@@ -181,7 +181,7 @@ def append_worker_log(folder: Path, rank: int, text: str) -> None:
 
 
 def _own_view(descriptor: int) -> int | None:
-    """Return the file behind a descriptor, opened once more for reading; None where it is none."""
+    """Return a descriptor of the same file, opened once more for reading; None where it is no file."""
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return None

@@ -1,4 +1,4 @@
-"""What the driver tells workers, and how the samples are shared out among them."""
+"""Messages of the driver to workers, and their shards of the samples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dipo.graph.units import Unit
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker is told at its start."""
+    """The message to every worker at its start: the data and settings that are the same for all."""
 
     plan: Plan
     rules: TargetSpec
@@ -26,49 +26,49 @@ class Job:
     device: str
     """`cpu` or `cuda`."""
     threads: int
-    """CPU threads."""
+    """Number of CPU threads."""
     compile: bool
-    """Compiled kernels for reconstruction."""
+    """Whether kernels of reconstruction are compiled."""
     run: str = ""
     """Name of the run, for metrics."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A worker's part in a walk through the units."""
+    """A worker's share of the samples in a pass through the units."""
 
     batches: Sequence[Batch]
     owners: Sequence[int]
     """The worker that holds each of the run's batches."""
     pieces: Sequence[GradShard]
     shard_ranks: Sequence[int]
-    """The worker that holds each of the run's pieces."""
+    """The worker that holds each of the run's gradient shards."""
 
 
 @dataclass(frozen=True, eq=False)
 class Begin:
-    """Read the samples and stand in front of the first unit."""
+    """The message to read the samples and stand in front of the first unit."""
 
     step: UnitStep
     units: Sequence[Unit]
-    """All of the network."""
+    """All units of the network, in order."""
     quantized: Shared[QuantizedModel]
-    """The network as the step before left it."""
+    """The network after the step before."""
     shard: Shard
 
 
 @dataclass(frozen=True, eq=False)
 class Solve:
-    """Solve the next unit together with the other workers."""
+    """The message to solve the next unit together with the other workers."""
 
     unit: Unit
     warm_start: UnitResult | None = None
-    """What an earlier phase made of it."""
+    """The unit's result after an earlier phase; None where there was none."""
 
 
 @dataclass(frozen=True, eq=False)
 class Replay:
-    """Take what was found for the next units before."""
+    """The message to apply earlier results of the next units."""
 
     units: Sequence[Unit]
     results: Sequence[UnitResult]

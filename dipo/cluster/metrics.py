@@ -1,4 +1,4 @@
-"""What a worker shows on Ray's dashboard and to Prometheus: units done, steps a second, memory."""
+"""A worker's metrics for Ray's dashboard and Prometheus: units done, steps a second, memory."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from pathlib import Path
 from typing import Any, Protocol
 
 INTERVAL_SECONDS = 2.0
-"""Least time between two looks at the memory and the clock; Ray itself exports no more often."""
+"""Least time between two measurements of memory and rate; Ray itself exports no more often."""
 
 TAGS = ("run", "worker")
 
 STATM = Path("/proc/self/statm")
-"""Where Linux tells a process the pages it holds."""
+"""The file where Linux tells a process how many pages it holds."""
 
 
 class Metrics(Protocol):
-    """Hears what a worker does."""
+    """A listener to a worker's progress."""
 
     def progress(self, done: int) -> None:
-        """So many steps or samples of the call under way are done; may come at every step."""
+        """Take note of how many steps or samples of the current call are done; may be called at every step."""
         ...
 
     def unit_done(self) -> None:
-        """A unit is finished."""
+        """Take note of a finished unit."""
         ...
 
 
 class NoMetrics:
-    """For a worker in the driver's process: nobody collects its metrics."""
+    """Metrics of a worker in the driver's process, which nobody collects."""
 
     def progress(self, done: int) -> None:
-        """Nothing to show it on."""
+        """Ignore the progress."""
 
     def unit_done(self) -> None:
-        """Nothing to show it on."""
+        """Ignore the unit."""
 
 
 class RayMetrics:
@@ -53,9 +53,9 @@ class RayMetrics:
 
         Args:
             run: Name of the run, the same for all its workers.
-            worker: Rank of the worker; one that replaces another goes on in its name.
+            worker: Rank of the worker; one that replaces another takes over its rank.
             device: `cpu` or `cuda`.
-            clock: Seconds.
+            clock: Function that returns seconds.
         """
         from ray.util.metrics import Counter, Gauge
 
@@ -74,9 +74,9 @@ class RayMetrics:
             self._gpu_memory = declared(Gauge, "dipo_gpu_memory_mb", "GPU memory that the worker keeps.")
         self._clock = clock
         self._done, self._total = sys.maxsize, 0
-        """Of the call under way, and of all calls."""
+        """Steps or samples done in the current call, and in all calls."""
         self._heard, self._shown, self._shown_total = -math.inf, 0.0, 0
-        """When there was progress last; when metrics were shown last, and the total by then."""
+        """Time of the last progress; time when metrics were shown last, and the total by then."""
 
     def progress(self, done: int) -> None:
         """Show rate and memory, at most every `INTERVAL_SECONDS`."""
@@ -93,7 +93,7 @@ class RayMetrics:
         self._heard, self._done = now, done
 
     def unit_done(self) -> None:
-        """Count the unit, at once: Ray gathers what it exports, and to add one is cheap."""
+        """Count the unit at once: Ray collects the counts before it exports them, and to add one is cheap."""
         self._units.inc()
 
     def _show_memory(self) -> None:
@@ -107,7 +107,7 @@ class RayMetrics:
 
 
 def resident_mb() -> float | None:
-    """Memory that this process holds now; None where the system does not tell."""
+    """Return the memory that this process holds now, MB; None where the system does not tell."""
     if not STATM.exists():
         return None
     return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20

@@ -1,4 +1,4 @@
-"""The float network on its way to workers: the graph without its large tensors, and these as arrays.
+"""The float network as it is sent to workers: the graph without its large tensors, and these as arrays.
 
 A graph with all tensors is one message that must stay under protobuf's 2 GB, and one with tensors in a file beside the
 model names that file, which another process need not find. Arrays go through the object store: one copy on each node,
@@ -16,7 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 SMALL_BYTES = 1024
-"""Tensors up to this size stay in the graph."""
+"""Size up to which tensors stay in the graph."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,11 +26,11 @@ class PackedNetwork:
     graph: bytes
     """An ONNX protobuf, large initializers empty."""
     tensors: dict[str, NDArray[Any]]
-    """By name of the initializer."""
+    """Large tensors by name of the initializer."""
 
     @staticmethod
     def of(model: ir.Model) -> PackedNetwork:
-        """Take a network apart; it is left as it is."""
+        """Split a network; it is left as it is."""
         graph, tensors = model.clone(), dict[str, NDArray[Any]]()
         for name, value in graph.graph.initializers.items():
             tensor = value.const_value
@@ -44,7 +44,7 @@ class PackedNetwork:
         return PackedNetwork(ir.to_proto(graph).SerializeToString(), tensors)
 
     def model(self) -> ir.Model:
-        """Put the network together; it holds the arrays themselves, which must not be changed."""
+        """Return the network put together again; it holds the arrays themselves, which must not be changed."""
         model = ir.from_proto(onnx.load_from_string(self.graph))
         for name, array in self.tensors.items():
             value = model.graph.initializers[name]

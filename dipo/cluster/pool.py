@@ -1,4 +1,4 @@
-"""The workers as one, wherever they run."""
+"""The pool of workers, with one interface wherever they run."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from dipo.cluster.worker import Worker
 from dipo.config import ClusterConfig
 
 Progress = Callable[[int], None]
-"""Called with what all workers together, or the first of workers in lockstep, have done."""
+"""Function of the work done so far, by all workers together or by the first of workers in lockstep."""
 Notify = Callable[..., None]
-"""Told what happens to workers: the name of the event, and its fields by keyword."""
+"""Function of an event that concerns workers: its name, and its fields by keyword."""
 
 T = TypeVar("T")
 ResultT = TypeVar("ResultT")
@@ -27,23 +27,23 @@ INLINE_CAPTURES_GB = 2.0
 
 
 class WorkersLostError(Exception):
-    """Workers died in a call that needs all of them; others stand in their places, and know nothing of what was."""
+    """Workers died in a call that needs all of them; others have replaced them and lack their state."""
 
 
 class StoredLostError(Exception):
-    """Values that workers kept for others went away with a node; what made them has to run again."""
+    """Values that workers kept for others were lost with a node; the tasks that made them have to run again."""
 
 
 class Pool(Protocol):
-    """A number of workers."""
+    """A pool of workers."""
 
     @property
     def size(self) -> int:
-        """Workers at hand; it may fall, and rise again, as workers die and are replaced."""
+        """Number of live workers; it falls and rises as workers die and are replaced."""
         ...
 
     def share(self, value: T) -> Shared[T]:
-        """Put a value where every worker finds it: once, whatever their number."""
+        """Make a value available to every worker: sent once, whatever their number."""
         ...
 
     def map(
@@ -54,37 +54,37 @@ class Pool(Protocol):
         sizes: Sequence[int] | None = None,
         progress: Progress | None = None,
     ) -> Iterator[tuple[int, ResultT]]:
-        """Do each task on whichever worker is free; tasks begin in their order.
+        """Run each task on whichever worker is free; tasks begin in their order.
 
-        A task whose worker dies is done again on another one.
+        A task whose worker dies is run again on another one.
 
         Args:
-            tasks: What to do.
+            tasks: The tasks.
             stored: For each task what `map_kept` left for it; nothing by default.
             sizes: The work in each task, in the unit of `progress`; 1 each by default.
             progress: Called now and then with the work done.
 
         Yields:
-            Position of the task and its result, as they get ready.
+            Position of each task and its result, as they get ready.
 
         Raises:
             UserError: A worker found the user's input wrong.
             JobError: A task failed as often as is allowed, or no workers are left.
-            StoredLostError: A value that was kept is no more.
+            StoredLostError: A value that was kept is lost.
         """
         ...
 
     def map_kept(
         self, tasks: Sequence[Task[tuple[Any, ...]]], *, num_kept: int
     ) -> Iterator[tuple[int, list[StoredRows]]]:
-        """Do each task, and leave what it returns where it was made.
+        """Run each task, and keep its results where they were made.
 
         Args:
-            tasks: What to do; each returns a tuple, whose first member is of no interest.
-            num_kept: Number of values behind the first.
+            tasks: The tasks; each returns a tuple, whose first member is of no interest.
+            num_kept: Number of members after the first.
 
         Yields:
-            Position of the task and what stands for the values that were kept, for `map`'s `stored`.
+            Position of each task and handles to the values that were kept, for `map`'s `stored`.
 
         Raises:
             UserError: A worker found the user's input wrong.
@@ -99,7 +99,7 @@ class Pool(Protocol):
         *,
         progress: Progress | None = None,
     ) -> list[ResultT]:
-        """Tell the first `len(messages)` workers something at the same time, each its own.
+        """Send each of the first `len(messages)` workers its own message at the same time, and return their answers.
 
         Args:
             verb: A method of `Worker` that takes one message.
@@ -108,20 +108,20 @@ class Pool(Protocol):
 
         Raises:
             UserError: A worker found the user's input wrong.
-            WorkersLostError: A worker died; the pool is whole again, as far as there is room.
+            WorkersLostError: A worker died; the pool is complete again, as far as the cluster has room.
         """
         ...
 
     def ask(self, question: Callable[[Worker], ResultT]) -> list[ResultT]:
-        """Return what a method of `Worker` without a message gives on each worker that still answers."""
+        """Call a method of `Worker` without a message; return the results of all workers that still answer."""
         ...
 
     def captures_bytes(self) -> int:
-        """Return how much may be kept by `map_kept` at a time."""
+        """Return how many bytes `map_kept` may keep at a time."""
         ...
 
     def close(self) -> None:
-        """End the workers; no process is left behind."""
+        """End the workers; no process is left over."""
         ...
 
 
@@ -136,7 +136,7 @@ class InlinePool:
         self.captures_gb = captures_gb
 
     def share(self, value: T) -> Shared[T]:
-        """As `Pool.share`."""
+        """See `Pool.share`."""
         return InPlace(value)
 
     def map(
@@ -147,7 +147,7 @@ class InlinePool:
         sizes: Sequence[int] | None = None,
         progress: Progress | None = None,
     ) -> Iterator[tuple[int, ResultT]]:
-        """As `Pool.map`."""
+        """See `Pool.map`."""
         done = 0
         for index, task in enumerate(tasks):
             before = done
@@ -158,7 +158,7 @@ class InlinePool:
     def map_kept(
         self, tasks: Sequence[Task[tuple[Any, ...]]], *, num_kept: int
     ) -> Iterator[tuple[int, list[StoredRows]]]:
-        """As `Pool.map_kept`; the values themselves are handed back."""
+        """See `Pool.map_kept`; the handles are the values themselves."""
         for index, result in self.map(tasks):
             assert len(result) == num_kept + 1
             yield index, list(result[1:])
@@ -170,20 +170,20 @@ class InlinePool:
         *,
         progress: Progress | None = None,
     ) -> list[ResultT]:
-        """As `Pool.call`."""
+        """See `Pool.call`."""
         self.worker.on_progress = progress
         return [verb(self.worker, message) for message in messages]
 
     def ask(self, question: Callable[[Worker], ResultT]) -> list[ResultT]:
-        """As `Pool.ask`."""
+        """See `Pool.ask`."""
         return [question(self.worker)]
 
     def captures_bytes(self) -> int:
-        """As `Pool.captures_bytes`."""
+        """See `Pool.captures_bytes`."""
         return int((self.captures_gb or INLINE_CAPTURES_GB) * 10**9)
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Do nothing: there is no process to end."""
 
 
 def start_pool(

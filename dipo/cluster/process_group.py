@@ -1,4 +1,4 @@
-"""Workers that add up together, over torch.distributed: NCCL between GPUs, Gloo between CPUs."""
+"""Sums over workers by torch.distributed: NCCL between GPUs, Gloo between CPUs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TIMEOUT = timedelta(minutes=10)
 
 
 class CollectiveError(RuntimeError):
-    """The others cannot be reached: one of them died, or the network is gone."""
+    """The other workers cannot be reached: one of them died, or the network is down."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Group:
     rank: int
     size: int
     host: str
-    """Of rank 0."""
+    """Address of rank 0."""
     port: int
 
 
@@ -37,20 +37,20 @@ class TorchCollectives:
     """Sums over a group of processes: every part travels to every worker, and each adds them in their order.
 
     It has a process group of its own, not torch's global one: that keeps a count of the groups there were, by which
-    survivors of a broken group and their new companions would never meet again.
+    survivors of a broken group and the workers that replace the dead would never meet.
     """
 
     def __init__(self, group: Group, device: torch.device, listener: socket.socket | None) -> None:
-        """Meet the other workers.
+        """Connect to the other workers.
 
         Args:
-            group: This worker's place.
+            group: This worker's place in the group.
             device: Where tensors live.
-            listener: Rank 0's socket, on which the others find it; nobody else can take its port, or hear of it on
+            listener: Rank 0's socket, on which the others find it; no other process can take its port, or connect on
                 another interface.
 
         Raises:
-            ExchangeError: They cannot be reached.
+            CollectiveError: They cannot be reached.
         """
         self.size = group.size
         if group.host.startswith("127."):
@@ -73,7 +73,7 @@ class TorchCollectives:
         """Return the sum of all workers' parts, in the order of their numbers.
 
         Raises:
-            ExchangeError: A worker died.
+            CollectiveError: A worker died.
         """
         most = max(Counter(owners).values())
         mine = [parts[number] for number in sorted(parts)]

@@ -1,4 +1,4 @@
-"""What can become of a call to a Ray actor."""
+"""Failures of calls to Ray actors."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ DEATHS = (
     failures.WorkerCrashedError,
     failures.OutOfMemoryError,
 )
-"""The worker is gone; its work can be done by another."""
+"""Errors of a dead worker, whose work can be done by another."""
 
 
 def failure(reference: Any) -> Exception | None:
-    """Return the error that a finished call ended with; None where it went well."""
+    """Return the error that a finished call ended with; None where it succeeded."""
     try:
         ray.get(reference)
     except failures.RayError as error:
@@ -29,22 +29,22 @@ def failure(reference: Any) -> Exception | None:
 
 
 def answered(reference: Any) -> bool:
-    """Return whether a call has finished, and well."""
+    """Return whether a call has finished and succeeded."""
     return bool(ray.wait([reference], timeout=0)[0]) and failure(reference) is None
 
 
 def cause(error: BaseException) -> BaseException:
-    """Return what a worker raised, or what became of the worker."""
+    """Return the error that a worker raised, or the one that says how the worker died."""
     return error.cause if isinstance(error, failures.RayTaskError) else error
 
 
 def reason(error: BaseException) -> str:
-    """Return a line about it."""
+    """Return the error as one line."""
     return next(iter(str(cause(error)).strip().splitlines()), type(error).__name__)
 
 
 def reraise(error: BaseException) -> None:
-    """Raises what a worker raised, as the driver would have."""
+    """Raise a worker's error as if the driver had raised it."""
     first = cause(error)
     if isinstance(first, UserError | JobError):
         raise type(first)(str(first)) from error

@@ -1,4 +1,4 @@
-"""Tasks handed out to Ray's workers, each to whichever is free; what was lost with a worker is done again."""
+"""Tasks handed out to Ray's workers, each to whichever is free; tasks lost with a worker are run again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ POLL_SECONDS = 0.2
 
 
 def method_of(seat: WorkerSlot, verb: Callable[..., Any]) -> Any:
-    """Return the actor's method for one of `Worker`'s."""
+    """Return the actor's method that corresponds to one of `Worker`."""
     return getattr(seat.actor, verb.__name__)
 
 
@@ -48,11 +48,11 @@ class TaskMap:
 
     @property
     def finished(self) -> bool:
-        """Nothing is left to do, or to be done before the loss of values is reported."""
+        """Whether no task is left to run, or to wait for before the loss of values is reported."""
         return not self.running and (self.lost_values or not self.queue)
 
     def hand_out(self) -> None:
-        """Give the next items to the workers that are free."""
+        """Give the next tasks to the workers that are free."""
         busy = {seat for _, seat, _ in self.running.values()}
         for seat in [seat for seat in self.pool.ready if seat not in busy]:
             if not self.queue or self.lost_values:
@@ -64,7 +64,7 @@ class TaskMap:
             self.running[first] = index, seat, kept
 
     def collect(self) -> Iterator[tuple[int, Any]]:
-        """Wait a little; the results that came."""
+        """Wait a little and yield position and result of the tasks that have finished."""
         if not self.running:
             return
         ready, _ = ray.wait(list(self.running), num_returns=1, timeout=POLL_SECONDS)
@@ -82,7 +82,7 @@ class TaskMap:
                 reraise(error)
 
     def progress(self) -> int:
-        """Return the work that is done, that of items under way included."""
+        """Return the work done so far, in unfinished tasks too."""
         return self.done + self.pool.progress_of([seat for _, seat, _ in self.running.values()])
 
     def _again(self, index: int, seat: WorkerSlot, error: BaseException) -> None:

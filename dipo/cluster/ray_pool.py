@@ -1,4 +1,4 @@
-"""Workers that are Ray actors in a placement group; one that dies is replaced, and its work is done again."""
+"""A pool of Ray actors in a placement group; one that dies is replaced, and its work is done again."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ ResultT = TypeVar("ResultT")
 MessageT = TypeVar("MessageT")
 
 GRACE_SECONDS = 5.0
-"""How long the others may take to notice that one of them has died."""
+"""Seconds that the other workers may take to notice that one of them has died."""
 FAREWELL_SECONDS = 2.0
-"""How long the workers have to hand in their logs at the end."""
+"""Seconds that the workers have to hand in their logs at the end."""
 
 
 class RayPool:
-    """Ray actors, one for each worker."""
+    """A pool of Ray actors, one for each worker."""
 
     def __init__(
         self, job: Job, model: ir.Model, *, cfg: ClusterConfig, notify: Notify, keep_log: Callable[[int, str], None]
     ) -> None:
-        """Start or joins Ray, and the workers on it.
+        """Start or join Ray, and start the workers on it.
 
         Raises:
             UserError: Ray cannot be reached, or has no room for the workers.
@@ -75,11 +75,11 @@ class RayPool:
 
     @property
     def size(self) -> int:
-        """Workers at hand."""
+        """Number of live workers."""
         return len(self.ready)
 
     def share(self, value: T) -> Shared[T]:
-        """As `Pool.share`."""
+        """See `Pool.share`."""
         return InStore(ray.put(value))
 
     def map(
@@ -90,13 +90,13 @@ class RayPool:
         sizes: Sequence[int] | None = None,
         progress: Progress | None = None,
     ) -> Iterator[tuple[int, ResultT]]:
-        """As `Pool.map`."""
+        """See `Pool.map`."""
         return self._map(TaskMap(self, tasks, stored or [()] * len(tasks), sizes or [1] * len(tasks)), progress)
 
     def map_kept(
         self, tasks: Sequence[Task[tuple[Any, ...]]], *, num_kept: int
     ) -> Iterator[tuple[int, list[StoredRows]]]:
-        """As `Pool.map_kept`."""
+        """See `Pool.map_kept`."""
         return self._map(TaskMap(self, tasks, [()] * len(tasks), [1] * len(tasks), keep=num_kept), None)
 
     def _map(self, task: TaskMap, progress: Progress | None) -> Iterator[tuple[int, Any]]:
@@ -119,7 +119,7 @@ class RayPool:
         *,
         progress: Progress | None = None,
     ) -> list[ResultT]:
-        """As `Pool.call`."""
+        """See `Pool.call`."""
         seats = self.ready[: len(messages)]
         calls = [method_of(seat, verb).remote(message) for seat, message in zip(seats, messages, strict=True)]
         waiting, broken = list(calls), None
@@ -135,13 +135,13 @@ class RayPool:
         raise WorkersLostError(reason(broken))
 
     def ask(self, question: Callable[[Worker], ResultT]) -> list[ResultT]:
-        """As `Pool.ask`."""
+        """See `Pool.ask`."""
         answers = [method_of(seat, question).remote() for seat in self.ready]
         ray.wait(answers, num_returns=len(answers), timeout=GRACE_SECONDS)
         return [ray.get(answer) for answer in answers if answered(answer)]
 
     def captures_bytes(self) -> int:
-        """As `Pool.captures_bytes`."""
+        """See `Pool.captures_bytes`."""
         return captures_bytes(self.cfg)
 
     def close(self) -> None:
@@ -154,7 +154,7 @@ class RayPool:
         self.engine.close()
 
     def lose(self, seat: WorkerSlot, error: BaseException) -> None:
-        """Put another worker into the seat."""
+        """Replace a worker that was lost, in the same slot; do nothing where that was done already."""
         if seat not in self.seats:
             return
         self.notify("worker_dies", worker=seat.index, reason=reason(error))
@@ -166,7 +166,7 @@ class RayPool:
         return {seat.index: seat.actor for seat in self.ready}
 
     def _take(self, index: int) -> WorkerSlot:
-        """Start a worker; it may have to wait until a lost node's place is found elsewhere."""
+        """Start a worker; it may have to wait until Ray finds another node for a lost one's slot."""
         assert self.group is not None
         strategy = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=index)
         actor = ACTOR.options(
@@ -178,7 +178,7 @@ class RayPool:
         return WorkerSlot(index, actor, actor.node.remote())
 
     def _admit(self) -> None:
-        """Let those in who have started since."""
+        """Add the workers that have started since the last call to those that are ready."""
         waiting = {seat.started: seat for seat in self.seats if seat not in self.ready}
         if not waiting:
             return
@@ -202,7 +202,7 @@ class RayPool:
         self.lose(seat, error)
 
     def _fill(self, *, patience: float) -> None:
-        """Wait until all seats are taken, or for so many seconds."""
+        """Wait until all slots have a worker that is ready, but no longer than `patience` seconds."""
         deadline = time.monotonic() + patience
         while True:
             self._admit()
@@ -222,7 +222,7 @@ class RayPool:
             time.sleep(POLL_SECONDS)
 
     def _recover(self, seats: Sequence[WorkerSlot], calls: Sequence[Any], broken: BaseException) -> None:
-        """Replace who died, and who does not come back from a call that one of the others has left."""
+        """Replace the workers that died, and those stuck in a call that another one has left."""
         ray.wait(list(calls), num_returns=len(calls), timeout=GRACE_SECONDS)
         alive = {seat: seat.actor.node.remote() for seat in seats}
         ray.wait(list(alive.values()), num_returns=len(alive), timeout=GRACE_SECONDS)
@@ -238,7 +238,7 @@ class RayPool:
             self._wait_for_anyone()
 
     def progress_of(self, seats: Sequence[WorkerSlot]) -> int:
-        """Return the work that some workers have done in the calls under way, all together."""
+        """Return the work that some workers have done in their current calls, all together."""
         asked = [seat.actor.progress.remote() for seat in seats]
         answered, _ = ray.wait(asked, num_returns=len(asked), timeout=GRACE_SECONDS)
         return sum(ray.get(reference) for reference in answered if failure(reference) is None)

@@ -1,4 +1,4 @@
-"""Ray itself: started for a run or joined, and the places for workers on it."""
+"""Ray itself: started for a run or joined, and the placement of workers on it."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from dipo.errors import UserError
 LOCALHOST = "127.0.0.1"
 GIGABYTE = 10**9
 CAPTURES_SHARE = 0.3
-"""Part of Ray's object store that values kept for the parallel schedule may fill, where nothing else is asked."""
+"""Fraction of Ray's object store that values kept for the parallel schedule may fill, where nothing else is asked."""
 
 
 @dataclass(frozen=True)
 class Placed:
-    """The places of the workers."""
+    """The placement of the workers."""
 
     group: PlacementGroup
     bundle: dict[str, float]
-    """CPU and GPU of one worker."""
+    """CPUs and GPUs of one worker."""
     workers: int
 
 
 class RayRuntime:
-    """Ray, as this run has it."""
+    """Ray as this run started or joined it."""
 
     def __init__(self, cfg: ClusterConfig) -> None:
-        """Start Ray on this machine for this run alone, or joins the one that `cluster.address` names.
+        """Start Ray on this machine for this run alone, or join the one that `cluster.address` names.
 
         A Ray of the run's own listens on the loopback interface only (see `start_pool`). No SIGTERM reaches it: a batch
         system sends its own to all processes, and if Ray's went first, the driver would wait a minute for them.
@@ -58,7 +58,7 @@ class RayRuntime:
         self.processes = _children() - before
 
     def close(self) -> None:
-        """End Ray where it is this run's own, else leaves it.
+        """End Ray where it is this run's own, else leave it.
 
         Ray asks its processes to end by SIGTERM and gives each a second. They do not hear it, so each is ended as soon
         as it has been asked; not where the SIGTERM came from elsewhere, for Ray still needs them then.
@@ -95,14 +95,14 @@ def _start(cfg: ClusterConfig) -> None:
 
 
 def _children() -> frozenset[int]:
-    """This process's own children; none where there is no /proc."""
+    """Return the process ids of this process's children; none where there is no /proc."""
     return frozenset(
         int(pid) for task in Path("/proc/self/task").glob("*/children") for pid in task.read_text().split()
     )
 
 
 def _is_asked_to_end(pid: int) -> bool:
-    """Return whether a SIGTERM waits that the process has blocked."""
+    """Return whether a SIGTERM is pending that the process has blocked."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
@@ -112,7 +112,7 @@ def _is_asked_to_end(pid: int) -> bool:
 
 
 def place(cfg: ClusterConfig, *, cuda: bool) -> Placed:
-    """Reserve the CPUs and GPUs of all workers at once, all or none; waits until they are free.
+    """Reserve the CPUs and GPUs of all workers at once, all or none; wait until they are free.
 
     Raises:
         UserError: The cluster has no such room, not even when it is empty, or it was not free in time.
@@ -140,14 +140,14 @@ def place(cfg: ClusterConfig, *, cuda: bool) -> Placed:
 
 
 def captures_bytes(cfg: ClusterConfig) -> int:
-    """Return how much of the object store may be filled at a time."""
+    """Return how many bytes of the object store may be filled at a time."""
     if cfg.captures_gb is not None:
         return int(cfg.captures_gb * GIGABYTE)
     return int(CAPTURES_SHARE * float(ray.cluster_resources().get("object_store_memory", 0)))
 
 
 def shares(cfg: ClusterConfig, *, gpus: int, cuda: bool) -> tuple[int, float]:
-    """Return the number of workers, and the GPUs of one."""
+    """Return the number of workers, and the number of GPUs of each."""
     if not cuda:
         return cfg.workers or 2, 0.0
     if not gpus:

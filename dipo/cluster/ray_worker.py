@@ -18,24 +18,24 @@ class RayWorker(Worker):
     """A worker that can be asked for its progress while it works."""
 
     def __init__(self, job: Job, network: PackedNetwork, rank: int) -> None:
-        """As `Worker`, with a log and metrics of its own."""
+        """Make a worker with a log and metrics of its own."""
         self.log = worker_log(rank)
         super().__init__(job, network.model())
         self.metrics = RayMetrics(run=job.run, worker=rank, device=job.device)
 
     @cast("Any", ray.method(concurrency_group="aside"))
     def drain_log(self) -> str:
-        """Return what it logged since the last time."""
+        """Return the lines that it logged since the last call."""
         return self.log.drain()
 
     @cast("Any", ray.method(concurrency_group="aside"))
     def progress(self) -> int:
-        """Return samples or steps done in the call under way."""
+        """Return the number of samples or steps done in the current call."""
         return self.done
 
     @cast("Any", ray.method(concurrency_group="aside"))
     def node(self) -> str:
-        """Return where it runs; answers as soon as it has started."""
+        """Return the node where it runs; answers as soon as the worker has started."""
         return str(ray.util.get_node_ip_address())
 
 
@@ -44,9 +44,9 @@ ACTOR = cast("Any", ray.remote)(concurrency_groups={"aside": 1})(RayWorker)
 
 @dataclass(eq=False)
 class WorkerSlot:
-    """A place in the placement group, and who sits there."""
+    """A place in the placement group, with the worker that fills it."""
 
     index: int
     actor: Any
     started: Any
-    """Ready when the actor is, or has failed to start."""
+    """Reference that is ready when the actor has started or failed to."""

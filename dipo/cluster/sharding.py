@@ -1,4 +1,4 @@
-"""Who holds which samples."""
+"""Sharding of the samples over the workers."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ ItemT = TypeVar("ItemT")
 
 
 def even_shares(items: Sequence[ItemT], num_shares: int) -> list[list[ItemT]]:
-    """Contiguous shares of as equal a length as can be; the first ones are longer, the last ones may be empty."""
+    """Return contiguous shares of nearly equal length; the first ones are longer, the last ones may be empty."""
     return [list(np.array(items, dtype=object)[part]) for part in np.array_split(np.arange(len(items)), num_shares)]
 
 
 def shards_of(batches: Sequence[Batch], *, workers: int, pieces: int, batch_size: int | None) -> list[Shard]:
-    """Cut the samples into fixed pieces and hands them to the workers.
+    """Cut the samples into fixed gradient shards and assign them to the workers.
 
     Args:
-        batches: Of the run.
-        workers: At hand; with fewer pieces than workers the last ones get no shard.
-        pieces: Wanted; no more than there are batches, or samples in a step.
-        batch_size: Samples of an optimizer step over all pieces; None where nothing is trained.
+        batches: All batches of the run.
+        workers: Number of workers; with fewer gradient shards than workers the last ones get no shard.
+        pieces: Number of gradient shards, if there are as many batches, and samples in a step.
+        batch_size: Number of samples in an optimizer step over all gradient shards; None where nothing is trained.
 
     Returns:
         One shard for each worker that takes part.
@@ -49,7 +49,10 @@ def shards_of(batches: Sequence[Batch], *, workers: int, pieces: int, batch_size
 
 
 def _step_sizes(samples: Sequence[int], batch_size: int) -> list[int]:
-    """Share of a step's batch in proportion to the pieces' samples, by largest remainders, one at least."""
+    """Return each gradient shard's samples in a step.
+
+    They are in proportion to the shards' samples, by largest remainders, one at least.
+    """
     exact = np.array(samples) * batch_size / sum(samples)
     sizes = np.maximum(1, np.floor(exact).astype(int))
     while sizes.sum() < batch_size:

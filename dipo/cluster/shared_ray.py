@@ -1,4 +1,4 @@
-"""One Ray for several jobs: a private head that ends with its owner, or a cluster that runs already."""
+"""One Ray for several jobs: a private one that ends with its owner, or a cluster that runs already."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from dipo.cluster.address import QUIETLY, is_private, join, set_environment
 
 @dataclass(frozen=True)
 class Head:
-    """Where jobs join, and what is there for them."""
+    """A Ray that jobs can join, and its resources."""
 
     address: str
-    """For `cluster.address`."""
+    """Its address, for `cluster.address`."""
     cpus: int
     gpus: int
 
 
 @contextlib.contextmanager
 def start_head(*, address: str | None = None, cpus: int | None = None, gpus: int | None = None) -> Iterator[Head]:
-    """Start a Ray that is this process's own, or joins one; at the end it is ended, or left.
+    """Start a private Ray, or join one, for the context; at its end the private one is ended, the other left.
 
     Args:
         address: Ray to join; None or `local`: a private one is started, on the loopback interface
             alone where this process has not imported Ray before.
-        cpus: CPUs of the private one; None: as many as the machine has.
-        gpus: Its GPUs; None: as many as Ray finds.
+        cpus: Number of CPUs of the private one; None: as many as the machine has.
+        gpus: Number of its GPUs; None: as many as Ray finds.
 
     Raises:
         UserError: No Ray answers at the address.

@@ -1,7 +1,7 @@
-"""One worker: a share of the samples, a device, and five verbs.
+"""One worker: a share of the samples, a device, and five methods.
 
 `run` does a task by itself. `begin`, `solve`, `replay` and `end` go through the units in lockstep with other workers.
-What is done, with a unit or in a task, the step and the task know.
+The work itself, on a unit or in a task, is that of the step and the task.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ ResultT = TypeVar("ResultT")
 
 
 class Worker:
-    """Runs on Ray or in this process; keeps its captures between calls."""
+    """A worker, on Ray or in this process, which keeps its cached values between calls."""
 
     def __init__(self, job: Job, model: ir.Model) -> None:
-        """Take the normalised float network.
+        """Make a worker for a normalised float network.
 
         Args:
-            job: What is the same for all workers.
+            job: Data and settings that are the same for all workers.
             model: The network; it is not changed.
         """
         torch.set_num_threads(job.threads)
@@ -59,20 +59,20 @@ class Worker:
         self.solver: UnitSolver | None = None
 
     def peak_rss_mb(self) -> float:
-        """Return the most memory that the process has held."""
+        """Return the most memory that the process has held, MB."""
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
     def listen(self, _: None) -> tuple[str, int]:
-        """Return where the other workers can meet this one: host and port."""
+        """Return host and port where the other workers can connect to this one."""
         self.listener = listen()
         host, port = self.listener.getsockname()[:2]
         return host, port
 
     def join(self, group: Group | None) -> None:
-        """Join the workers that walk together; None to work alone.
+        """Join the workers that pass through the units together; None to work alone.
 
         Raises:
-            ExchangeError: They cannot be reached.
+            CollectiveError: They cannot be reached.
         """
         if isinstance(self.collectives, TorchCollectives):
             self.collectives.close()
@@ -80,11 +80,11 @@ class Worker:
         self.collectives = SingleWorker() if group is None else TorchCollectives(group, self.bench.device, listener)
 
     def run(self, task: Task[ResultT], *stored: StoredRows) -> ResultT:
-        """Do a task alone.
+        """Run a task alone and return its result.
 
         Args:
-            task: What to do.
-            stored: What other tasks left for it.
+            task: The task.
+            stored: Values that other tasks kept for it.
         """
         self.done = 0
         result = task.run(self.bench, *stored)
@@ -93,10 +93,11 @@ class Worker:
         return result
 
     def begin(self, message: Begin) -> str | None:
-        """Read this worker's samples for a walk through the units.
+        """Read this worker's samples for a pass through the units.
 
         Returns:
-            Why the kernels of reconstruction are not compiled, where the step trains and that was wanted.
+            The reason why the kernels of reconstruction are not compiled, where the step trains and that was wanted;
+            else None.
         """
         shard, step = message.shard, message.step
         pair = NetworkPair(
@@ -108,7 +109,7 @@ class Worker:
         return self.bench.kernels.fallback if step.num_steps else None
 
     def solve(self, message: Solve) -> UnitResult:
-        """Solve the next unit together with the other workers, and move on behind it."""
+        """Solve the next unit together with the other workers, and move on to the one after it."""
         assert self.solver is not None
         self.done = 0
         start = time.perf_counter()
@@ -117,13 +118,13 @@ class Worker:
         return dataclasses.replace(result, seconds=time.perf_counter() - start)
 
     def replay(self, message: Replay) -> None:
-        """Take what was found for the next units before, and move on behind them."""
+        """Apply earlier results of the next units, and move on to the one after them."""
         assert self.solver is not None
         for unit, result in zip(message.units, message.results, strict=True):
             self.solver.replay(unit, result)
 
     def end(self, _: None) -> None:
-        """Let the captures go."""
+        """Drop the cached values."""
         self.solver = None
 
     def _progress(self, done: int) -> None:

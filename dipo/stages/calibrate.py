@@ -1,4 +1,4 @@
-"""Calibration: one pass over the samples, ranges from what it saw, weights rounded to nearest."""
+"""Calibration: one pass over the samples, ranges from its statistics, weights rounded to nearest."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from dipo.stages.load import moments_of_model
 
 
 def calibrate(context: Context, *, observe: bool) -> NetworkState:
-    """Return the network as its ranges alone quantize it, before any step.
+    """Return the network quantized by calibration alone, before any step.
 
     Args:
         context: The job.
-        observe: Run the samples through the float network; without, ranges come from BatchNorm's statistics.
+        observe: Run the samples through the float network; else ranges come from BatchNormalization's statistics.
     """
     calibration = _observed(context) if observe else Calibration({}, {})
     with context.stage("ranges"):
@@ -42,7 +42,10 @@ def calibrate(context: Context, *, observe: bool) -> NetworkState:
 
 
 def _observed(context: Context) -> Calibration:
-    """Return one pass over the samples, sharded; the workers' statistics merge exactly."""
+    """Return the statistics of one pass over the samples, or those that the run folder has.
+
+    The samples are sharded; the workers' statistics merge exactly.
+    """
     if context.folder.has(STATISTICS):
         try:
             return load_calibration(context.folder)
@@ -57,7 +60,7 @@ def _observed(context: Context) -> Calibration:
 
 
 def _quantize(context: Context, calibration: Calibration) -> QuantizedModel:
-    """Return ranges of activations, and weights rounded to nearest."""
+    """Return the scales of activations from their ranges, and the weights rounded to nearest."""
     config, loaded = context.config, context.loaded
     if not config.calib.reads_statistics:
         ranges = data_free_ranges(loaded.plan, moments_of_model(loaded.model, config.data), sigmas=config.calib.sigmas)

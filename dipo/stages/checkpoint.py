@@ -1,4 +1,4 @@
-"""What a run keeps of its way: calibration's statistics and every finished unit, written and read back bit for bit."""
+"""Checkpoints of a run: calibration's statistics and every finished unit, written and read back bit for bit."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ MEANS = "channel_means"
 
 
 def save_calibration(folder: RunFolder, seen: Calibration) -> None:
-    """Write what calibration saw."""
+    """Write the statistics of calibration."""
     arrays = {f"{name}/{key}": a for name, stats in seen.statistics.items() for key, a in stats.to_arrays().items()}
     means = {f"{name}/{MEANS}": mean for name, mean in seen.channel_means.items()}
     folder.write_arrays(STATISTICS, arrays | means)
 
 
 def load_calibration(folder: RunFolder) -> Calibration:
-    """Read what calibration saw.
+    """Read the statistics of calibration.
 
     Raises:
-        DamagedFileError: It is missing or damaged.
+        DamagedFileError: The file is missing or damaged.
     """
     arrays, _ = folder.read_arrays(STATISTICS)
     parts = by_name(arrays)
@@ -47,17 +47,17 @@ def load_calibration(folder: RunFolder) -> Calibration:
 
 @dataclass(frozen=True)
 class UnitFiles:
-    """The finished units of one step of the algorithm."""
+    """Files of the finished units of one step of the algorithm."""
 
     folder: RunFolder
     step: str
 
     def name(self, unit: Unit) -> str:
-        """Return the file of a unit."""
+        """Return the name of a unit's file."""
         return f"{UNITS}/{self.step}-{unit.index:03d}.safetensors"
 
     def save(self, unit: Unit, result: UnitResult) -> None:
-        """Write a unit."""
+        """Write a unit's result."""
         about = {
             "name": unit.name,
             "loss_first": result.loss_first,
@@ -68,11 +68,11 @@ class UnitFiles:
         self.folder.write_arrays(self.name(unit), _arrays(result), about)
 
     def load(self, unit: Unit, quantized: QuantizedModel) -> UnitResult | None:
-        """Read a unit; None where it was not finished.
+        """Read a unit's result; None where it was not finished.
 
         Args:
             unit: The unit.
-            quantized: The network as calibration left it: integer limits and axes are its.
+            quantized: The network after calibration, which has the integer limits and axes.
 
         Raises:
             DamagedFileError: The file is damaged.
@@ -98,7 +98,7 @@ class UnitFiles:
 
 
 def by_name(arrays: Mapping[str, NDArray[Any]]) -> dict[str, dict[str, NDArray[Any]]]:
-    """Arrays stored as `name/part`; names may have slashes of their own."""
+    """Group arrays that are stored as `name/part` by name; names may have slashes of their own."""
     parts: dict[str, dict[str, NDArray[Any]]] = {}
     for key, array in arrays.items():
         name, part = key.rsplit("/", 1)
@@ -107,7 +107,10 @@ def by_name(arrays: Mapping[str, NDArray[Any]]) -> dict[str, dict[str, NDArray[A
 
 
 def _arrays(result: UnitResult) -> dict[str, NDArray[Any]]:
-    """A unit's result: codes in the narrowest type, scales, zero points, biases, and V where a phase is to follow."""
+    """Return a unit's result as arrays.
+
+    They are codes in the narrowest type, scales, zero points, biases, and V where a phase is to follow.
+    """
     arrays: dict[str, NDArray[Any]] = {}
     for name, layer in result.layers.items():
         arrays |= {
@@ -127,7 +130,7 @@ def _arrays(result: UnitResult) -> dict[str, NDArray[Any]]:
 
 
 def narrowest(qparams: QParams) -> type[np.integer[Any]]:
-    """Return the narrowest type that codes are kept in."""
+    """Return the narrowest of the types that codes are stored in."""
     if qparams.qmin >= 0 and qparams.qmax <= 255:
         return np.uint8
     return np.int8 if qparams.qmax <= 127 else np.int32
@@ -145,8 +148,8 @@ def _activation(parts: Mapping[str, NDArray[Any]], old: QParams) -> QParams:
 def load_units(
     context: Context, files: UnitFiles, units: Sequence[Unit], quantized: QuantizedModel
 ) -> dict[int, UnitResult]:
-    """The units that were finished before, by index; not those whose files are damaged, of which the user is told."""
-    found = {}
+    """Return the results of units that were finished before, by index, and warn of damaged files."""
+    results = {}
     for unit in units:
         try:
             result = files.load(unit, quantized)
@@ -154,12 +157,12 @@ def load_units(
             tell_of_damage(context, files.name(unit))
             continue
         if result is not None:
-            found[unit.index] = result
-    return found
+            results[unit.index] = result
+    return results
 
 
 def tell_of_damage(context: Context, file: str) -> None:
-    """Say that a file of the run cannot be used."""
+    """Tell the user that a file of the run is damaged."""
     log.warning("%s is damaged: what is in it is computed again", file)
     context.terminal.say(f"{file} is damaged: what is in it is computed again")
     context.events.emit("checkpoint_damaged", file=file, reason="its digest does not fit")

@@ -1,4 +1,4 @@
-"""How long the stages of a job take."""
+"""Times of the stages of a job."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ log = logging.getLogger("dipo")
 
 @dataclass
 class Clock:
-    """Seconds of each stage, in their order."""
+    """A clock that collects the seconds of each stage, in their order."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     last: float = 0.0
@@ -21,7 +21,7 @@ class Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Add the time of the block to the stage."""
+        """Add the time of the context to the stage."""
         start = time.perf_counter()
         yield
         self.last = time.perf_counter() - start

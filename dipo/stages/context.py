@@ -1,4 +1,4 @@
-"""What the stages of a job work with."""
+"""The context of a job: its inputs, workers and outputs, which all stages use."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ T = TypeVar("T")
 ResultT = TypeVar("ResultT")
 
 SHARES_PER_WORKER = 2
-"""A slow worker then takes fewer of them."""
+"""Shares of the samples for each worker: with more than one a slow worker takes fewer of them."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """A job that is under way, once its workers are there."""
+    """A job with its workers started, as its stages see it."""
 
     config: Config
     loaded: JobInputs
@@ -42,14 +42,14 @@ class Context:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time a stage and tells of it."""
+        """Time a stage and emit events at its beginning and end."""
         self.events.emit("stage_begins", stage=name)
         with self.clock.stage(name):
             yield
         self.events.emit("stage_ends", stage=name, seconds=round(self.clock.last, 3))
 
     def unit_ends(self, step: str, unit: Unit, result: UnitResult, *, steps: int) -> None:
-        """Tell of a finished unit."""
+        """Emit the event of a finished unit."""
         self.events.emit(
             "unit_ends",
             step=step,
@@ -64,28 +64,28 @@ class Context:
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether anything asks for what the samples give in the float network."""
+        """Whether any step or option needs the float network's values for the samples."""
         steps, has_samples = self.loaded.steps, self.loaded.has_samples
         corrects = any(step.reads_channel_means(has_samples=has_samples) for step in steps)
         alone = self.config.cluster.schedule == "parallel" and any(step.learns_rounding for step in steps)
         return self.config.calib.reads_statistics or corrects or alone
 
     def share(self, value: T) -> Shared[T]:
-        """Put a value where every worker finds it."""
+        """Make a value available to every worker."""
         return self.pool.share(value)
 
     def over_samples(
         self, make: Callable[[Sequence[Batch]], Task[ResultT]], *, title: str, num_samples: int
     ) -> list[ResultT]:
-        """Return what a task gives for shares of the samples, in the shares' order."""
+        """Run a task on shares of the samples and return the results in the shares' order."""
         shares = self.shares(num_samples)
         with self.terminal.task(title, num_samples, "samples") as progress:
             tasks, sizes = [make(share) for share in shares], [sum(map(len, share)) for share in shares]
-            found = dict(self.pool.map(tasks, sizes=sizes, progress=progress))
-        return [found[index] for index in range(len(shares))]
+            results = dict(self.pool.map(tasks, sizes=sizes, progress=progress))
+        return [results[index] for index in range(len(shares))]
 
     def shares(self, num_samples: int) -> list[list[Batch]]:
-        """Return the batches of so many samples, in shares that the workers take as they get free."""
+        """Return the batches of the first samples, in shares that the workers take as they get free."""
         batches = cut(num_samples, self.config.data.batch_size)
         number = 1 if self.pool.size == 1 else self.pool.size * SHARES_PER_WORKER
         return [share for share in even_shares(batches, number) if share]

@@ -1,4 +1,4 @@
-"""What a dry run prints: what would be quantized, and how."""
+"""Output of a dry run: the layers and activations that would be quantized, and how."""
 
 from __future__ import annotations
 

@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asks for."""
+    """A request of the export command."""
 
     run: Path
     targets: list[str]
     platform: dict[str, Any]
-    """Options of `platform`."""
+    """Options of `platform` that were given."""
     export: dict[str, Any]
-    """Options of `export`; others are those of the run."""
+    """Options of `export` that were given; others are those of the run."""
     model_path: str | None
 
 
 def platform_config(targets: Sequence[str], run: PlatformConfig, given: Mapping[str, Any]) -> PlatformConfig:
-    """Return the options for the writers of some targets: what is not given is as in the run.
+    """Return the options for the writers of some targets; those not given are the run's.
 
     Raises:
         UserError: An option is unknown or has a wrong value.
@@ -50,13 +50,13 @@ def platform_config(targets: Sequence[str], run: PlatformConfig, given: Mapping[
 
 
 def export_run(request: Request) -> int:
-    """Write what is asked for.
+    """Write the files that are asked for.
 
     Returns:
         The exit status, 0.
 
     Raises:
-        UserError: The run is not finished or damaged, its model is not there, or a target refuses the network.
+        UserError: The run is unfinished or damaged, its model is missing, or a target refuses the network.
     """
     from dipo.report.terminal import Terminal
     from dipo.stages.load import form_of
@@ -82,7 +82,7 @@ def export_run(request: Request) -> int:
 
 
 def _source(folder: RunFolder, request: Request, config: Config) -> QuantizedRun:
-    """Return the network of the run."""
+    """Read the network of the run."""
     from dipo.algo.step import FloatNetwork
     from dipo.stages.checkpoint import load_calibration
     from dipo.stages.load import change_float, moments_of_model, plan_for
@@ -111,11 +111,11 @@ def _source(folder: RunFolder, request: Request, config: Config) -> QuantizedRun
 
 
 def _check_config(folder: RunFolder, config: Config) -> None:
-    """Look for options that are not those of the run.
+    """Check that the options are those of the run.
 
     Raises:
-        UserError: There is one.
-        DamagedFileError: The run does not say which ones it had.
+        UserError: One is not.
+        DamagedFileError: The run's own record of them is missing or damaged.
     """
     from dipo.stages.fingerprint import decisive_options
 
@@ -129,18 +129,18 @@ def _check_config(folder: RunFolder, config: Config) -> None:
 
 
 def _has_statistics(folder: RunFolder, config: Config) -> bool:
-    """Return whether calibration kept what it saw; every run has it but those without samples."""
+    """Return whether the run has statistics of calibration; all have but those without samples."""
     from dipo.stages.checkpoint import STATISTICS
 
     return config.calib.reads_statistics or folder.has(STATISTICS)
 
 
 def _model(folder: RunFolder, request: Request, config: Config) -> ir.Model:
-    """Return the float network, once its file is known to be the run's.
+    """Check that the float network's file is the run's, and read it.
 
     Raises:
-        UserError: It is not there, or another.
-        DamagedFileError: The run does not say which one it was.
+        UserError: It is missing, or another.
+        DamagedFileError: The run's own record of it is missing or damaged.
     """
     from dipo.data.samples import digest_files
     from dipo.graph.load import load, model_files

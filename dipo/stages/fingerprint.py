@@ -1,4 +1,4 @@
-"""What a run's results depend on: a run is resumed with the same, or not at all."""
+"""Fingerprints of runs: all that a run's results depend on. A run is resumed with the same, or not at all."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from dipo.section import show
 from dipo.stages.load import JobInputs
 
 SECTIONS = ("algo", "calib", "precision")
-"""All options of these decide results."""
+"""Sections whose options all decide results."""
 SINGLE = {
     "data": ("batch_size", "mean", "std", "scale", "size", "layout"),
     "platform": ("name",),
     "export": (),
     "cluster": ClusterConfig.DECISIVE,
 }
-"""Of these sections, those that do. Not their paths, whose contents count, and not the workers."""
+"""Options that decide results in other sections: not paths, whose contents count, and not the workers."""
 
 
 def fingerprint(config: Config, loaded: JobInputs, *, device: str) -> dict[str, Any]:
-    """By option or thing: what it is.
+    """Return the fingerprint: values of options and digests of files, by name.
 
     Raises:
         UserError: The samples cannot be read.
@@ -46,27 +46,27 @@ def fingerprint(config: Config, loaded: JobInputs, *, device: str) -> dict[str, 
 
 
 def decisive_options(config: Config) -> dict[str, Any]:
-    """By name: the options that decide results."""
+    """Return the values of the options that decide results, by name."""
     plain = to_plain(config)
     options = {f"{section}.{name}": value for section in SECTIONS for name, value in plain[section].items()}
     return options | {f"{section}.{name}": plain[section][name] for section, names in SINGLE.items() for name in names}
 
 
 def write_fingerprint(folder: RunFolder, own: Mapping[str, Any]) -> None:
-    """Write it into the folder of a run that begins."""
+    """Write the fingerprint into the folder of a new run."""
     folder.write_json(FINGERPRINT, own)
 
 
 @dataclass(frozen=True)
 class ResumeState:
-    """What a run was begun with."""
+    """The state of a run that is resumed."""
 
     other_ranges: bool
-    """Whether ranges are to be chosen in another way than they were: what calibration saw holds, the rest does not."""
+    """Whether options of `calib` differ from the run's: its statistics remain valid, all results after them do not."""
 
 
 def same_options(config: Config, folder: RunFolder) -> bool:
-    """Return whether the run was begun with all of these options, but for those of the process."""
+    """Return whether all options but those of the process are the run's."""
     plain, stored = to_plain(config), RunFolder.stored_config(folder.path)
     return all(plain[section] == stored.get(section) for section in (*SECTIONS, *SINGLE, "seed"))
 
@@ -75,7 +75,7 @@ def compare(folder: RunFolder, own: Mapping[str, Any]) -> ResumeState | None:
     """Compare the fingerprint with that of the run in the folder.
 
     Returns:
-        What the run was begun with; None where it was ended before it had a fingerprint.
+        The run's state; None where it was ended before it had a fingerprint.
 
     Raises:
         UserError: The run is another's: of another model, other samples, or other options than those of `calib`.

@@ -1,4 +1,4 @@
-"""The model, the samples and the plan; and whether torch computes what ONNX Runtime does."""
+"""Loading of the model and the samples, the plan, and the check of torch's outputs against ONNX Runtime's."""
 
 from __future__ import annotations
 
@@ -32,35 +32,35 @@ from dipo.graph.torch_module import GraphModule, channels_last
 from dipo.quant.gaussian import Moments
 
 NOISE_SAMPLES = 64
-"""Samples of noise on which a job without others is checked."""
+"""Number of noise samples on which a job without others is checked."""
 PARITY_SAMPLES = 4
 PARITY_LIMIT = 1e-3
-"""Largest difference between torch and ONNX Runtime on the float network, over the largest output, that is rounding."""
+"""Largest difference between torch and ONNX Runtime on the float network, over the largest output, from rounding."""
 
 
 @dataclass(frozen=True)
 class JobInputs:
-    """What a job begins with."""
+    """Inputs of a job: its network, samples, plan and steps."""
 
     path: Path
     model: ir.Model
-    """The float network, as the steps on it left it."""
+    """The float network after the steps on it."""
     data: Datasets
     plan: Plan
     steps: list[Step]
-    """Of the algorithm, in their order."""
+    """Steps of the algorithm, in their order."""
     change: FloatChange
-    """What the steps on the float network made of it."""
+    """Changes by the steps on the float network."""
     has_samples: bool = True
     """Whether `data` holds the user's samples, not noise."""
 
 
 def load_job(config: Config, *, model: ir.Model | None = None) -> JobInputs:
-    """Read the model, finds the samples, makes the plan.
+    """Read the model, find the samples, make the plan.
 
     Args:
         config: The job.
-        model: What the configuration's model is once it is loaded; None: it is read.
+        model: The configuration's model if it is loaded already; None: read it.
 
     Raises:
         UserError: One of them is missing or wrong.
@@ -80,12 +80,12 @@ def load_job(config: Config, *, model: ir.Model | None = None) -> JobInputs:
 
 
 def with_float_steps(loaded: JobInputs, steps: Sequence[Step], config: Config) -> JobInputs:
-    """Check steps, and run those among them that change the float network.
+    """Append steps to a job: check them, and run those that change the float network.
 
     Args:
         loaded: The job, with the steps that it had before.
-        steps: Those behind them.
-        config: The job's, all steps included.
+        steps: Further steps.
+        config: The job's configuration, all steps included.
 
     Raises:
         UserError: A step's options do not fit the network, or no layer is left to quantize.
@@ -102,7 +102,7 @@ def with_float_steps(loaded: JobInputs, steps: Sequence[Step], config: Config) -
 
 
 def planned(loaded: JobInputs, config: Config) -> JobInputs:
-    """Make the job's plan for its network as it is.
+    """Return the job with the plan for its present network.
 
     Raises:
         UserError: The target cannot do what the options say, or no layer is left to quantize.
@@ -124,10 +124,10 @@ def change_float(
     """Run the steps on the float network, in their order.
 
     Args:
-        network: As it was loaded.
-        steps: All of the job.
+        network: The network before the steps.
+        steps: All steps of the job.
         config: The job.
-        record: What these steps kept for doing the same again; None: they are run for the first time.
+        record: Arrays of an earlier run of these steps, which is repeated; None: this is the first run.
     """
     done = FloatChange(network.model)
     for step in steps:
@@ -145,20 +145,20 @@ def change_float(
 
 
 def _joined(first: FloatChange, second: FloatChange) -> FloatChange:
-    """Return both changes as one."""
+    """Return two changes, one after the other, as one."""
     kept = None if first.record is None and second.record is None else {**(first.record or {}), **(second.record or {})}
     chains, refusals = [*first.chains, *second.chains], [*first.refusals, *second.refusals]
     return FloatChange(second.model, kept, chains, refusals)
 
 
 def plan_for(target: str, config: Config, model: ir.Model, *, fit: bool = False) -> Plan:
-    """Return what a target quantizes by the options of `precision`.
+    """Return a target's plan by the options of `precision`.
 
     Args:
-        target: Its name.
+        target: Name of the target.
         config: The job.
         model: The float network.
-        fit: The options were meant for another target: what this one cannot do is left to it.
+        fit: The options are for another target: replace those that this one cannot do by its own.
 
     Raises:
         UserError: The target cannot do what the options say, or they match nothing.
@@ -168,12 +168,12 @@ def plan_for(target: str, config: Config, model: ir.Model, *, fit: bool = False)
 
 
 def form_of(config: Config) -> OnnxFormat:
-    """Return how `quantized.onnx` is to be written."""
+    """Return the format of `quantized.onnx`."""
     return OnnxFormat(config.export.format, packed=config.export.weights == "packed")
 
 
 def _observed(config: Config, model: ir.Model, plan: Plan) -> tuple[str, ...]:
-    """Values that the target leaves float and another would quantize: its files can then be written from this run."""
+    """Return the values that only other targets quantize, so that their files can be written from this run."""
     specs = {name: target.spec for name, target in TARGETS.items()}
     likes = {(s.operators, s.fuse_residual_add, s.quantize_outputs): name for name, s in specs.items()}
     found = {value: None for name in likes.values() for value in plan_for(name, config, model, fit=True).activations}
@@ -181,7 +181,7 @@ def _observed(config: Config, model: ir.Model, plan: Plan) -> tuple[str, ...]:
 
 
 def _samples(config: Config, model: ir.Model, path: Path) -> Datasets:
-    """Return the user's samples, or noise where nothing asks for any."""
+    """Return the user's samples, or noise where no step or option needs any."""
     inputs = input_specs(model, source=f"model.path={path}")
     data = config.data
     if not data.is_given:
@@ -208,10 +208,10 @@ def _samples(config: Config, model: ir.Model, path: Path) -> Datasets:
 
 
 def moments_of_model(model: ir.Model, data: DataConfig) -> dict[str, Moments]:
-    """Return what every value of the network is like, by BatchNorm's statistics.
+    """Return the moments of every value of the network by name, from BatchNormalization's statistics.
 
-    Samples that are normalised by `data.mean` and `data.std` have mean 0 and standard deviation 1; pixels between 0 and
-    1 that are not are taken to be spread evenly.
+    Samples that are normalised by `data.mean` and `data.std` have mean 0 and standard deviation 1; others are assumed
+    to be pixels, evenly distributed between 0 and 1.
     """
     mean, std = (None if values is None else np.asarray(values) for values in (data.mean, data.std))
     low = (0.0 - (0.0 if mean is None else mean)) / (1.0 if std is None else std)
@@ -221,14 +221,14 @@ def moments_of_model(model: ir.Model, data: DataConfig) -> dict[str, Moments]:
 
 
 def input_specs(model: ir.Model, *, source: str) -> list[InputSpec]:
-    """Return the model's inputs, as samples have to fit them.
+    """Return the specifications of the model's inputs that samples have to fit.
 
     Args:
-        model: Normalised.
-        source: What messages call it.
+        model: The normalised model.
+        source: Its name in messages.
 
     Raises:
-        UserError: One has no declared shape or type.
+        UserError: An input has no declared shape or type.
     """
     found = []
     for value in model.graph.inputs:
@@ -240,7 +240,7 @@ def input_specs(model: ir.Model, *, source: str) -> list[InputSpec]:
 
 
 def check_parity(loaded: JobInputs, *, threads: int) -> float:
-    """Run a few samples through the float network in torch and, from the file as it is, in ONNX Runtime.
+    """Compare the float network in torch with its file in ONNX Runtime on a few samples.
 
     Returns:
         The largest difference, over the largest output.
@@ -278,7 +278,7 @@ def check_parity(loaded: JobInputs, *, threads: int) -> float:
 
 
 def _check_labels(loaded: JobInputs, *, classes: int) -> None:
-    """Look at both ends, where the largest label of sorted samples is; the others are checked when all are read."""
+    """Check the first and last labels, one of them the largest of sorted samples; the rest are checked when read."""
     dataset = loaded.data.eval or loaded.data.calib
     some = min(PARITY_SAMPLES, len(dataset))
     for start in (0, len(dataset) - some):

@@ -1,4 +1,4 @@
-"""The network as a run left it, kept so that other targets' files can be written later, without samples."""
+"""The network that a run quantized, saved so that other targets' files can be written later, without samples."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ LEAST = "least_output"
 
 @dataclass(frozen=True)
 class SavedNetwork:
-    """What the file holds."""
+    """Contents of the file."""
 
     quantized: QuantizedModel
     record: dict[str, NDArray[Any]] | None
-    """What steps on the float network keep for doing the same again: by name of the layer, the least number [C] of its
+    """Arrays by which steps on the float network are repeated: by name of the layer, the least number [C] of its
     output."""
 
 
@@ -55,7 +55,7 @@ def load_network(folder: RunFolder) -> SavedNetwork:
     """Read the network.
 
     Raises:
-        DamagedFileError: It is missing or damaged.
+        DamagedFileError: The file is missing or damaged.
     """
     arrays, about = folder.read_arrays(NETWORK)
     if about.keys() < {"layers", "activations", "least_outputs"}:

@@ -1,9 +1,9 @@
-"""All units at the same time: each is solved by one worker, behind inputs that were captured before.
+"""The parallel schedule: all units at the same time, each solved by one worker on inputs that were captured before.
 
-There are two rounds. What a unit reads in a round is what the network gives as it stood before the round, with the
-biases of its layers corrected: that takes a forward pass, and without it the shifts of the units' means would add up to
-errors that no finished network has. The first round begins with weights rounded to nearest. What the rounds cannot
-know, the errors of the finished units, is left to the polish, see `transform`.
+There are two rounds. In a round, units read the values of the network as it was before the round, with the biases of
+its layers corrected: that takes a forward pass, and without it the shifts of the units' means would add up to errors
+that no finished network has. The first round begins with weights rounded to nearest. The errors of the finished units,
+which the rounds cannot know, are left to the polish, see `transform`.
 
 Captures are sharded over the workers and stay in the object store. Where all of them would be too much at a time, units
 are taken in waves, and each wave has a pass of its own.
@@ -35,26 +35,26 @@ from dipo.stages.sequential import SequentialSchedule
 log = logging.getLogger("dipo")
 
 POLISH_SHARE = 0.15
-"""Part of the steps that is kept for the polish, where nothing else is asked."""
+"""Fraction of the steps that is kept for the polish, where nothing else is asked."""
 FIRST_ROUND_SHARE = 0.4
-"""Part of the steps behind the network that is rounded to nearest."""
+"""Fraction of the steps in the first round, on inputs from the network with weights rounded to nearest."""
 
 
 def polish_iters(algo: ReconstructionOptions) -> int:
-    """Return steps of the polish: of the unit's steps the last ones."""
+    """Return the number of steps of the polish, the last ones of a unit's steps."""
     wanted = math.ceil(POLISH_SHARE * algo.iters) if algo.polish_iters is None else algo.polish_iters
     return min(wanted, algo.iters)
 
 
 def rounds(algo: ReconstructionOptions) -> list[Phase]:
-    """Return the phases in which units are solved alone, two where there are steps enough."""
+    """Return the phases in which units are solved alone: two where there are steps enough."""
     stop = algo.iters - polish_iters(algo)
     cuts = sorted({0, min(round(FIRST_ROUND_SHARE * algo.iters), stop), stop})
     return [Phase(first, last) for first, last in itertools.pairwise(cuts)]
 
 
 def corrected(context: Context, state: NetworkState) -> QuantizedModel:
-    """Return the network with its biases corrected, layer after layer."""
+    """Correct the network's biases, layer after layer, and return it."""
     units = find_units(state.model, granularity="layer")
     step = BiasCorrection(BiasCorrectionOptions(bias_source="data")).bound(state)
     schedule = SequentialSchedule(context, step, units=units, quantized=state.quantized)
@@ -64,7 +64,7 @@ def corrected(context: Context, state: NetworkState) -> QuantizedModel:
 
 
 class ParallelRound:
-    """One phase of all units."""
+    """A round: one phase of all units."""
 
     def __init__(
         self,
@@ -74,14 +74,14 @@ class ParallelRound:
         units: Sequence[Unit],
         warm_starts: Mapping[int, UnitResult],
     ) -> None:
-        """Does nothing yet.
+        """Prepare the round; no unit is solved yet.
 
         Args:
-            context: Of the job.
-            step: Of the algorithm, with the phase that this round runs.
-            number: Of the round, from 1.
-            units: Those that have layers.
-            warm_starts: What the round before made of the units, by index; nothing in the first one.
+            context: Context of the job.
+            step: Step of the algorithm, for the phase of this round.
+            number: Number of the round, from 1.
+            units: All units that have layers.
+            warm_starts: Results of the round before, by index of the unit; empty in the first one.
         """
         self.context, self.step, self.units, self.warm_starts = context, step, units, warm_starts
         self.name = f"alone-{number}"
@@ -89,24 +89,24 @@ class ParallelRound:
         self.batches = cut(len(context.loaded.data.calib), context.config.data.batch_size)
 
     def finished(self, quantized: QuantizedModel) -> dict[int, UnitResult]:
-        """Return the units that the run folder has, by index."""
+        """Return the results that the run folder has, by index of the unit."""
         return load_units(self.context, self.files, self.units, quantized)
 
     def run(self, prefix: QuantizedModel, done: Mapping[int, UnitResult]) -> dict[int, UnitResult]:
-        """Solve the units that are not done.
+        """Solve the units that have no result yet.
 
         Args:
             prefix: The network whose values the units read.
-            done: Those that are, by index.
+            done: Results so far, by index of the unit.
 
         Returns:
-            All of them.
+            The results of all units.
 
         Raises:
             JobError: Workers or nodes died more often than is allowed.
         """
-        found = dict(done)
-        todo = [unit for unit in self.units if unit.index not in found]
+        results = dict(done)
+        todo = [unit for unit in self.units if unit.index not in results]
         costs = self._costs(todo)
         todo.sort(key=lambda unit: costs[unit.index].seconds, reverse=True)
         title = f"{self.name}: {len(todo)} units"
@@ -118,7 +118,7 @@ class ParallelRound:
                     for unit, result in self._solve(
                         self._wave(todo, costs), prefix, functools.partial(_further, progress, before)
                     ):
-                        found[unit.index] = result
+                        results[unit.index] = result
                         todo.remove(unit)
                 except StoredLostError as error:
                     lost += 1
@@ -128,14 +128,14 @@ class ParallelRound:
                             "status), or allow more with cluster.retries"
                         ) from error
                     log.warning("captured values went away with a node: they are captured once more")
-        return found
+        return results
 
     def _costs(self, units: Sequence[Unit]) -> dict[int, UnitCost]:
         ((_, costs),) = self.context.pool.map([MeasureUnits(units)])
         return dict(zip((unit.index for unit in units), costs, strict=True))
 
     def _wave(self, todo: Sequence[Unit], costs: Mapping[int, UnitCost]) -> list[Unit]:
-        """Return the next units, as many as have room for what they read; one at least."""
+        """Return the next units, as many as there is room for their inputs; one at least."""
         room = self.context.pool.captures_bytes()
         sizes: dict[str, int] = {}
         wave: list[Unit] = []
@@ -149,7 +149,7 @@ class ParallelRound:
     def _solve(
         self, wave: Sequence[Unit], prefix: QuantizedModel, progress: Progress
     ) -> Iterator[tuple[Unit, UnitResult]]:
-        """Capture what the units read, then solves them, longest first."""
+        """Capture the units' inputs, then solve the units, longest first."""
         pool = self.context.pool
         names = list(dict.fromkeys(name for unit in wave for name in unit.inputs))
         shares, quantized = self.context.shares(self.batches[-1].stop), pool.share(prefix)

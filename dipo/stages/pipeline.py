@@ -1,6 +1,6 @@
 """The recipe of a job, readable top to bottom: load, plan, calibrate, transform, export, verify, report.
 
-It prints nothing of its own: what it says goes to the terminal that it is given, and to the logger as it is.
+It prints nothing itself: messages go to the terminal that it is given, and to the logger.
 """
 
 from __future__ import annotations
@@ -50,29 +50,29 @@ log = logging.getLogger("dipo")
 
 @dataclass(frozen=True, eq=False)
 class PreparedJob:
-    """A job before it has workers and a folder."""
+    """A job before its workers and its folder exist."""
 
     config: Config
     loaded: JobInputs
     device: str
     parity: float
-    """Of torch and ONNX Runtime on the float network: the largest difference, over the largest output."""
+    """Largest difference of torch and ONNX Runtime on the float network, over the largest output."""
     clock: Clock
 
 
 @dataclass(frozen=True, eq=False)
 class Identity:
-    """What a job's results depend on."""
+    """All that a job's results depend on, and the run that it resumes."""
 
     own: dict[str, Any]
-    """By option or thing: what it is."""
+    """The job's fingerprint."""
     stored: ResumeState | None
-    """What the run that goes on was begun with; None where it is new."""
+    """State of the run that is resumed; None for a new one."""
 
 
 @dataclass(frozen=True, eq=False)
 class Finished:
-    """What a job found, and the network that it can write for other targets, too."""
+    """Results of a job, and the network that it can write for other targets, too."""
 
     report: Report
     source: QuantizedRun
@@ -84,8 +84,8 @@ def prepare(config: Config, *, clock: Clock, model: ir.Model | None = None) -> P
 
     Args:
         config: The job.
-        clock: Takes the time.
-        model: What the configuration's model is once it is loaded; None: it is read.
+        clock: Clock of the stages.
+        model: The configuration's model if it is loaded already; None: read it.
 
     Raises:
         UserError: The configuration, the model or the data is wrong.
@@ -99,30 +99,30 @@ def prepare(config: Config, *, clock: Clock, model: ir.Model | None = None) -> P
 
 
 def identify(prepared: PreparedJob, resumed: RunFolder | None) -> Identity:
-    """Say what the job's results depend on, and compare it with the run that goes on.
+    """Return all that the job's results depend on, compared with the run that it resumes.
 
     Args:
         prepared: The job.
-        resumed: The folder of an earlier run; None: the job is a new one.
+        resumed: Folder of the run that is resumed; None: the job is new.
 
     Raises:
-        UserError: The samples cannot be read, or the run is another's.
+        UserError: The samples cannot be read, or the run is that of another job.
     """
     own = fingerprint(prepared.config, prepared.loaded, device=prepared.device)
     return Identity(own, None if resumed is None else compare(resumed, own))
 
 
 def run(prepared: PreparedJob, folder: RunFolder, identity: Identity, *, terminal: Terminal) -> Finished:
-    """Do a job, or go on with one from its last finished unit.
+    """Run a job, or resume one from its last finished unit.
 
     Args:
         prepared: The job.
-        folder: Its folder, new or that of the run that goes on.
-        identity: As `identify` has it.
-        terminal: Where it speaks.
+        folder: Its folder, new or that of the run that is resumed.
+        identity: Result of `identify`.
+        terminal: Terminal for its messages.
 
     Raises:
-        UserError: What is wrong with samples or labels shows late.
+        UserError: The samples or labels have a fault that only shows as they are read.
         JobError: The job cannot go on.
     """
     with _explained(folder):
@@ -130,15 +130,15 @@ def run(prepared: PreparedJob, folder: RunFolder, identity: Identity, *, termina
 
 
 def run_silently(config: Config, path: Path, *, model: ir.Model | None = None) -> Finished:
-    """Do a job in a folder, or go on with the one that was begun there, without a word.
+    """Run a job in a folder, or resume the one that was begun there, without any output.
 
     Args:
-        config: The job; its own folder is not looked at.
+        config: The job; its own `run` section is not used.
         path: The folder.
-        model: As for `prepare`.
+        model: See `prepare`.
 
     Raises:
-        UserError: The configuration, the model or the data is wrong, or the folder's run is another's.
+        UserError: The configuration, the model or the data is wrong, or the folder's run is that of another job.
         JobError: The job cannot go on.
     """
     resumes = (path / CONFIG).exists()
@@ -155,7 +155,7 @@ def run_silently(config: Config, path: Path, *, model: ir.Model | None = None) -
 
 @contextlib.contextmanager
 def _explained(folder: RunFolder) -> Iterator[None]:
-    """Say how to go on with a run that ends before its end."""
+    """Add to the error of a run that stops early how to resume it."""
     try:
         with explain_full_disk(folder.path):
             yield
@@ -195,7 +195,7 @@ def _run(prepared: PreparedJob, folder: RunFolder, identity: Identity, terminal:
 
 
 def _process(context: Context, *, parity: float) -> Finished:
-    """Return the work itself."""
+    """Run the stages from calibration on."""
     state = calibrate(context, observe=context.needs_calibration)
     steps = context.loaded.steps
     if steps:
@@ -204,13 +204,13 @@ def _process(context: Context, *, parity: float) -> Finished:
 
 
 def finish(context: Context, done: Transformed, calibration: Calibration, *, parity: float) -> Finished:
-    """Write the files, and compare what they compute with the simulation and the float network.
+    """Write the files, and compare their outputs with those of the simulation and the float network.
 
     Args:
         context: The job.
-        done: The network as the steps left it.
-        calibration: What calibration saw.
-        parity: Of torch and ONNX Runtime on the float network.
+        done: The network after the steps.
+        calibration: Statistics of calibration.
+        parity: Largest relative difference of torch and ONNX Runtime on the float network.
 
     Raises:
         UserError: A target refuses the network, or the labels do not fit its outputs.
@@ -228,14 +228,14 @@ def finish(context: Context, done: Transformed, calibration: Calibration, *, par
 
 
 def context_of(prepared: PreparedJob, folder: RunFolder, pool: Pool, events: Events, terminal: Terminal) -> Context:
-    """Return what the stages of a job work with."""
+    """Return the context of a job's stages."""
     return Context(
         prepared.config, prepared.loaded, folder, pool, prepared.device, prepared.clock, events, terminal
     )  # fmt: skip
 
 
 def start_workers(prepared: PreparedJob, folder: RunFolder, events: Events) -> Pool:
-    """Start the job's workers, which the caller closes.
+    """Start the job's workers; the caller closes them.
 
     Raises:
         UserError: Ray cannot be reached, or has no room for them.
@@ -256,7 +256,7 @@ def start_workers(prepared: PreparedJob, folder: RunFolder, events: Events) -> P
 
 
 def _export(context: Context, source: QuantizedRun) -> dict[Retargeted, list[Path]]:
-    """Return the files of the job's own target, which is the first, and of the others, each in a folder of its name."""
+    """Write the files of the job's own target, the first, and of the others, each in a folder of its name."""
     config = context.config
     places = {config.platform.name: RUN_TARGET, **{name: name for name in others(config)}}
     return publish(context.folder, source, places, cfg=config.platform, form=form_of(config))

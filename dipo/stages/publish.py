@@ -1,4 +1,4 @@
-"""Puts targets' files into the folder of a run: those of all the targets, or none, and nothing of an earlier time."""
+"""Publication of targets' files in a run's folder: those of all targets or none, and no older ones."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from dipo.run import FULL, REPORT, DamagedFileError, RunFolder
 from dipo.stages.retarget import QuantizedRun, Retargeted, target_of, write
 
 WRITTEN = "written.list"
-"""Of what was ever written for targets and not removed since: the paths within the run's folder, one a line."""
+"""List of the files written for targets and not removed since: paths within the run's folder, one a line."""
 EXPORT = "export.json"
-"""In a target's folder: what the export command says of the files there."""
+"""The export command's record of the files in a target's folder."""
 RUN_TARGET = "."
-"""Where the files of the run's own target lie, within the run's folder."""
+"""Folder of the run's own target, within the run's folder."""
 
 
 def publish(
     folder: RunFolder, source: QuantizedRun, places: Mapping[str, str], *, cfg: PlatformConfig, form: OnnxFormat
 ) -> dict[Retargeted, list[Path]]:
-    """Write the files of some targets, and removes what was written for them before and is not again.
+    """Write the files of some targets, and remove older files of theirs that are not written again.
 
     Args:
-        folder: The run's.
-        source: Its network.
-        places: By target: the folder of its files within the run's, `RUN_TARGET` or a name.
-        cfg: The options that the targets' writers take.
-        form: How `quantized.onnx` is written, where a target takes it.
+        folder: Folder of the run.
+        source: Network of the run.
+        places: Folder of each target's files within the run's, `RUN_TARGET` or a name; by target.
+        cfg: Options of the targets' writers.
+        form: Format of `quantized.onnx`, where a target takes it.
 
     Returns:
-        By target: its files.
+        The files of each target, by target.
 
     Raises:
-        UserError: A target refuses the network, or something is in the files' way; then all is as it was.
+        UserError: A target refuses the network, or the files cannot be put in place; then nothing is changed.
     """
     check_places(folder, places.values())
     with folder.staging() as staged:
@@ -48,7 +48,7 @@ def publish(
 
 
 def check_places(folder: RunFolder, places: Iterable[str]) -> None:
-    """Look for files where folders of targets' files are to be.
+    """Check that no file is where a folder of a target's files is to be.
 
     Raises:
         UserError: There is one.
@@ -63,7 +63,7 @@ def check_places(folder: RunFolder, places: Iterable[str]) -> None:
 
 
 def _place(folder: RunFolder, made: Mapping[Retargeted, tuple[str, list[Path]]]) -> dict[Retargeted, list[Path]]:
-    """Move complete files to where they belong."""
+    """Move complete files to their places."""
     found = {target: [folder.path / place / file.name for file in files] for target, (place, files) in made.items()}
     for path in (path for paths in found.values() for path in paths):
         if path.is_dir():
@@ -104,7 +104,7 @@ def _write_list(folder: RunFolder, paths: Iterable[PurePosixPath]) -> None:
 
 
 def _known(folder: RunFolder) -> set[PurePosixPath]:
-    """Return the files that were written for targets: by the list, and by the reports of runs that kept none."""
+    """Return the files written for targets, from the list, or from the reports of runs without one."""
     found = set[str]()
     if folder.has(WRITTEN):
         found |= set((folder.path / WRITTEN).read_text(encoding="utf-8").splitlines())

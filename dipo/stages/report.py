@@ -1,4 +1,4 @@
-"""The report of a job, put together from what its stages found."""
+"""The report of a job, put together from the results of its stages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dipo.stages.load import JobInputs
 from dipo.stages.transform import Transformed
 
 FAR_DB = 20.0
-"""SQNR of the file against the simulation below which the user is told: rounding in another order keeps above it."""
+"""SQNR of the file against the simulation, in dB, below which a note says so; another order of rounding stays above."""
 PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "numpy", "ray")
 
 
@@ -42,11 +42,11 @@ def make_report(
 
     Args:
         context: The job.
-        evaluation: What the networks gave.
-        done: The network as the algorithm left it.
-        calibration: What calibration saw.
-        files: Those for the job's own target.
-        parity: Of torch and ONNX Runtime on the float network.
+        evaluation: Outputs of the networks, compared.
+        done: The network after the algorithm.
+        calibration: Statistics of calibration.
+        files: Files of the job's own target.
+        parity: Largest relative difference of torch and ONNX Runtime on the float network.
     """
     config, loaded, error = context.config, context.loaded, evaluation.error
     return Report(
@@ -90,7 +90,7 @@ def _analysis(context: Context, done: Transformed) -> AnalysisReport | None:
 
 
 def _sizes(loaded: JobInputs, files: Sequence[Path]) -> dict[str, int]:
-    """Return the bytes of the float network and of each written file."""
+    """Return the sizes in bytes of the float network and of each written file, by name."""
     sizes = {file.name: file.stat().st_size for file in files}
     return {"float": sum(file.stat().st_size for file in model_files(loaded.path)), **sizes}
 
@@ -108,20 +108,20 @@ def _workers(context: Context) -> dict[str, str | int]:
 
 
 def _evaluated_on(loaded: JobInputs) -> str:
-    """Return what the samples are."""
+    """Return the kind of the samples for evaluation."""
     if not loaded.has_samples:
         return "noise"
     return "calibration" if loaded.data.eval is None else "evaluation"
 
 
 def _notes(loaded: JobInputs, calibration: Calibration) -> list[Note]:
-    """Return what is odd about the network, and what was left undone."""
-    found = [Note(odd.name, odd.what) for odd in diagnose(loaded.model, loaded.plan, calibration.statistics)]
-    return found + [Note(refusal.where, f"equalization: {refusal.reason}") for refusal in loaded.change.refusals]
+    """Return notes on peculiarities of the network and on layers that were not equalized."""
+    odd = [Note(found.name, found.what) for found in diagnose(loaded.model, loaded.plan, calibration.statistics)]
+    return odd + [Note(refusal.where, f"equalization: {refusal.reason}") for refusal in loaded.change.refusals]
 
 
 def _distance_notes(context: Context, written: Path, error: OutputError) -> list[Note]:
-    """Return whether the file computes something else than what was simulated."""
+    """Return a note if the file's outputs are far from the simulated ones."""
     if not -NO_NOISE_DB < error.sqnr_db < FAR_DB:
         return []
     what = (
@@ -132,7 +132,7 @@ def _distance_notes(context: Context, written: Path, error: OutputError) -> list
 
 
 def _option_notes(config: Config, loaded: JobInputs) -> list[Note]:
-    """Options that no layer follows."""
+    """Return notes on options that have no effect on any layer."""
     block = config.precision.weight_block
     if block is None or any(layer.spec.block is not None for layer in loaded.plan.layers.values()):
         return []

@@ -1,4 +1,4 @@
-"""Files of the target that a job is for, and of others, from one network."""
+"""Files of the job's own target, and of others, from one network."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from dipo.stages.load import form_of, moments_of_model, plan_for
 
 @dataclass(frozen=True)
 class QuantizedRun:
-    """A network that a run quantized, whose files may be written for any target."""
+    """The network of a run, whose files may be written for any target."""
 
     config: Config
-    """The run's."""
+    """Configuration of the run."""
     model: ir.Model
-    """The float network; equalized, where the run did so."""
+    """The float network, after the steps on it."""
     plan: Plan
-    """Of the run's own target."""
+    """Plan of the run's own target."""
     quantized: QuantizedModel
     statistics: Mapping[str, Statistics]
 
@@ -53,14 +53,14 @@ class Retargeted:
     plan: Plan
     quantized: QuantizedModel
     weights: dict[str, float]
-    """By name of a layer whose weight was rounded once more: its SQNR in dB."""
+    """SQNR in dB of each weight that was rounded once more, by name of the layer."""
     activations: dict[str, str]
-    """By name of the value: what became of its range."""
+    """Outcome of each range, such as `kept`, by name of the value."""
 
     def row(
         self, source: QuantizedRun, files: list[Path], *, cfg: PlatformConfig, error: OutputError | None
     ) -> TargetRow:
-        """Return the report's lines on it."""
+        """Return the report's row on the target."""
         target = TARGETS[self.name]
         return TargetRow(
             name=self.name,
@@ -74,7 +74,7 @@ class Retargeted:
 
 
 def target_of(name: str, source: QuantizedRun) -> Retargeted:
-    """Bring the network on the grids of a target.
+    """Return the network on the grids of a target.
 
     Raises:
         UserError: Values that the target quantizes have no range.
@@ -115,7 +115,7 @@ def write(
 
 
 def metadata(config: Config, target: Retargeted) -> dict[str, str]:
-    """What an ONNX file says of its origin; the same for the same network, wherever and by whomever it was made."""
+    """Return the metadata of an ONNX file on its origin; the same for the same network, whoever quantizes it."""
     # Another target may not take the widths that were asked for.
     scheme = config.precision.title if target.name == config.platform.name else _scheme(target.plan)
     plain = to_plain(config)
@@ -130,13 +130,13 @@ def metadata(config: Config, target: Retargeted) -> dict[str, str]:
 
 
 def _scheme(plan: Plan) -> str:
-    """Return the least widths, such as w4a8: the first and the last layer may have wider ones."""
+    """Return the least bit widths, such as w4a8: the first and the last layer may have wider ones."""
     weights = min((layer.spec.bits for layer in plan.layers.values()), default=32)
     return f"w{weights}a{min((spec.bits for spec in plan.activations.values()), default=32)}"
 
 
 def preflight_exports(source: QuantizedRun) -> None:
-    """Write all targets' files into a folder that goes away again: what a target refuses shows before the long work.
+    """Write all targets' files into a temporary folder, so that a target that refuses does so before the long work.
 
     Raises:
         UserError: A target refuses the network.
@@ -153,7 +153,7 @@ def others(config: Config) -> list[str]:
 
 
 def _beside(target: Retargeted, source: QuantizedRun) -> dict[str, QParams]:
-    """Return grids of the values that the target leaves float, as far as something is known of them."""
+    """Return grids of the values that the target leaves float, as far as their ranges are known."""
     its = TARGETS[target.name].spec
     if not its.ranges_beside:
         return {}
@@ -167,7 +167,7 @@ def _beside(target: Retargeted, source: QuantizedRun) -> dict[str, QParams]:
 
 
 def _ranges(source: QuantizedRun, plan: Plan) -> dict[str, Range]:
-    """Return the ranges of values that the run's own target leaves float and that something is known of."""
+    """Return the ranges of a plan's values that the run's own target leaves float, as far as they are known."""
     config = source.config
     new = {name: spec for name, spec in plan.activations.items() if name not in source.quantized.activations}
     if not config.calib.reads_statistics:

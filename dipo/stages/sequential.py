@@ -1,7 +1,7 @@
-"""One unit after the other: the workers share each, behind the quantized units before it.
+"""The sequential schedule: one unit after the other, each shared by all workers, after the quantized ones before it.
 
-A worker may die at any time. Then the walk begins again with the workers that are there, takes what was found for the
-units so far, which costs a forward pass, and solves the unit once more.
+A worker may die at any time. Then the pass begins again with the live workers, applies the results of the units so far,
+which costs a forward pass, and solves the unit once more.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger("dipo")
 
 
 class SequentialSchedule:
-    """A step of the algorithm, on its way through the units."""
+    """A pass of one step over the units."""
 
     def __init__(
         self,
@@ -42,11 +42,11 @@ class SequentialSchedule:
         """Stand in front of the first unit; no worker does anything yet.
 
         Args:
-            context: Of the job.
-            step: What is done with each unit, bound to the network.
-            units: All of the network.
-            quantized: The network as the step before left it.
-            warm_starts: By index of the unit, what an earlier phase made of it.
+            context: Context of the job.
+            step: The step that solves each unit, bound to the network.
+            units: All units of the network.
+            quantized: The network after the step before.
+            warm_starts: Results of an earlier phase, by index of the unit.
         """
         self.warm_starts = warm_starts
         self.context, self.config, self.pool = context, context.config, context.pool
@@ -54,11 +54,11 @@ class SequentialSchedule:
         self.solved = solved_units(units, context.loaded.plan)
         self.passed: list[UnitResult] = []
         self.standing: int | None = None
-        """Units that the workers have passed; None: they have no sweep."""
+        """Number of units that the workers have passed; None: they have not begun the pass."""
         self.size = 0
 
     def skip(self, result: UnitResult) -> None:
-        """Go past the next unit that has layers with what was found for it earlier."""
+        """Pass the next unit that has layers, with an earlier result."""
         self._next()
         self.passed.append(result)
 
@@ -87,7 +87,7 @@ class SequentialSchedule:
         )
 
     def end(self) -> QuantizedModel:
-        """Let the workers' captures go; the network as it now is."""
+        """Drop the workers' cached values and return the network with all units' results."""
         if self.standing is not None:
             try:
                 self.pool.call(Worker.end, [None] * self.size)
@@ -96,13 +96,13 @@ class SequentialSchedule:
         return self.quantized.with_updates(self.passed, self.context.loaded.plan)
 
     def _next(self) -> Unit:
-        """Return the next unit that has layers; those in front of it are only passed through."""
+        """Return the next unit that has layers; those in front of it are only run."""
         while (unit := self.units[len(self.passed)]) not in self.solved:
             self.passed.append(UnitResult({}, {}))
         return unit
 
     def _catch_up(self) -> None:
-        """Bring the workers to where the walk is."""
+        """Bring the workers to the next unit."""
         if self.standing is None:
             self._begin()
             self.standing = 0
@@ -138,13 +138,13 @@ class SequentialSchedule:
         return result
 
     def _first(self, unit: Unit, progress: Progress | None = None) -> UnitResult:
-        """Return what the first worker answers; the others, in lockstep, answer the same."""
+        """Let the workers solve a unit, and return the first one's result: in lockstep, the others' is the same."""
         message = Solve(unit, self.warm_starts.get(unit.index))
         return self.pool.call(Worker.solve, [message] * self.size, progress=progress)[0]
 
 
 def join(pool: Pool, size: int) -> None:
-    """Make the first `size` workers a group."""
+    """Connect the first `size` workers to a group."""
     if size == 1:
         pool.call(Worker.join, [None])
         return
@@ -153,12 +153,12 @@ def join(pool: Pool, size: int) -> None:
 
 
 def solved_units(units: Sequence[Unit], plan: Plan) -> list[Unit]:
-    """Return the units that have something to solve."""
+    """Return the units that have layers to quantize."""
     return [unit for unit in units if any(name in plan.layers for name in unit.layers)]
 
 
 def tell_of_eager_kernels(reasons: Sequence[str | None], terminal: Terminal) -> None:
-    """Say so where there is no compiler."""
+    """Tell the user where kernels are not compiled."""
     reason = next(filter(None, reasons), None)
     if reason is not None:
         log.warning("no compiled kernels: %s", reason)

@@ -1,4 +1,4 @@
-"""The algorithm's steps on the quantized network, one after the other on what the one before left."""
+"""The algorithm's steps on the quantized network, each on the result of the one before."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dipo.stages.sequential import SequentialSchedule, solved_units
 
 @dataclass(frozen=True)
 class Transformed:
-    """What the steps made of the network."""
+    """The network after the steps."""
 
     quantized: QuantizedModel
     units: list[UnitRow]
@@ -35,8 +35,8 @@ def transform(context: Context, state: NetworkState, steps: Sequence[Step]) -> T
 
     Args:
         context: The job.
-        state: The network as calibration left it.
-        steps: All of the job; those on the float network have been run before calibration.
+        state: The network after calibration.
+        steps: All steps of the job; those on the float network have been run before calibration.
     """
     rows: list[UnitRow] = []
     analysis = None
@@ -56,7 +56,7 @@ def transform(context: Context, state: NetworkState, steps: Sequence[Step]) -> T
 
 
 def _over_units(context: Context, step: UnitStep, state: NetworkState) -> tuple[QuantizedModel, list[UnitRow]]:
-    """Return a step that goes from unit to unit."""
+    """Run a step over the units; return the network and the report's rows."""
     step = step.bound(state)
     units = find_units(state.model, granularity=step.granularity)
     if not isinstance(step, Reconstruction) or context.config.cluster.schedule != "parallel":
@@ -73,18 +73,18 @@ def _over_units(context: Context, step: UnitStep, state: NetworkState) -> tuple[
 def _at_once(
     context: Context, step: Reconstruction, units: Sequence[Unit], state: NetworkState
 ) -> tuple[Mapping[int, UnitResult], list[UnitRow]]:
-    """Return the parallel schedule up to its polish: results by index of the unit."""
+    """Run the parallel schedule up to its polish; return results by index of the unit and the report's rows."""
     solved = solved_units(units, state.plan)
     results: dict[int, UnitResult] = {}
     rows: list[UnitRow] = []
     for number, phase in enumerate(rounds(step.options), start=1):
-        this = ParallelRound(context, step.for_phase(phase), number, solved, results)
-        found = this.finished(state.quantized)
-        if len(found) < len(solved):
+        current = ParallelRound(context, step.for_phase(phase), number, solved, results)
+        finished = current.finished(state.quantized)
+        if len(finished) < len(solved):
             before = state.quantized.with_updates(results.values(), state.plan)
-            found = this.run(corrected(context, dataclasses.replace(state, quantized=before)), found)
-        results = found
-        rows += [_row(unit, this.name, results[unit.index], steps=len(phase)) for unit in solved]
+            finished = current.run(corrected(context, dataclasses.replace(state, quantized=before)), finished)
+        results = finished
+        rows += [_row(unit, current.name, results[unit.index], steps=len(phase)) for unit in solved]
     return results, rows
 
 
@@ -95,7 +95,7 @@ def _one_by_one(
     state: NetworkState,
     warm_starts: Mapping[int, UnitResult] = MappingProxyType({}),
 ) -> tuple[QuantizedModel, list[UnitRow]]:
-    """Unit after unit; those that an earlier process has finished are only passed."""
+    """Run the sequential schedule; units that an earlier process has finished are only passed."""
     schedule = SequentialSchedule(context, step, units=units, quantized=state.quantized, warm_starts=warm_starts)
     files = UnitFiles(context.folder, step.name)
     known = load_units(context, files, schedule.solved, state.quantized)
