@@ -61,7 +61,7 @@ class CachedActivation:
     shape: tuple[int, ...]
     """Shape of one sample."""
     qparams: TorchQParams | None
-    """What the codes stand for; None for floats."""
+    """Scale and zero point of the codes; None for floats."""
 
     @staticmethod
     def encode(batch: torch.Tensor, qparams: TorchQParams | None) -> torch.Tensor:

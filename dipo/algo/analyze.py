@@ -1,11 +1,11 @@
-"""Which layers of a quantized network lose how much, and to what: their weights or what they read.
+"""Analysis of a quantized network: how much each layer loses to its weights and to its inputs.
 
 For each layer, in one pass over the samples:
-  weight, activation, both   the layer quantized alone, behind the float network: its own output;
+  weight, activation, both   the layer quantized alone, on float inputs: its own output;
   accumulated                the same output in the quantized network, with the errors of all before it;
   sensitivity                the network's outputs when nothing but this layer is quantized.
 
-Only the nodes behind a layer run again for its sensitivity: about half a forward pass for each layer.
+Only the nodes downstream of a layer run again for its sensitivity: about half a forward pass for each layer.
 """
 
 from __future__ import annotations
@@ -67,14 +67,14 @@ def analyze(
 
     Args:
         model: The float network.
-        plan: What is quantized; only its layers are looked at.
+        plan: Layers and activations that are quantized; only its layers are analyzed.
         quantized: Codes and scales.
-        rules: How the target keeps biases.
-        batches: This worker's.
-        inputs: Reads a batch.
+        rules: Constraints of the target, for the type of its biases.
+        batches: Batches of this worker.
+        inputs: Function that reads a batch.
         sensitivity_samples: Samples of the run, from the first, on which sensitivity is measured: every batch that
             begins among them.
-        device: Where to run.
+        device: Device to run on.
         progress: Called with the number of samples done.
     """
     outputs = [value for value in model.graph.outputs if value.dtype is None or value.dtype.is_floating_point()]

@@ -68,7 +68,7 @@ def absorb_bias_of(link: LayerPair, layers: Mapping[str, Layer], amounts: NDArra
     Args:
         link: The two layers.
         layers: Layers of the network to change, by name.
-        amounts: What `amounts_of` found.
+        amounts: Result of `amounts_of`.
     """
     first, second = layers[link.first.name], layers[link.second.name]
     norm = batch_norm_of(first.node)
@@ -110,7 +110,7 @@ def min_outputs(model: ir.Model, samples: Dataset) -> dict[str, NDArray[np.float
     """Return the least number [C] of each layer's output on some samples, by name of the layer."""
     outputs = {name_of(layer.output): layer for layer in layers_of(model)}
     module = GraphModule(model, outputs=outputs).eval()
-    found: dict[str, NDArray[np.float32]] = {}
+    minima: dict[str, NDArray[np.float32]] = {}
     for batch in cut(min(ABSORPTION_SAMPLES, len(samples)), ABSORPTION_BATCH):
         arrays = samples.read(batch.start, batch.stop).inputs
         with torch.inference_mode():
@@ -118,5 +118,5 @@ def min_outputs(model: ir.Model, samples: Dataset) -> dict[str, NDArray[np.float
         for value, layer in outputs.items():
             channel = -1 if layer.op_type == "MatMul" else 1
             least = values[value].transpose(0, channel).flatten(1).amin(dim=1).numpy()
-            found[layer.name] = np.minimum(found.get(layer.name, least), least)
-    return found
+            minima[layer.name] = np.minimum(minima.get(layer.name, least), least)
+    return minima

@@ -27,19 +27,19 @@ def analytic_bias_correction(
 
     Args:
         model: The float network.
-        plan: What is quantized in it.
+        plan: Its layers and activations that are quantized.
         quantized: Its integer weights.
         moments: Moments of its values, by name.
     """
-    found = {}
+    corrected = {}
     for layer in layers_of(model):
         own = quantized.layers.get(layer.name)
         if layer.name not in plan.layers or own is None or own.bias is None or layer.input is None:
             continue
         error = own.weight.astype(np.float64) - layer.array
         shift = mean_response(layer, error, moments[name_of(layer.input)].mean)
-        found[layer.name] = dataclasses.replace(own, bias=(own.bias - shift).astype(np.float32))
-    return QuantizedModel({**quantized.layers, **found}, quantized.activations)
+        corrected[layer.name] = dataclasses.replace(own, bias=(own.bias - shift).astype(np.float32))
+    return QuantizedModel({**quantized.layers, **corrected}, quantized.activations)
 
 
 def data_free_ranges(plan: Plan, moments: Mapping[str, Moments], *, sigmas: float = 6.0) -> dict[str, Range]:
@@ -48,8 +48,8 @@ def data_free_ranges(plan: Plan, moments: Mapping[str, Moments], *, sigmas: floa
     What a Relu or Clip cuts off of that is left out; the range spans all channels, and zero.
 
     Args:
-        plan: What is quantized.
-        moments: What the values are like, by name.
+        plan: Layers and activations that are quantized.
+        moments: Moments of the values, by name.
         sigmas: Standard deviations to either side.
     """
     ranges = {}
@@ -65,7 +65,7 @@ def data_free_ranges(plan: Plan, moments: Mapping[str, Moments], *, sigmas: floa
 def channel_reaches(
     model: ir.Model, moments: Mapping[str, Moments], *, sigmas: float = 4.0
 ) -> dict[str, NDArray[np.float64]]:
-    """Return how far the values between two layers reach in each channel, which `equalize` can even out.
+    """Return the largest magnitude of each channel between two layers, which `equalize` can even out.
 
     Args:
         model: The float network.
@@ -73,7 +73,7 @@ def channel_reaches(
         sigmas: Standard deviations to either side of the mean that count.
 
     Returns:
-        By name of the first layer of each pair, [C].
+        Magnitudes [C] by name of the first layer of each pair.
     """
     reaches = {}
     for link in find_layer_pairs(model)[0]:

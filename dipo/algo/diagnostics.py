@@ -27,20 +27,20 @@ def diagnose(model: ir.Model, plan: Plan, statistics: Mapping[str, Statistics]) 
 
     Args:
         model: The float network.
-        plan: What is quantized.
+        plan: Layers and activations that are quantized.
         statistics: Statistics of calibration, by name of the activation; activations that are missing are passed over.
     """
-    found = []
+    diagnostics = []
     for name, layer in plan.layers.items():
         weight = array_of(model.graph.initializers[layer.weight])
         rows = np.moveaxis(weight, layer.axis, 0).reshape(weight.shape[layer.axis], -1)
         num_dead = int((~rows.any(axis=1)).sum())
         if num_dead == len(rows):
-            found.append(Diagnostic(name, "its weight is all zero"))
+            diagnostics.append(Diagnostic(name, "its weight is all zero"))
         elif num_dead:
-            found.append(Diagnostic(name, f"{num_dead} of its {len(rows)} channels have no weight but zero"))
+            diagnostics.append(Diagnostic(name, f"{num_dead} of its {len(rows)} channels have no weight but zero"))
     for name in plan.activations:
         seen = statistics.get(name)
         if seen is not None and seen.count and seen.min == seen.max:
-            found.append(Diagnostic(name, f"it is {seen.min:g} everywhere, on all samples"))
-    return found
+            diagnostics.append(Diagnostic(name, f"it is {seen.min:g} everywhere, on all samples"))
+    return diagnostics

@@ -83,12 +83,13 @@ def equalize(
     Args:
         model: A model that `graph.load` has normalised; it is left as it is.
         absorb_bias: Move what no activation cuts off from biases into the next layers' (DFQ, section 4.1.3).
-        seen_min: By name of the layer, the least number [C] that its output had on samples, in `model`: no more is
+        seen_min: Least numbers [C] of each layer's output on samples, in `model`, by name of the layer: no more is
             absorbed than leaves the function on those samples as it is.
-        reaches: By name of the layer, how far the values [C] reach that its partner reads; of all layers, or none.
-        limit: Of a channel's scale over the median of all, and the inverse of the smallest: what hardly has weights may
-            carry a large bias, and would blow up the range of its activations.
-        exact: Only powers of two for scales: the network's outputs stay the same bits.
+        reaches: Largest magnitudes [C] of the values that the layer's partner reads, by name of the layer; for all
+            layers or none.
+        limit: Largest scale of a channel over the median of all, and the inverse of the smallest: a channel with hardly
+            any weights may carry a large bias, and would blow up the range of its activations.
+        exact: Take only powers of two as scales: the network's outputs stay the same to the bit.
         max_sweeps: Sweeps over all chains at most.
     """
     links, refusals = find_layer_pairs(model)

@@ -34,10 +34,10 @@ def fisher_diagonals(
     Args:
         model: The float network.
         values: Names of the values whose elements the gradients are for.
-        batches: This worker's.
-        inputs: Reads a batch.
+        batches: Batches of this worker.
+        inputs: Function that reads a batch.
         seed: Seed of the labels that are drawn.
-        device: Where to run.
+        device: Device to run on.
 
     Returns:
         By name of the value the squared gradients, float32, in the order of a `CachedActivation`.
@@ -50,8 +50,8 @@ def fisher_diagonals(
         outputs = {name: seen[name] for name in judged if seen[name].requires_grad}
         slopes = [_likelihood_slope(out.detach(), batch, [seed, judged.index(name)]) for name, out in outputs.items()]
         taps = [seen[name] for name in values]
-        found = torch.autograd.grad(list(outputs.values()), taps, slopes, allow_unused=True)
-        for name, tap, grad in zip(values, taps, found, strict=True):
+        gradients = torch.autograd.grad(list(outputs.values()), taps, slopes, allow_unused=True)
+        for name, tap, grad in zip(values, taps, gradients, strict=True):
             parts[name].append(torch.zeros_like(tap) if grad is None else grad.square())
     return {name: CachedActivation.gather(pieces, None) for name, pieces in parts.items()}
 

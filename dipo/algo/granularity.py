@@ -37,11 +37,11 @@ def compare_granularities(
 
     Args:
         model: The float network.
-        plan: What is quantized.
+        plan: Layers and activations that are quantized.
         quantized: The scales in use; a layer's `target` takes the float weight's place.
         cfg: How a weight's range is chosen.
     """
-    found = {}
+    sums = {}
     for name, layer in plan.layers.items():
         own = quantized.layers[name]
         target = array_of(model.graph.initializers[layer.weight]) if own.target is None else own.target
@@ -58,8 +58,8 @@ def compare_granularities(
         noise, other_noise = _rounding_noise(weight, own.qparams), _rounding_noise(weight, other)
         if layer.spec.per_channel:
             noise, other_noise = other_noise, noise
-        found[name] = WeightSums(float(np.square(weight, dtype=np.float64).sum()), noise, other_noise)
-    return found
+        sums[name] = WeightSums(float(np.square(weight, dtype=np.float64).sum()), noise, other_noise)
+    return sums
 
 
 def _rounding_noise(weight: NDArray[np.float32], qparams: QParams) -> float:

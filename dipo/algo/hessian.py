@@ -85,7 +85,7 @@ def columns(x: torch.Tensor, layout: WeightLayout, function: TorchOp, *, node: i
     Args:
         x: The layer's input, float64 [samples, ...].
         layout: Layout of its weight.
-        function: What the layer computes.
+        function: Torch function of the layer.
         node: The layer, for errors.
 
     Returns:
@@ -139,7 +139,7 @@ def _grid(pair: NetworkPair, capture: CachedActivation, num_outputs: int) -> _Gr
         num_outputs: Columns of X on this worker.
     """
     zero_point = 0.0 if capture.qparams is None else float(capture.qparams.zero_point)
-    low, high = (float(found) for found in torch.aminmax(capture.data))
+    low, high = (float(extreme) for extreme in torch.aminmax(capture.data))
     mine = torch.zeros(2, max(pair.owners) + 1, dtype=torch.float64, device=pair.device)
     mine[0, _rank(pair)] = max(abs(low - zero_point), abs(high - zero_point))
     mine[1, _rank(pair)] = num_outputs

@@ -2,7 +2,7 @@
 
 A quantized layer adds products of integers and rounds their sum to a code. Computed with the numbers that the codes
 stand for, the sum has rounding errors of its own, and where it lies half way between two codes the error decides. One
-step more or less then grows through the layers behind. Here sums are exact and rounded by the kernels' own formulas,
+step more or less then grows through the layers after it. Here sums are exact and rounded by the kernels' own formulas,
 those of ONNX Runtime's CPU provider on x86 (docs/deployed.md).
 
 Symbols: q a code, z its zero point, s its scale; x, a, b inputs, w a weight, y the output. `fl` is rounding to float32,
@@ -77,10 +77,10 @@ def integer_kernels(
     Args:
         model: The float network.
         module: The whole network as a module.
-        plan: What is quantized.
+        plan: Layers and activations that are quantized.
         quantized: Codes and scales.
         quantize_outputs: The network's outputs are quantized too.
-        device: Where to run.
+        device: Device to run on.
     """
     functions = {step.node: step.function for step in module.steps}
     kernels = IntegerKernels()

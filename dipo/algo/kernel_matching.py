@@ -73,7 +73,7 @@ def match_kernel(
     Args:
         node: Any node.
         functions: The nodes' torch functions, by name of the node.
-        plan: What is quantized.
+        plan: Layers and activations that are quantized.
         quantized: Codes and scales.
         quantize_outputs: The network's outputs are quantized too; otherwise what leaves the network is no code.
     """
@@ -99,7 +99,7 @@ def keep_integer(model: ir.Model, sites: Mapping[str, KernelMatch], *, plan: Pla
     Args:
         model: The network.
         sites: The matches by name of the node.
-        plan: What is quantized.
+        plan: Layers and activations that are quantized.
     """
     values = {name_of(value): value for node in model.graph for value in node.outputs if value.name}
     held = {
@@ -151,18 +151,18 @@ def _written(
         value, activation = reader.outputs[0], node_name(reader)
     if value.is_graph_output() and not quantize_outputs:
         return None
-    moved = behind = value
-    while (grid := _grid(behind, plan, quantized)) is None:
-        reader = sole_consumer(behind)
+    moved = downstream = value
+    while (grid := _grid(downstream, plan, quantized)) is None:
+        reader = sole_consumer(downstream)
         if reader is None or not _moves_codes(reader):
             return None
-        behind = reader.outputs[0]
-        if behind.is_graph_output() and not quantize_outputs:
+        downstream = reader.outputs[0]
+        if downstream.is_graph_output() and not quantize_outputs:
             return None
     limits = (grid.qmin, grid.qmax)
     if activation is not None:
         limits = _limits(functions[activation], grid)
-    if behind is not moved and limits != (grid.qmin, grid.qmax):
+    if downstream is not moved and limits != (grid.qmin, grid.qmax):
         return None
     return KernelMatch(inputs, sources, grid, name_of(value), activation, limits)
 

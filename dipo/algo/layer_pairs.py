@@ -60,9 +60,9 @@ def find_layer_pairs(model: ir.Model) -> tuple[list[LayerPair], list[Skipped]]:
     Args:
         model: A model that `graph.load` has normalised.
     """
-    found = [layer_pair_after(layer) for layer in layers_of(model)]
-    return [each for each in found if isinstance(each, LayerPair)], [
-        each for each in found if isinstance(each, Skipped)
+    results = [layer_pair_after(layer) for layer in layers_of(model)]
+    return [each for each in results if isinstance(each, LayerPair)], [
+        each for each in results if isinstance(each, Skipped)
     ]
 
 
@@ -71,12 +71,12 @@ def find_chains(links: list[LayerPair]) -> list[list[LayerPair]]:
 
     Each pair is in one chain; the layers inside a chain are depthwise.
     """
-    before = {link.second: link for link in links}
-    behind = {link.first: link for link in links}
+    pairs_into = {link.second: link for link in links}
+    pairs_from = {link.first: link for link in links}
 
     def is_inside(layer: Layer) -> bool:
         # A repeated channel meets several filters: that pair is solved by itself.
-        return layer.is_depthwise and layer in before and layer in behind and before[layer].repeat == 1
+        return layer.is_depthwise and layer in pairs_into and layer in pairs_from and pairs_into[layer].repeat == 1
 
     chains = []
     for link in links:
@@ -84,7 +84,7 @@ def find_chains(links: list[LayerPair]) -> list[list[LayerPair]]:
             continue
         chain = [link]
         while is_inside(chain[-1].second):
-            chain.append(behind[chain[-1].second])
+            chain.append(pairs_from[chain[-1].second])
         chains.append(chain)
     return chains
 
@@ -185,13 +185,13 @@ def _behind(passed: Intermediate) -> tuple[int, int]:
     """Return `num_dims_behind` and `repeat` of the node's output."""
     channels = operators.of(passed.node).channels
     if channels is Channels.REDUCED:
-        found = reduced(passed)
+        layout = reduced(passed)
     elif channels is Channels.REARRANGED:
-        found = rearranged(passed)
+        layout = rearranged(passed)
     else:
         return passed.num_dims_behind, passed.repeat
-    assert found is not None
-    return found
+    assert layout is not None
+    return layout
 
 
 def reduced(passed: Intermediate) -> tuple[int, int] | None:

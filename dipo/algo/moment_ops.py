@@ -51,11 +51,11 @@ def _pooled(_: ir.Node, x: Moments) -> Moments:
 def _rearranged(node: ir.Node, x: Moments, found: tuple[int, int] | None) -> Moments:
     if found is None:
         raise refusal(node)
-    behind, repeat = found
+    num_dims_behind, repeat = found
     mean, std, low, high, mu, sigma = (
         np.repeat(array, repeat) for array in (x.mean, x.std, x.low, x.high, x.mu, x.sigma)
     )
-    return Moments(mean, std, low, high, mu, sigma, behind)
+    return Moments(mean, std, low, high, mu, sigma, num_dims_behind)
 
 
 def _same_order(node: ir.Node, x: Moments) -> Moments:

@@ -48,7 +48,7 @@ def input_moments(
     Raises:
         UserError: The network has another number of channels, or it is not known.
     """
-    found = {}
+    moments = {}
     for value in model.graph.inputs:
         shape = value.shape
         channels = None if shape is None or len(shape) < 2 else shape[1]
@@ -64,8 +64,8 @@ def input_moments(
                 f"input {value.name!r} has {channels} channels, give data.mean and data.std for each of them, or one "
                 "number for all"
             ) from error
-        found[name_of(value)] = Moments.of(*arrays[:2], low=arrays[2], high=arrays[3], num_dims_behind=len(shape) - 2)
-    return found
+        moments[name_of(value)] = Moments.of(*arrays[:2], low=arrays[2], high=arrays[3], num_dims_behind=len(shape) - 2)
+    return moments
 
 
 def moments_of(model: ir.Model, inputs: Mapping[str, Moments] | None = None) -> dict[str, Moments]:
@@ -96,8 +96,8 @@ def _made_by(node: ir.Node, known: Mapping[str, Moments], opset: int) -> list[Mo
         return _moved(node, read, opset)
     layer, norm = layer_of(node), batch_norm_in(node) or batch_norm_of(node)
     if norm is not None:
-        behind = read[0].num_dims_behind if layer is None else layer.num_spatial
-        return [Moments.of(norm.beta, norm.std, num_dims_behind=behind)]
+        num_dims_behind = read[0].num_dims_behind if layer is None else layer.num_spatial
+        return [Moments.of(norm.beta, norm.std, num_dims_behind=num_dims_behind)]
     return [_followed(node, read, rule, opset)]
 
 
@@ -159,16 +159,16 @@ def _moved(node: ir.Node, read: list[Moments], opset: int) -> list[Moments]:
         ]  # fmt: skip
         results = function(*arguments)
         parts.append([each.numpy() for each in (results if isinstance(results, tuple) else (results,))])
-    behind = read[0].num_dims_behind
+    num_dims_behind = read[0].num_dims_behind
     outputs: list[Moments] = []
     for arrays in zip(*parts, strict=True):
-        axis = arrays[0].ndim - 1 - behind
+        axis = arrays[0].ndim - 1 - num_dims_behind
         if axis < 0:
             raise refusal(node)
         outputs.append(
             _over_positions([np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1) for array in arrays])
         )
-    return [dataclasses.replace(each, num_dims_behind=behind) for each in outputs]
+    return [dataclasses.replace(each, num_dims_behind=num_dims_behind) for each in outputs]
 
 
 def _over_positions(arrays: list[NDArray[np.float64]]) -> Moments:
@@ -192,8 +192,8 @@ def _laid_out(node: ir.Node, value: ir.Value, moments: Moments, name: str) -> to
     shape = [] if value.shape is None else [size if isinstance(size, int) else None for size in value.shape]
     if len(shape) < moments.num_dims_behind + 2 or None in shape[1:]:
         raise refusal(node)
-    behind = [1] * moments.num_dims_behind
-    return torch.from_numpy(np.array(channels).reshape(-1, *behind)).expand([1, *(size or 1 for size in shape[1:])])
+    ones = [1] * moments.num_dims_behind
+    return torch.from_numpy(np.array(channels).reshape(-1, *ones)).expand([1, *(size or 1 for size in shape[1:])])
 
 
 def _constant(value: ir.Value) -> torch.Tensor:

@@ -55,13 +55,13 @@ class NetworkPair:
 
         Args:
             model: The float network, normalised.
-            plan: What is quantized.
+            plan: Layers and activations that are quantized.
             units: All units, in order.
             quantized: Codes and scales of every layer and activation.
             batches: This worker's batches.
             owners: The worker that holds each of the run's batches.
             collectives: Adds up over the workers.
-            device: Where tensors live.
+            device: Device of the tensors.
         """
         self.model, self.plan, self.units, self.collectives, self.device = model, plan, list(units), collectives, device
         self.batches, self.owners = list(batches), list(owners)

@@ -20,7 +20,7 @@ class Phase:
         """Return the seed of a unit's random numbers in this phase, whatever worker needs it.
 
         Args:
-            run_seed: Of the run.
+            run_seed: Seed of the run.
             unit: The unit's index.
         """
         import numpy as np

@@ -1,7 +1,7 @@
 """Reconstruction of one unit: AdaRound, BRECQ and QDrop as presets of one loop.
 
 The rounding of each weight, the biases and the scales of the activations are trained so that the unit's outputs,
-behind its quantized inputs, come near the float network's. AdaRound (arXiv:2004.10568) takes a layer as the unit,
+on its quantized inputs, come near the float network's. AdaRound (arXiv:2004.10568) takes a layer as the unit,
 BRECQ (arXiv:2102.05426) a block, QDrop (arXiv:2203.05740) a block whose activations are, element by element,
 quantized with probability 1/2.
 

@@ -59,13 +59,13 @@ def simulate(
 
     Args:
         model: The float network.
-        plan: What is quantized.
+        plan: Layers and activations that are quantized.
         quantized: Codes and scales.
-        rules: How the target keeps biases.
-        batches: This worker's.
-        inputs: Reads a batch.
+        rules: Constraints of the target, for the type of its biases.
+        batches: Batches of this worker.
+        inputs: Function that reads a batch.
         profile_samples: Samples of the run, from the first, whose layers are compared too.
-        device: Where to run.
+        device: Device to run on.
         progress: Called with the number of samples done.
     """
     taps = {name_of(layer.output): layer.name for layer in layers_of(model)}

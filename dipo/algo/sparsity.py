@@ -101,7 +101,7 @@ def smallest(rows: NDArray[np.float32], pattern: Pattern) -> NDArray[np.bool_]:
 
     Args:
         rows: [groups, rows, positions, inputs].
-        pattern: Which may go together.
+        pattern: Which weights may be pruned together.
 
     Returns:
         True where a weight goes; shaped like `rows`.
@@ -129,7 +129,7 @@ def prune_by_error(rows: NDArray[np.float32], hessian_matrix: torch.Tensor, patt
     Args:
         rows: [groups, rows, positions, inputs].
         hessian_matrix: H, float64 [groups, D, D].
-        pattern: Which weights may go together.
+        pattern: Which weights may be pruned together.
 
     Returns:
         The new weights, exactly zero where pruned; shaped like `rows`.

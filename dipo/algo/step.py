@@ -73,7 +73,7 @@ class Step(abc.ABC):
         """Make the step with the options of a configuration.
 
         Args:
-            cfg: Where the step's options are taken from that `own` leaves out; those that it lacks take their default.
+            cfg: Section with the options that `own` leaves out; those that it lacks too take their default.
             own: Options given with the step's entry in the list.
 
         Raises:

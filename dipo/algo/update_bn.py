@@ -1,7 +1,7 @@
 """BatchNorm re-estimation: a layer's folded BatchNormalization gets the statistics of the quantized network.
 
 Folded, y = (z - mean) gamma / sqrt(var + epsilon) + beta with z the layer's output in front of the BatchNormalization.
-With the quantized weights, behind quantized layers, z has another mean and variance. They are measured and folded
+With quantized weights, after quantized layers, z has another mean and variance. They are measured and folded
 anew; the layer's output then has mean beta and standard deviation |gamma| on the samples, as it had in training. What
 is measured takes the place of `running_mean` and `running_var`: the latter is the variance, not its root, of all
 samples and positions, divided by their number, as ONNX defines it.

@@ -84,7 +84,7 @@ class WeightQuantizer:
         """Start at the float weights, or where an earlier phase stopped.
 
         Args:
-            layers: By name of the node.
+            layers: Layers by name of the node.
             rounding: `sigmoid`, `straight_through`, or `FIXED`.
             train_scale: Whether scales are trained; those that have to stay powers of two are not.
             begun: Rounding by name of the node after an earlier phase, see `begun`; None: start at the float weights.

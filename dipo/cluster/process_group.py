@@ -45,7 +45,7 @@ class TorchCollectives:
 
         Args:
             group: This worker's place in the group.
-            device: Where tensors live.
+            device: Device of the tensors.
             listener: Rank 0's socket, on which the others find it; no other process can take its port, or connect on
                 another interface.
 

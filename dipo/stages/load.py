@@ -176,8 +176,8 @@ def _observed(config: Config, model: ir.Model, plan: Plan) -> tuple[str, ...]:
     """Return the values that only other targets quantize, so that their files can be written from this run."""
     specs = {name: target.spec for name, target in TARGETS.items()}
     likes = {(s.operators, s.fuse_residual_add, s.quantize_outputs): name for name, s in specs.items()}
-    found = {value: None for name in likes.values() for value in plan_for(name, config, model, fit=True).activations}
-    return tuple(value for value in found if value not in plan.activations)
+    values = {value: None for name in likes.values() for value in plan_for(name, config, model, fit=True).activations}
+    return tuple(value for value in values if value not in plan.activations)
 
 
 def _samples(config: Config, model: ir.Model, path: Path) -> Datasets:
@@ -230,13 +230,13 @@ def input_specs(model: ir.Model, *, source: str) -> list[InputSpec]:
     Raises:
         UserError: An input has no declared shape or type.
     """
-    found = []
+    specs = []
     for value in model.graph.inputs:
         if value.shape is None or value.dtype is None:
             raise UserError(f"{source}: input {value.name!r} has no declared shape and type, export it with both")
         shape = tuple(size if isinstance(size, int) else None for size in value.shape)
-        found.append(InputSpec(name=name_of(value), shape=shape, dtype=value.dtype.numpy()))
-    return found
+        specs.append(InputSpec(name=name_of(value), shape=shape, dtype=value.dtype.numpy()))
+    return specs
 
 
 def check_parity(loaded: JobInputs, *, threads: int) -> float:
@@ -257,18 +257,18 @@ def check_parity(loaded: JobInputs, *, threads: int) -> float:
         raise _cannot_run("ONNX Runtime", error, loaded.path) from error
     try:
         with torch.inference_mode():
-            found = module({name: channels_last(torch.from_numpy(array)) for name, array in samples.items()})
+            outputs = module({name: channels_last(torch.from_numpy(array)) for name, array in samples.items()})
     except (RuntimeError, IndexError) as error:
         raise _cannot_run("torch", error, loaded.path) from error
     num_samples = len(next(iter(samples.values())))
     for name, array in expected.items():
-        if not array.ndim or len(array) != num_samples or array.shape != tuple(found[name].shape):
+        if not array.ndim or len(array) != num_samples or array.shape != tuple(outputs[name].shape):
             raise UserError(
-                f"model.path={loaded.path}: output {name!r} has the shape {list(found[name].shape)} for {num_samples} "
-                "samples, export the model with one row of every output for each sample"
+                f"model.path={loaded.path}: output {name!r} has the shape {list(outputs[name].shape)} for "
+                f"{num_samples} samples, export the model with one row of every output for each sample"
             )
     _check_labels(loaded, classes=next(iter(expected.values()))[0].size)
-    worst = max(_difference(found[name].numpy(), array) for name, array in expected.items())
+    worst = max(_difference(outputs[name].numpy(), array) for name, array in expected.items())
     if worst > PARITY_LIMIT:
         raise UserError(
             f"model.path={loaded.path}: torch and ONNX Runtime differ by {worst:.2g} of the largest output on the "

@@ -64,8 +64,8 @@ def check_places(folder: RunFolder, places: Iterable[str]) -> None:
 
 def _place(folder: RunFolder, made: Mapping[Retargeted, tuple[str, list[Path]]]) -> dict[Retargeted, list[Path]]:
     """Move complete files to their places."""
-    found = {target: [folder.path / place / file.name for file in files] for target, (place, files) in made.items()}
-    for path in (path for paths in found.values() for path in paths):
+    placed = {target: [folder.path / place / file.name for file in files] for target, (place, files) in made.items()}
+    for path in (path for paths in placed.values() for path in paths):
         if path.is_dir():
             raise UserError(
                 f"{folder.option}={folder.path}: {path.relative_to(folder.path)} in it is a folder, where a file of "
@@ -73,7 +73,7 @@ def _place(folder: RunFolder, made: Mapping[Retargeted, tuple[str, list[Path]]])
             )
     known = _known(folder)
     former = {path for path in known if str(path.parent) in {place for place, _ in made.values()}}
-    now = {PurePosixPath(path.relative_to(folder.path)) for paths in found.values() for path in paths}
+    now = {PurePosixPath(path.relative_to(folder.path)) for paths in placed.values() for path in paths}
     # If the process is killed between two files, the list names all that may be there.
     _write_list(folder, known | now)
     if RUN_TARGET in {place for place, _ in made.values()}:
@@ -81,7 +81,7 @@ def _place(folder: RunFolder, made: Mapping[Retargeted, tuple[str, list[Path]]])
     try:
         for target, (_, files) in made.items():
             # The quantized network last: it is what shows that the files are there.
-            for file, final in reversed(list(zip(files, found[target], strict=True))):
+            for file, final in reversed(list(zip(files, placed[target], strict=True))):
                 final.parent.mkdir(exist_ok=True)
                 file.replace(final)
         for left in former - now:
@@ -95,7 +95,7 @@ def _place(folder: RunFolder, made: Mapping[Retargeted, tuple[str, list[Path]]])
             "writable and write the files again"
         ) from error
     _write_list(folder, known - former | now)
-    return found
+    return placed
 
 
 def _write_list(folder: RunFolder, paths: Iterable[PurePosixPath]) -> None:
@@ -105,17 +105,17 @@ def _write_list(folder: RunFolder, paths: Iterable[PurePosixPath]) -> None:
 
 def _known(folder: RunFolder) -> set[PurePosixPath]:
     """Return the files written for targets, from the list, or from the reports of runs without one."""
-    found = set[str]()
+    lines = set[str]()
     if folder.has(WRITTEN):
-        found |= set((folder.path / WRITTEN).read_text(encoding="utf-8").splitlines())
+        lines |= set((folder.path / WRITTEN).read_text(encoding="utf-8").splitlines())
     report = _report(folder, REPORT)
-    found |= report.get("files", {}).keys() - {"float"}
+    lines |= report.get("files", {}).keys() - {"float"}
     for row in report.get("targets", []):
-        found |= {f"{row['name']}/{file}" for file in row["files"]}
+        lines |= {f"{row['name']}/{file}" for file in row["files"]}
     for path in folder.path.glob(f"*/{EXPORT}"):
         place = path.parent.name
-        found |= {f"{place}/{file}" for file in [EXPORT, *_report(folder, f"{place}/{EXPORT}").get("files", {})]}
-    paths = {PurePosixPath(line) for line in found if line}
+        lines |= {f"{place}/{file}" for file in [EXPORT, *_report(folder, f"{place}/{EXPORT}").get("files", {})]}
+    paths = {PurePosixPath(line) for line in lines if line}
     return {path for path in paths if len(path.parts) <= 2 and not path.is_absolute() and ".." not in path.parts}
 
 

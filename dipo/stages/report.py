@@ -168,7 +168,8 @@ def _peaks(config: Config, peaks: Sequence[float]) -> dict[str, float]:
 
 def versions() -> dict[str, str]:
     """Return the versions of dipo, Python and the packages that decide results."""
-    found = {name: metadata.version(name) for name in PACKAGES}
+    packages = {name: metadata.version(name) for name in PACKAGES}
     import onnxruntime
 
-    return {"dipo": dipo.__version__, "python": host.python_version(), **found, "onnxruntime": onnxruntime.__version__}
+    own = {"dipo": dipo.__version__, "python": host.python_version()}
+    return {**own, **packages, "onnxruntime": onnxruntime.__version__}

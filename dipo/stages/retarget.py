@@ -82,7 +82,7 @@ def target_of(name: str, source: QuantizedRun) -> Retargeted:
     if name == source.config.platform.name:
         return Retargeted(name, source.plan, source.quantized, {}, dict.fromkeys(source.plan.activations, "kept"))
     plan = plan_for(name, source.config, source.model, fit=True)
-    found = requantize(
+    requantized = requantize(
         source.model,
         source.quantized,
         plan=plan,
@@ -90,8 +90,8 @@ def target_of(name: str, source: QuantizedRun) -> Retargeted:
         cfg=source.config.calib,
         target=name,
     )
-    quantized = TARGETS[name].on_grids(source.model, found.quantized)
-    return Retargeted(name, plan, quantized, found.weights, found.activations)
+    quantized = TARGETS[name].on_grids(source.model, requantized.quantized)
+    return Retargeted(name, plan, quantized, requantized.weights, requantized.activations)
 
 
 def write(
@@ -160,10 +160,10 @@ def _beside(target: Retargeted, source: QuantizedRun) -> dict[str, QParams]:
     spec = QuantSpec(8, signed=its.act_signed, symmetric=its.act_symmetric)
     values = float_values(source.model)
     plan = dataclasses.replace(target.plan, activations=dict.fromkeys(values, spec))
-    found = {name: qparams_of(range_, spec) for name, range_ in _ranges(source, plan).items()}
+    grids = {name: qparams_of(range_, spec) for name, range_ in _ranges(source, plan).items()}
     positive = positive_values(source.model)
     own = source.quantized.activations.items()
-    return found | {name: activation_on(name, grid, spec, positive)[0] for name, grid in own}
+    return grids | {name: activation_on(name, grid, spec, positive)[0] for name, grid in own}
 
 
 def _ranges(source: QuantizedRun, plan: Plan) -> dict[str, Range]:

@@ -6,7 +6,7 @@ from dipo.algo.steps.reconstruction import Reconstruction
 
 
 class AdaRound(Reconstruction):
-    """Reconstruction of single layers, each with the activation function behind it."""
+    """Reconstruction of single layers, each with the activation function after it."""
 
     name = "adaround"
     default_unit = "layer"

@@ -84,7 +84,7 @@ class BiasCorrection(UnitStep, NetworkStep):
         from dipo.algo.data_free import analytic_bias_correction
 
         del workers
-        found = analytic_bias_correction(
+        quantized = analytic_bias_correction(
             state.model, plan=state.plan, quantized=state.quantized, moments=state.moments()
         )
-        return NetworkChange(found)
+        return NetworkChange(quantized)

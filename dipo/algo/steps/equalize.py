@@ -72,8 +72,8 @@ class Equalize(FloatStep):
             # Without them only the weights' ranges are balanced, as DFQ does.
             log.info("equalization looks at weights alone: %s", error)
             reaches = None
-        found = equalize(network.model, absorb_bias=self.options.absorb_bias, seen_min=seen, reaches=reaches)
-        return FloatChange(found.model, seen, found.chains, found.refusals)
+        equalized = equalize(network.model, absorb_bias=self.options.absorb_bias, seen_min=seen, reaches=reaches)
+        return FloatChange(equalized.model, seen, equalized.chains, equalized.refusals)
 
     def _leaves_channels(self, network: FloatNetwork) -> bool:
         """Return whether equalization leaves the network as it is."""
