@@ -50,6 +50,10 @@ def test_its_options_stand_in_its_entry(tiny_job, tmp_path):
         ("[{fit_scales:{strength:2}}]", "algo.strength 2: give a number from 0 to 1"),
         ("[{fit_scales:{strenght:1}}]", "unknown option 'algo.strenght': did you mean strength?"),
         ("[tune,fit_scales]", "algo.steps: fit_scales after tune: it would undo what was tuned end to end"),
+        (
+            "[fit_scales,equalize]",
+            "equalize after fit_scales: it changes the float network that fit_scales has quantized",
+        ),
         ("[fit_scale]", "algo.steps 'fit_scale': did you mean fit_scales, or one of"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dipo.algo.step import Step
+from dipo.algo.step import FloatStep, Step
 from dipo.algo.steps.adaround import AdaRound
 from dipo.algo.steps.analyze import Analyze
 from dipo.algo.steps.bias_correction import BiasCorrection
@@ -72,6 +72,13 @@ def check_order(names: Sequence[str]) -> None:
             raise UserError(f"algo.steps: {name} comes twice, leave one of them out")
         if Analyze.name in before:
             raise UserError(f"algo.steps: {name} after analyze: the analysis would not show it, put analyze last")
+        if issubclass(STEPS[name], FloatStep):
+            for other in before:
+                if not issubclass(STEPS[other], FloatStep):
+                    raise UserError(
+                        f"algo.steps: {name} after {other}: it changes the float network that {other} has quantized "
+                        f"already, put {name} before it or leave it out"
+                    )
         for other, reason in STEPS[name].never_after.items():
             if other in before:
                 raise UserError(f"algo.steps: {name} after {other}: {reason}, put {name} before it or leave it out")

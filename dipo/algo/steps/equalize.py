@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("dipo")
 
-_FLOAT = "it changes the float network that {} has quantized already"
-
 
 @dataclass(frozen=True)
 class EqualizeOptions(StepOptions):
@@ -38,11 +36,6 @@ class Equalize(FloatStep):
 
     name = "equalize"
     Options: ClassVar[type[StepOptions]] = EqualizeOptions
-    never_after: ClassVar[Mapping[str, str]] = {
-        other: _FLOAT.format(other)
-        for other in ("update_bn", "sparsify", "bias_correction", "adaround", "brecq", "qdrop", "tune")
-    }
-
     options: EqualizeOptions
 
     @property
