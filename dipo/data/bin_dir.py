@@ -1,8 +1,8 @@
-"""Reader of a folder as Dipoorlet lays it out: `<input>/<n>.bin`, each file the raw values of one sample.
+"""Reader of folders in Dipoorlet's layout: `<input>/<n>.bin`, each file the raw values of one sample.
 
-The values are little-endian: float32 for a float input (or the input's own type, where only that agrees with the file's
-length), else the input's own type. A folder's name is the input's name, `_` standing for `/` where need be. The files
-are taken in the order of their numbers.
+The values are little-endian: float32 for a float input (or the input's own type, if only that agrees with the file's
+length), else the input's own type. A folder has the input's name, possibly with `_` for `/`. The files are read in the
+order of their numbers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class BinInput:
     dtype: np.dtype[Any]
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Give the input's samples `start` to `stop` (not included)."""
+        """Return the input's samples `start` to `stop` (not included)."""
         stored = np.empty((stop - start, math.prod(self.fit.stored_shape)), self.dtype)
         for row, file in zip(stored, self.files[start:stop], strict=True):
             try:
@@ -54,12 +54,12 @@ class BinDataset:
         return len(self.inputs[0].files)
 
     def take(self, num: int) -> BinDataset:
-        """Give the dataset of the first `num` samples."""
+        """Return the dataset of the first `num` samples."""
         assert num <= len(self)
         return BinDataset(tuple(dataclasses.replace(entry, files=entry.files[:num]) for entry in self.inputs))
 
     def read(self, start: int, stop: int) -> Samples:
-        """Give samples `start` to `stop` (not included).
+        """Return samples `start` to `stop` (not included).
 
         Raises:
             UserError: A file cannot be read or has changed its length, or a sample has NaN or Inf.
@@ -68,15 +68,15 @@ class BinDataset:
         return Samples({entry.fit.spec.name: entry.read(start, stop) for entry in self.inputs}, None)
 
     def digest(self) -> str:
-        """Return SHA-256 of the files.
+        """Return the SHA-256 of the files.
 
         Raises:
-            UserError: One of them cannot be read.
+            UserError: A file cannot be read.
         """
         return digest_files(file for entry in self.inputs for file in entry.files)
 
     def describe(self) -> str:
-        """Say what this is, for the log."""
+        """Return a short description for the log."""
         shapes = ", ".join(
             (f"{entry.fit.spec.name} " if len(self.inputs) > 1 else "") + shape_text(entry.fit.sample_shape)
             for entry in self.inputs
@@ -85,7 +85,7 @@ class BinDataset:
 
 
 def is_bin_dir(path: Path, inputs: Sequence[InputSpec]) -> bool:
-    """Tell whether a folder has a folder with .bin files for at least one of the inputs."""
+    """Return whether a folder has a folder with .bin files for at least one of the inputs."""
     folders = (_folder(path, spec) for spec in inputs)
     return any(folder is not None and any(folder.glob("[!.]*.bin")) for folder in folders)
 
@@ -148,7 +148,7 @@ def _input(spec: InputSpec, files: tuple[Path, ...], how: Preprocessing) -> BinI
 
 
 def _shape_of(length: int, dtype: np.dtype[Any], wanted: tuple[int | None, ...], file: Path) -> tuple[int, ...] | None:
-    """Give the shape of a sample of `length` bytes; None where `wanted` has no such shape."""
+    """Return the shape of a sample of `length` bytes; None if `wanted` cannot have that length."""
     if wanted.count(None) > 1:
         raise UserError(
             f"{file}: raw values cannot tell the shape of a sample of {shape_text(wanted)}, of which more than one "

@@ -1,6 +1,6 @@
-"""Samples from a path, whatever their form: the one door to this package.
+"""Opening of datasets of any form: the entry point of this package.
 
-| path | what it is taken for |
+| path | read as |
 |---|---|
 | `.npz`, `.npy` | arrays, see `npz` |
 | folder with a folder of `.bin` files named like an input | raw samples, see `bin_dir` |
@@ -8,7 +8,7 @@
 | folder of .npy files named like the arrays of a .npz | arrays, see `store` |
 | folder of images, or of one folder of images for each class | images, see `image_folder` |
 
-Or from a function, see `source`.
+Samples may also come from a function, see `source`.
 """
 
 from __future__ import annotations
@@ -49,25 +49,25 @@ def open_datasets(
 ) -> Datasets:
     """Open the samples for calibration and for evaluation.
 
-    Only headers and file names are read, a function is called. Of `num` samples out of more, the first are taken, or
-    evenly spaced ones where they lie sorted in class folders.
+    Only headers and file names are read; a function is called. If there are more than `num` samples, the first are
+    taken, or evenly spaced ones if they are sorted in class folders.
 
     Args:
-        path: File or folder; its form is found by itself. None: they come from `source`.
-        source: `package.module:function` that gives them; None: they lie at `path`.
-        eval_path: Samples for evaluation, in any of the same forms.
-        eval_source: Likewise, as `source`; None both: those that lie beside the others.
+        path: File or folder, of which the form is detected; None: the samples come from `source`.
+        source: `package.module:function` that returns them; None: they come from `path`.
+        eval_path: Samples for evaluation, in any of these forms.
+        eval_source: Function that returns samples for evaluation; None both: the evaluation part of the others.
         inputs: The model's inputs.
         num: Number of samples for calibration; None: all.
         eval_num: Number of samples for evaluation; None: all.
-        mean: Subtracted from scaled pixels, one for each channel or one for all; None: 0.
-        std: Divides after that, likewise; None: 1.
-        scale: Multiplies uint8 pixels first. Values that are not uint8 are taken as they are.
+        mean: Mean subtracted from scaled pixels, one for each channel or one for all; None: 0.
+        std: Divisor of the difference, likewise; None: 1.
+        scale: Factor on uint8 pixels, applied first. Values that are not uint8 are not changed.
         size: Length of an image file's shorter side before the centre crop, in pixels; None: as long as the crop needs.
-        layout: How stored arrays order their axes: `nchw`, `nhwc`, or `auto`, which compares with the model's input.
+        layout: Order of the axes of stored arrays: `nchw`, `nhwc`, or `auto`, which compares with the model's input.
 
     Raises:
-        UserError: Nothing is there, nothing known is there, or it does not fit the model or the settings.
+        UserError: There are no samples, their form is not known, or they do not fit the model or the settings.
     """
     assert inputs
     how = preprocessing(mean=mean, std=std, scale=scale, size=size, layout=layout)
@@ -100,7 +100,7 @@ def _parts(
     inputs: Sequence[InputSpec],
     how: Preprocessing,
 ) -> Parts | None:
-    """Open the samples of one pair of options; None where neither is given."""
+    """Open the samples of one pair of options; return None if neither is given."""
     if source is not None:
         return open_source(source, key=f"data.{name}source", inputs=inputs, how=how, num=num)
     return None if path is None else _open(path, key=f"data.{name}path", inputs=inputs, how=how)
@@ -114,10 +114,10 @@ def preprocessing(
     size: int | None,
     layout: str,
 ) -> Preprocessing:
-    """Check the settings, as `open_datasets` has them.
+    """Check the settings of `open_datasets` and return them.
 
     Raises:
-        UserError: One of them cannot be.
+        UserError: One of them is not valid.
     """
     known = next((choice for choice in LAYOUTS if choice == layout), None)
     if known is None:
@@ -154,7 +154,7 @@ def _open_folder(path: Path, *, inputs: Sequence[InputSpec], how: Preprocessing)
     if store.is_store(path):
         return store.read_store(path, inputs=inputs, how=how)
     evaluation = _first_folder(path, _EVAL_FOLDERS)
-    # "train" alone may well be the class of that name
+    # "train" alone may be a class of images
     calib = _first_folder(path, ("calib",) if evaluation is None else ("calib", "train"))
     if calib is not None:
         calib_parts = _open_folder(calib, inputs=inputs, how=how)

@@ -1,12 +1,12 @@
-"""Samples as people hold them in Python: arrays, tuples and dictionaries, batched or one by one.
+"""Conversion of samples in Python: arrays, tuples and dictionaries, batched or single.
 
-| element | what it is taken for |
+| element | read as |
 |---|---|
 | an array, a torch tensor, an image of Pillow | the only input |
-| a tuple, or a list of arrays | the inputs in their order, and labels behind them, as a torch DataLoader gives |
+| a tuple, or a list of arrays | the inputs in their order, then labels, as a torch DataLoader yields them |
 | a mapping | the inputs by name; `labels`, `label` or `y` are labels |
 
-Whether an element is a batch or a single sample is told by the ranks of the network's inputs.
+The ranks of the network's inputs decide whether an element is a batch or a single sample.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from dipo.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Some consecutive samples, as the user gave them."""
+    """Consecutive samples, as the user gave them."""
 
     inputs: dict[str, NDArray[Any]]
-    """By name of the input: [n, ...]."""
+    """Arrays [n, ...] by name of the input."""
     labels: NDArray[np.integer] | None
-    """Class indices [n]."""
+    """Class indices [n]; None without labels."""
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
 
     def first(self, num: int) -> Rows:
-        """Return the first of them, `num` at most."""
+        """Return the first samples, at most `num`."""
         inputs = {name: array[:num] for name, array in self.inputs.items()}
         return Rows(inputs, None if self.labels is None else self.labels[:num])
 
@@ -45,11 +45,11 @@ def as_array(value: Any, *, source: str) -> NDArray[Any]:
     """Return the numbers of an array, a tensor, an image or a list.
 
     Args:
-        value: What holds them; a torch tensor may lie on a GPU and need gradients.
-        source: What messages call it.
+        value: The object; a torch tensor may be on a GPU and require gradients.
+        source: Name of the object in messages.
 
     Raises:
-        UserError: It holds something else than numbers.
+        UserError: It does not hold numbers.
     """
     try:
         if hasattr(value, "detach"):
@@ -64,15 +64,15 @@ def as_array(value: Any, *, source: str) -> NDArray[Any]:
 
 
 def rows_of(element: Any, inputs: Sequence[InputSpec], *, source: str) -> Rows:
-    """Return the samples of an element: those of a batch, or the one that it is.
+    """Return the samples of an element, which is a batch or a single sample.
 
     Args:
-        element: As the table above has it.
+        element: An element of the table above.
         inputs: The network's inputs.
-        source: What messages call the element.
+        source: Name of the element in messages.
 
     Raises:
-        UserError: It names no inputs, or has other ranks, or more or fewer parts than the network has inputs.
+        UserError: It does not name the inputs, or its ranks or its number of parts do not fit the network's inputs.
     """
     values, labels = _sorted(element, inputs, source)
     arrays = {
@@ -118,7 +118,7 @@ def _sorted(element: Any, inputs: Sequence[InputSpec], source: str) -> tuple[lis
 
 
 def _is_positional(element: Any) -> bool:
-    """Tell whether an element has parts, and is no array that is written as a list."""
+    """Return whether an element is a sequence of parts, not an array written as a list."""
     if isinstance(element, tuple):
         return True
     return isinstance(element, list) and bool(element) and hasattr(element[0], "__array__") and np.ndim(element[0]) > 0

@@ -1,14 +1,14 @@
 """Reader of image files: JPEG, PNG, BMP, WebP.
 
-A folder holds the images directly, or one folder for each class. Images that lie directly are taken in the order of
-their names; their labels come from `labels.txt` beside them (a line for each image: its name, white space, its class
-index) or else from the names, where all of them are `<name>_<class>` with a name that no other image has (so the
-counter of `frame_0001`, `frame_0002` is no label). In class folders the label is the folder's name where all names are
-integers, else its place in the sorted names.
+A folder holds the images directly, or one folder for each class. Images directly in it are read in the order of their
+names; their labels come from `labels.txt` beside them (a line for each image: its name, white space, its class index),
+else from the names if all are `<name>_<class>` with a unique `<name>` (so the counter of `frame_0001`, `frame_0002` is
+no label). In class folders the label is the folder's name if all names are integers, else its index among the sorted
+names.
 
-An image becomes RGB, or grey where the model's input has one channel. One that has the model's height and width is left
-alone; another is resized, bilinearly and never so far that the crop would leave it, until its shorter side has
-`data.size` pixels, and its centre is cropped.
+An image is converted to RGB, or to grey if the model's input has one channel. An image of the model's height and width
+is not resized; another one is resized bilinearly until its shorter side has `data.size` pixels, or more if the crop
+needs them, and its centre is cropped.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ class ImageDataset:
         return len(self.files)
 
     def take(self, num: int) -> ImageDataset:
-        """Give the dataset of the first `num` images, or of evenly spaced ones where they are sorted by class."""
+        """Return the dataset of the first `num` images, or of evenly spaced ones if they are sorted by class."""
         assert num <= len(self)
         picks = [index * len(self) // num if self.sorted_by_class else index for index in range(num)]
         labels = None if self.labels is None else tuple(self.labels[pick] for pick in picks)
         return dataclasses.replace(self, files=tuple(self.files[pick] for pick in picks), labels=labels)
 
     def read(self, start: int, stop: int) -> Samples:
-        """Decode images `start` to `stop` (not included).
+        """Return images `start` to `stop` (not included), decoded.
 
         Raises:
             UserError: An image is broken.
@@ -70,21 +70,21 @@ class ImageDataset:
         return Samples(inputs, None if self.labels is None else np.asarray(self.labels[start:stop], np.int64))
 
     def digest(self) -> str:
-        """Return SHA-256 of the files.
+        """Return the SHA-256 of the files.
 
         Raises:
-            UserError: One of them cannot be read.
+            UserError: A file cannot be read.
         """
         return digest_files(self.files)
 
     def describe(self) -> str:
-        """Say what this is, for the log."""
+        """Return a short description for the log."""
         shape = shape_text(self.fit.sample_shape)
         return f"image files, {len(self)} samples of {shape}, {'no labels' if self.labels is None else 'labels'}"
 
 
 def is_image_folder(path: Path) -> bool:
-    """Tell whether a folder has images, directly or in folders."""
+    """Return whether a folder has images, directly or in folders."""
     return bool(_images(path)) or any(_images(folder) for folder in _folders(path))
 
 
@@ -92,7 +92,7 @@ def read_image_folder(path: Path, *, inputs: Sequence[InputSpec], how: Preproces
     """Open a folder for which `is_image_folder` holds.
 
     Raises:
-        UserError: The model's input takes no images, or the labels do not fit the images.
+        UserError: The model's input is not an image, or the labels do not fit the images.
     """
     spec = inputs[0]
     if len(inputs) > 1 or len(spec.shape) != 4:
@@ -145,10 +145,10 @@ def _labels(path: Path, images: Sequence[Path]) -> tuple[int, ...] | None:
             )
         return tuple(by_name[image.name] for image in images)
     matches = [_NAME_WITH_CLASS.fullmatch(image.stem) for image in images]
-    found = [match for match in matches if match is not None]
-    if len(found) < len(images) or len({match[1] for match in found}) < len(images):
+    labelled = [match for match in matches if match is not None]
+    if len(labelled) < len(images) or len({match[1] for match in labelled}) < len(images):
         return None
-    return tuple(int(match[2]) for match in found)
+    return tuple(int(match[2]) for match in labelled)
 
 
 def _read_labels(path: Path) -> dict[str, int]:
@@ -174,7 +174,7 @@ def _read_labels(path: Path) -> dict[str, int]:
 
 _CACHE_BYTES = 128 << 20
 _cache: dict[tuple[Path, tuple[int, ...], int | None], NDArray[Any]] = {}
-"""Pixels of the first images that this process decoded: a run reads its samples two or three times."""
+"""Pixels of the first images that this process decoded, since a run reads its samples two or three times."""
 
 
 def _cached(file: Path, *, shape: tuple[int, ...], size: int | None) -> NDArray[Any]:
@@ -188,7 +188,7 @@ def _cached(file: Path, *, shape: tuple[int, ...], size: int | None) -> NDArray[
 
 
 def _decode(file: Path, *, shape: tuple[int, ...], size: int | None) -> NDArray[Any]:
-    """Give an image's pixels, [height, width, channels]."""
+    """Return an image's pixels, [height, width, channels]."""
     height, width, channels = shape
     try:
         with Image.open(file) as image:

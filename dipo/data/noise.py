@@ -1,4 +1,4 @@
-"""Random samples, for a network whose data is not at hand: to see that what was made runs, and is near to float."""
+"""Random samples for networks without data: they show that a quantized network runs and is close to float."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from dipo.errors import UserError
 
 @dataclass(frozen=True)
 class NoiseDataset:
-    """Smooth noise, as rough at every scale as photographs are; each number is normal with mean 0 and deviation 1."""
+    """Smooth noise with the spectrum of photographs; each number is normal with mean 0 and deviation 1."""
 
     inputs: tuple[InputSpec, ...]
     num: int
     seed: int
     mean: tuple[float, ...] | None = None
-    """Of pixels in 0 .. 1, for each channel or for all; None: the noise is not cut off."""
+    """Mean of pixels in 0 .. 1, for each channel or for all; None: the noise is not clipped."""
     std: tuple[float, ...] | None = None
-    """Likewise; with `mean` it tells where preprocessed pixels end."""
+    """Standard deviation, likewise; with `mean` it gives the limits of preprocessed pixels."""
 
     def __len__(self) -> int:
         return self.num
 
     def read(self, start: int, stop: int) -> Samples:
-        """Return samples `start` to `stop` (not included): the same numbers whoever reads them."""
+        """Return samples `start` to `stop` (not included), the same numbers in every process."""
         assert 0 <= start < stop <= self.num
         inputs = {
             spec.name: np.stack([self._sample(number, spec, index) for index in range(start, stop)])
@@ -38,17 +38,17 @@ class NoiseDataset:
         return Samples(inputs, None)
 
     def digest(self) -> str:
-        """Return SHA-256 of what the numbers follow from."""
+        """Return the SHA-256 of the parameters of the noise."""
         text = repr((self.seed, self.num, self.mean, self.std, [(each.name, each.shape) for each in self.inputs]))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def describe(self) -> str:
-        """Return what this is, for the log."""
+        """Return a short description for the log."""
         shapes = ", ".join(f"{spec.name} {shape_text(spec.sample_shape)}" for spec in self.inputs)
         return f"{self.num} samples of noise, no data ({shapes})"
 
     def take(self, num: int) -> NoiseDataset:
-        """Return the first of them."""
+        """Return the dataset of the first `num` samples."""
         return replace(self, num=num)
 
     def _sample(self, number: int, spec: InputSpec, index: int) -> NDArray[np.floating]:
@@ -69,14 +69,14 @@ def make_noise(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> NoiseDataset:
-    """Noise for a network's inputs.
+    """Return noise for a network's inputs.
 
     Args:
-        inputs: The network's.
+        inputs: The network's inputs.
         num: Number of samples.
-        seed: Of the numbers.
-        mean: Of pixels in 0 .. 1, for each channel or for all: with `std`, noise stays where pixels can be.
-        std: Likewise.
+        seed: Seed of the numbers.
+        mean: Mean of pixels in 0 .. 1, for each channel or for all; with `std`, noise is clipped to possible pixels.
+        std: Standard deviation, likewise.
 
     Raises:
         UserError: An input is no float tensor of a fixed shape, or has another number of channels.
@@ -102,7 +102,7 @@ def make_noise(
 
 
 def _smooth_noise(shape: tuple[int, ...], generator: np.random.Generator) -> NDArray[np.float64]:
-    """Normal numbers whose amplitude falls with the frequency along the dimensions behind the first."""
+    """Return normal numbers whose amplitude falls with the frequency along the dimensions behind the first."""
     noise = generator.standard_normal(shape)
     axes = tuple(range(1, len(shape)))
     if not axes:

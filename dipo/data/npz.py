@@ -1,7 +1,7 @@
-"""Reader of .npz and .npy files, and of arrays by name wherever they lie.
+"""Reader of .npz and .npy files, and of other arrays by name.
 
 A .npz holds `calib_x`, `calib_y`, `test_x`, `test_y` (or `val_`, `eval_` instead of `test_`), or `x` and `y`, or arrays
-named like the model's inputs with `labels` or `y`. All that ends in `y`, and `labels`, may be absent. A .npy holds the
+named like the model's inputs with `labels` or `y`. Names that end in `y`, and `labels`, are optional. A .npy holds the
 samples of a model with one input.
 """
 
@@ -22,10 +22,10 @@ from dipo.data.stored_array import StoredArray, open_npy, open_npz
 from dipo.errors import UserError
 
 LABELS = ("labels", "label", "y")
-"""Names of labels that stand beside arrays named like the model's inputs."""
+"""Names of labels beside arrays that are named like the model's inputs."""
 _EVAL_PREFIXES = ("test", "val", "eval")
 _LISTED = 8
-"""Names in a message."""
+"""Largest number of names in a message."""
 
 
 @dataclass(frozen=True)
@@ -34,21 +34,21 @@ class ArrayDataset:
 
     arrays: tuple[StoredArray, ...]
     fits: tuple[Fit, ...]
-    """How each array becomes an input."""
+    """Conversion of each array to an input."""
     labels: StoredArray | None
     num: int
-    """The first so many samples of the arrays."""
+    """Number of samples, the first ones of the arrays."""
 
     def __len__(self) -> int:
         return self.num
 
     def take(self, num: int) -> ArrayDataset:
-        """Give the dataset of the first `num` samples."""
+        """Return the dataset of the first `num` samples."""
         assert num <= self.num
         return dataclasses.replace(self, num=num)
 
     def read(self, start: int, stop: int) -> Samples:
-        """Give samples `start` to `stop` (not included).
+        """Return samples `start` to `stop` (not included).
 
         Raises:
             UserError: The file cannot be read, or a sample has NaN or Inf.
@@ -61,7 +61,7 @@ class ArrayDataset:
         return Samples(inputs, None if self.labels is None else _as_labels(self.labels.load()[start:stop]))
 
     def digest(self) -> str:
-        """Return SHA-256 of the values.
+        """Return the SHA-256 of the values.
 
         Raises:
             UserError: The file cannot be read.
@@ -74,7 +74,7 @@ class ArrayDataset:
         return digest.hexdigest()
 
     def describe(self) -> str:
-        """Say what this is, for the log."""
+        """Return a short description for the log."""
         shapes = ", ".join(
             (f"{how.spec.name} " if len(self.fits) > 1 else "")
             + shape_text(how.sample_shape)
@@ -95,7 +95,7 @@ def read_npy(path: Path, *, inputs: Sequence[InputSpec], how: Preprocessing) -> 
 
 
 def read_npz(path: Path, *, inputs: Sequence[InputSpec], how: Preprocessing) -> Parts:
-    """Open a .npz file in any of the forms above.
+    """Open a .npz file of any of the forms above.
 
     Raises:
         UserError: The file is broken, no known names are in it, or the arrays do not fit the inputs or each other.
@@ -106,11 +106,11 @@ def read_npz(path: Path, *, inputs: Sequence[InputSpec], how: Preprocessing) -> 
 def read_named(
     arrays: Mapping[str, StoredArray], *, source: str, inputs: Sequence[InputSpec], how: Preprocessing
 ) -> Parts:
-    """Take arrays for samples by their names, which are those of a .npz file.
+    """Return the samples of arrays that are named like those of a .npz file.
 
     Args:
-        arrays: By name.
-        source: Where they come from, for messages.
+        arrays: Arrays by name.
+        source: Name of their file or origin in messages.
         inputs: The model's inputs.
         how: Layout and normalisation.
 
@@ -118,10 +118,10 @@ def read_named(
         UserError: An array is broken, no known names are there, or the arrays do not fit the inputs or each other.
     """
     names = [stored_name(spec.name, set(arrays)) for spec in inputs]
-    found = [arrays[name] for name in names if name is not None]
-    if len(found) == len(inputs):
+    by_input = [arrays[name] for name in names if name is not None]
+    if len(by_input) == len(inputs):
         labels = next((arrays[key] for key in LABELS if key in arrays and key not in names), None)
-        return Parts(_dataset(found, labels, inputs=inputs, how=how), None)
+        return Parts(_dataset(by_input, labels, inputs=inputs, how=how), None)
     if "calib_x" not in arrays and "x" not in arrays:
         wanted = ", ".join(f"'{spec.name}'" for spec in inputs)
         raise UserError(
@@ -139,10 +139,10 @@ def read_named(
 
 
 def _listed(names: Iterable[str]) -> str:
-    found = sorted(names)
-    if len(found) > _LISTED:
-        return f"{', '.join(found[:_LISTED])} and {len(found) - _LISTED} more"
-    return ", ".join(found) or "no arrays"
+    ordered = sorted(names)
+    if len(ordered) > _LISTED:
+        return f"{', '.join(ordered[:_LISTED])} and {len(ordered) - _LISTED} more"
+    return ", ".join(ordered) or "no arrays"
 
 
 def _only_input(source: str, inputs: Sequence[InputSpec]) -> Sequence[InputSpec]:

@@ -1,4 +1,4 @@
-"""From a stored array to a model's input: layout, pixel normalisation, dtype."""
+"""Conversion of stored arrays to a model's inputs: layout, pixel normalisation, dtype."""
 
 from __future__ import annotations
 
@@ -21,45 +21,45 @@ _FROM_NCHW = (0, 2, 3, 1)
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How pixels become what the network was trained on: `(x * scale - mean) / std`."""
+    """Normalisation of pixels, as in the network's training: `(x * scale - mean) / std`."""
 
     mean: tuple[float, ...]
-    """One for each channel, or one for all."""
+    """Mean of each channel, or one for all."""
     std: tuple[float, ...]
     scale: float
     size: int | None
     """Length of an image file's shorter side before the crop, in pixels; None: as long as the crop needs."""
     layout: Layout
-    """Of stored arrays; `auto` compares them with the model's input."""
+    """Layout of stored arrays; `auto`: by comparison with the model's input."""
 
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """How the samples of one stored array become one of the model's inputs."""
+    """Conversion of the samples of one stored array to one of the model's inputs."""
 
     spec: InputSpec
     stored_shape: tuple[int, ...]
-    """Of one sample, with the channel axis that a grey image may lack."""
+    """Shape of one sample, with the channel axis that a grey image may lack."""
     order: tuple[int, ...] | None
-    """Axes of the stored batch in the order that the model wants; None: as they are."""
+    """Axes of the stored batch in the order of the model's input; None: unchanged."""
     pixels: NDArray[np.float32] | None
-    """Value of each pixel code, [channels, 256], or [1, 256] for all channels alike; None: no normalisation."""
+    """Value of each pixel code, [channels, 256], or [1, 256] if equal for all channels; None: no normalisation."""
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
-        """Shape of one sample as the model gets it."""
+        """Shape of one sample of the model's input."""
         return _reordered(self.stored_shape, self.order)
 
     def apply(self, stored: NDArray[Any], *, first: int, source: str) -> NDArray[Any]:
-        """Transpose, normalise and cast.
+        """Transpose, normalise and cast samples.
 
         Args:
-            stored: [n, ...] as it lies on disk.
+            stored: Samples as stored, [n, ...].
             first: Index of the first sample in the dataset, for messages.
             source: File or array that the samples come from, for messages.
 
         Returns:
-            [n, ...] of the input's dtype, C-contiguous, sharing no memory with `stored`.
+            Samples [n, ...] of the input's dtype, C-contiguous, sharing no memory with `stored`.
 
         Raises:
             UserError: A sample has NaN, Inf, or a value that the input's dtype cannot hold.
@@ -69,7 +69,7 @@ class Fit:
             stored = stored.transpose(self.order)
         if self.pixels is not None:
             return _normalise(stored, self.pixels, _channel_axis(self.spec)).astype(self.spec.dtype, copy=False)
-        with np.errstate(over="ignore"):  # what overflows is Inf, and refused below
+        with np.errstate(over="ignore"):  # numbers that overflow become Inf, which is refused below
             cast = np.array(stored, dtype=self.spec.dtype, order="C")
         self._check_values(stored, cast, first=first, source=source)
         return cast
@@ -91,15 +91,15 @@ class Fit:
 
 
 def fit(spec: InputSpec, *, shape: tuple[int, ...], dtype: np.dtype[Any], how: Preprocessing, source: str) -> Fit:
-    """Decide how stored samples become a model's input.
+    """Return the conversion of stored samples to a model's input.
 
-    uint8 samples of a float input are pixels and are normalised; all others are cast. Axes move only where one sample
-    and the input both have three: as `how.layout` says or, with `auto`, where only that makes the shapes agree.
+    uint8 samples of a float input are pixels and are normalised; all others are cast. Axes are moved only if a sample
+    and the input both have three: as `how.layout` says or, with `auto`, if only that makes the shapes agree.
 
     Args:
         spec: The model's input.
         shape: Shape of one stored sample.
-        dtype: Its type.
+        dtype: Type of its numbers.
         how: Layout and normalisation.
         source: File or array that the samples come from, for messages.
 
@@ -127,10 +127,10 @@ def fit(spec: InputSpec, *, shape: tuple[int, ...], dtype: np.dtype[Any], how: P
 
 
 def pixel_values(how: Preprocessing, *, channels: int, source: str) -> NDArray[np.float32]:
-    """Tabulate `(x * scale - mean) / std` for x = 0 .. 255, computed in float64.
+    """Return `(x * scale - mean) / std` for x = 0 .. 255, computed in float64.
 
     Returns:
-        [channels, 256].
+        Table of shape [channels, 256].
 
     Raises:
         UserError: `mean` or `std` has neither 1 nor `channels` values.
@@ -145,12 +145,12 @@ def pixel_values(how: Preprocessing, *, channels: int, source: str) -> NDArray[n
 
 
 def is_channels_last(shape: tuple[int | None, ...]) -> bool:
-    """Tell whether a sample's shape is that of an image with its channels at the end."""
+    """Return whether a shape is that of an image with its channels last."""
     return len(shape) == 3 and shape[0] not in _IMAGE_CHANNELS and shape[2] in _IMAGE_CHANNELS
 
 
 def sample_shape_in(spec: InputSpec, layout: Layout) -> tuple[int | None, ...]:
-    """Give the shape that a sample has when it is stored in a layout; `auto`: as the model takes it."""
+    """Return the shape of a sample stored in a layout; `auto`: as the model takes it."""
     shape = spec.sample_shape
     if len(shape) != 3 or layout == "auto" or (layout == "nhwc") == is_channels_last(shape):
         return shape
@@ -164,7 +164,7 @@ def _channel_axis(spec: InputSpec) -> int | None:
 
 
 def _with_channel(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> tuple[int, ...]:
-    """Give a grey image its channel axis, where the model has it."""
+    """Return the shape of a grey image with its channel axis, if the model has one."""
     if len(shape) != 2 or len(wanted) != 3:
         return shape
     return (*shape, 1) if is_channels_last(wanted) else (1, *shape)
@@ -195,7 +195,7 @@ def _reordered(shape: tuple[int, ...], order: tuple[int, ...] | None) -> tuple[i
 
 
 def _normalise(codes: NDArray[Any], values: NDArray[np.float32], axis: int | None) -> NDArray[np.float32]:
-    # np.take with mode="clip" writes straight into `out`: as fast as float arithmetic, and exact. One sample at a time
+    # np.take with mode="clip" writes directly into `out`: as fast as float arithmetic, and exact. One sample at a time
     # keeps its indices, which numpy widens to 64 bits, in the cache.
     result = np.empty(codes.shape, np.float32)
     for sample, out in zip(codes, result, strict=True):

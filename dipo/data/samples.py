@@ -1,4 +1,4 @@
-"""Samples, and the datasets that hold them: what the readers give and the rest of dipo takes."""
+"""Samples, and the interface of datasets between the readers and the rest of dipo."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class InputSpec:
 
     name: str
     shape: tuple[int | None, ...]
-    """The batch comes first; None where a dimension is dynamic."""
+    """Shape with the batch first; None for dynamic dimensions."""
     dtype: np.dtype[Any]
 
     @property
     def sample_shape(self) -> tuple[int | None, ...]:
-        """Shape of one sample: without the batch."""
+        """Shape of one sample, without the batch."""
         return self.shape[1:]
 
 
@@ -34,20 +34,20 @@ class Samples:
     """Contiguous samples of a dataset, ready for the model."""
 
     inputs: dict[str, NDArray[Any]]
-    """By name of the input: [n, ...] of the input's dtype, C-contiguous, owned by the reader of it."""
+    """Arrays [n, ...] by name of the input, of its dtype, C-contiguous, owned by the caller that read them."""
     labels: NDArray[np.int64] | None
-    """Class indices, [n]; None where the data has no labels."""
+    """Class indices, [n]; None without labels."""
 
 
 class Dataset(Protocol):
-    """Samples on disk, read on demand: it holds paths, pickles small, and each process that has it reads for itself."""
+    """Samples that are read on demand; it pickles without them, and each process reads its own copy."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
         ...
 
     def read(self, start: int, stop: int) -> Samples:
-        """Give samples `start` to `stop` (not included), preprocessed.
+        """Return samples `start` to `stop` (not included), preprocessed.
 
         Raises:
             UserError: A file cannot be read, or a sample has NaN or Inf.
@@ -55,7 +55,7 @@ class Dataset(Protocol):
         ...
 
     def digest(self) -> str:
-        """Return SHA-256 of the samples as they are stored: what a run was made from.
+        """Return the SHA-256 of the stored samples, by which a run knows its data.
 
         Raises:
             UserError: A file cannot be read.
@@ -63,24 +63,24 @@ class Dataset(Protocol):
         ...
 
     def describe(self) -> str:
-        """Say in a few words what this is, for the log."""
+        """Return a short description for the log."""
         ...
 
 
 class SubsetDataset(Dataset, Protocol):
-    """A dataset that can be cut down."""
+    """A dataset of which a subset can be taken."""
 
     def take(self, num: int) -> SubsetDataset:
-        """Give a dataset of `num` of these samples, `num` being at most their number.
+        """Return a dataset of `num` of the samples, at most all of them.
 
-        They are the first ones, or evenly spaced ones where the samples are sorted by class.
+        They are the first ones, or evenly spaced ones if the samples are sorted by class.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What one path holds, before it is cut down to the numbers asked for."""
+    """All samples of one path, of which the job takes as many as asked for."""
 
     calib: SubsetDataset
     eval: SubsetDataset | None
@@ -92,21 +92,21 @@ class Datasets:
 
     calib: Dataset
     eval: Dataset | None
-    """None where the data has no separate part for evaluation."""
+    """Samples for evaluation; None without a separate part for it."""
 
 
 def shape_text(shape: tuple[int | None, ...]) -> str:
-    """Write a shape as messages and the log do: `3x32x32`, `?` where a dimension is dynamic."""
+    """Return a shape as text, such as `3x32x32`, with `?` for dynamic dimensions."""
     return "x".join("?" if dim is None else str(dim) for dim in shape) or "a single number"
 
 
 def stored_name(name: str, stored: set[str]) -> str | None:
-    """Find an input's name among stored ones: as it is, or with `_` for the `/` that no file name can hold."""
+    """Return an input's name among stored ones, as it is or with `_` for `/`; None if it is not there."""
     return next((choice for choice in (name, name.replace("/", "_")) if choice in stored), None)
 
 
 def digest_files(files: Iterable[Path]) -> str:
-    """Return SHA-256 of the files' contents, one after the other, whatever their names.
+    """Return the SHA-256 of the files' concatenated contents, without their names.
 
     Raises:
         UserError: A file cannot be read.

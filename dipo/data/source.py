@@ -1,7 +1,7 @@
-"""Samples from a function that is named, `package.module:function`: every node that needs them calls it for itself.
+"""Samples from a function `package.module:function`, which each machine that needs them calls.
 
-What the function returns is read once on each node, into a store that the node's processes share. The last of these
-processes takes the store away; what a killed one left behind goes when another store is made.
+The function's result is read once on each machine, into a store that its processes share. The last of these processes
+removes the store; stores left by killed processes are removed when another one is created.
 """
 
 from __future__ import annotations
@@ -34,46 +34,46 @@ _STORE = "store"
 
 @dataclass(frozen=True)
 class Source:
-    """A function that gives samples, and how they become the model's inputs; a node's processes share what it gave."""
+    """A function that returns samples, with their preprocessing; a machine's processes share the samples."""
 
     reference: str
-    """`package.module:function`."""
+    """The function, as `package.module:function`."""
     key: str
     """The option that names it."""
     folder: str
-    """Where modules are looked for besides Python's own places: the folder in which the job was started."""
+    """Folder in which the job was started, where modules are searched besides Python's path."""
     num: int | None
-    """Samples after which an iterable is left alone; None: never."""
+    """Number of samples after which reading of an iterable stops; None: at its end."""
     inputs: tuple[InputSpec, ...]
     how: Preprocessing
     token: str
-    """Name of the store, another one for each job."""
+    """Name of the store, unique to the job."""
     digest: str | None = None
-    """SHA-256 of what the function gave where the job began; None: that is yet to come."""
+    """SHA-256 of the function's samples where the job began; None: not known yet."""
 
     @property
     def title(self) -> str:
-        """What messages call it."""
+        """Name of the source in messages."""
         return f"{self.key}={self.reference}"
 
     def parts(self) -> Parts:
-        """Return the samples, from this node's store; the first of its processes makes it.
+        """Return the samples, from this machine's store, which the first of its processes creates.
 
         Raises:
-            UserError: The function cannot be imported or called, or what it gives is no samples, or others than it
-                gave where the job began.
+            UserError: The function cannot be imported or called, or its result is not samples, or not those that it
+                returned where the job began.
         """
         return _parts(self)
 
 
 @dataclass(frozen=True)
 class SourceDataset:
-    """Samples that a function gives; it pickles without them."""
+    """Samples that a function returns; it pickles without them."""
 
     source: Source
     part: Literal["calib", "eval"]
     num: int
-    """The first so many samples."""
+    """Number of samples, the first ones of the function's."""
 
     def __len__(self) -> int:
         return self.num
@@ -87,16 +87,16 @@ class SourceDataset:
         """Return samples `start` to `stop` (not included).
 
         Raises:
-            UserError: The function does not give what it gave where the job began, or a sample has NaN or Inf.
+            UserError: The function does not return the samples of the job's start, or a sample has NaN or Inf.
         """
         return self._stored().read(start, stop)
 
     def digest(self) -> str:
-        """Return SHA-256 of the values: the same as that of a file that holds them."""
+        """Return the SHA-256 of the values, equal to that of a file with the same values."""
         return self._stored().digest()
 
     def describe(self) -> str:
-        """Say what this is, for the log."""
+        """Return a short description for the log."""
         return f"{self._stored().describe()}, from {self.source.reference}"
 
     def _stored(self) -> SubsetDataset:
@@ -107,7 +107,7 @@ class SourceDataset:
 
 
 def open_source(reference: str, *, key: str, inputs: Sequence[InputSpec], how: Preprocessing, num: int | None) -> Parts:
-    """Call the function here, and return its samples for whoever needs them.
+    """Call the function here, and return its samples, which other machines can read too.
 
     Args:
         reference: `package.module:function`; the function takes no arguments and returns arrays by name or an iterable,
@@ -115,10 +115,10 @@ def open_source(reference: str, *, key: str, inputs: Sequence[InputSpec], how: P
         key: The option that names it.
         inputs: The model's inputs.
         how: Layout and normalisation.
-        num: Samples after which an iterable is left alone; None: never.
+        num: Number of samples after which reading of an iterable stops; None: at its end.
 
     Raises:
-        UserError: It cannot be imported or called, or what it gives is no samples.
+        UserError: It cannot be imported or called, or its result is not samples.
     """
     first = Source(reference, key, str(Path.cwd()), num, tuple(inputs), how, token=secrets.token_hex(16))
     parts = first.parts()
@@ -158,18 +158,18 @@ def _make(source: Source, folder: Path) -> None:
 def _function(source: Source) -> Callable[[], Any]:
     module, _, name = source.reference.partition(":")
     try:
-        found: Any = importlib.import_module(module)
+        target: Any = importlib.import_module(module)
     except Exception as error:
         raise UserError(
             f"{source.title}: {module} cannot be imported, looked for in {source.folder} too ({_said(error)})"
         ) from error
     for part in name.split("."):
-        if not hasattr(found, part):
+        if not hasattr(target, part):
             raise UserError(f"{source.title}: {module} has no '{name}', name a function without arguments in it")
-        found = getattr(found, part)
-    if not callable(found):
-        raise UserError(f"{source.title} is {type(found).__name__}: name a function without arguments")
-    function: Callable[[], Any] = found
+        target = getattr(target, part)
+    if not callable(target):
+        raise UserError(f"{source.title} is {type(target).__name__}: name a function without arguments")
+    function: Callable[[], Any] = target
     return function
 
 
@@ -183,7 +183,7 @@ def _said(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _also_in(folder: str) -> Iterator[None]:
-    """Look for modules in a folder, too; the function may import some as late as when it is called."""
+    """Search modules in a folder too, within the block; the function may import some only when it is called."""
     if folder in sys.path:
         yield
         return
@@ -196,10 +196,10 @@ def _also_in(folder: str) -> Iterator[None]:
 
 
 def _shared_folder(token: str, make: Callable[[Path], None]) -> Path:
-    """Return a folder that this node's processes share, made by the first of them, and keep it while this one lives.
+    """Return a folder shared by this machine's processes, created by the first, and keep it until this one exits.
 
-    A process that uses the folder has a shared lock on it, who makes it or takes it away an exclusive one: the kernel
-    drops them with the process, whatever ends it.
+    A process holds a shared lock on the folder while it uses it, and an exclusive one while it creates or removes it.
+    The kernel releases its locks when it ends, for whatever reason.
     """
     folder = Path(tempfile.gettempdir()) / f"{_PREFIX}{token}"
     while True:
@@ -216,7 +216,7 @@ def _shared_folder(token: str, make: Callable[[Path], None]) -> Path:
             return folder
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            # Before it had the lock, another process may have made the store, or taken the folder away.
+            # Before this process had the lock, another may have created the store or removed the folder.
             if _is_there(folder, lock) and not (folder / _STORE).exists():
                 make(folder)
         except BaseException:
@@ -227,7 +227,7 @@ def _shared_folder(token: str, make: Callable[[Path], None]) -> Path:
 
 
 def _is_there(folder: Path, lock: int) -> bool:
-    """Tell whether a locked folder is still the one of its name."""
+    """Return whether a locked folder is still the one at its path."""
     try:
         return os.path.samestat(folder.stat(), os.fstat(lock))
     except FileNotFoundError:
@@ -235,7 +235,7 @@ def _is_there(folder: Path, lock: int) -> bool:
 
 
 def _leave(folder: Path, lock: int) -> None:
-    """Take the folder away, if no other process uses it."""
+    """Remove the folder if no other process uses it."""
     with contextlib.suppress(OSError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(folder, ignore_errors=True)
@@ -244,7 +244,7 @@ def _leave(folder: Path, lock: int) -> None:
 
 
 def _sweep(own: Path) -> None:
-    """Take away what processes left behind that were killed."""
+    """Remove the folders that killed processes have left."""
     for folder in own.parent.glob(f"{_PREFIX}*"):
         if folder != own:
             with contextlib.suppress(OSError):

@@ -1,8 +1,8 @@
 """A store of samples: a folder with one .npy file for each of the network's inputs, and one for labels.
 
-Whoever shares the folder reads the files through memory maps. They are written element by element, with no more of the
-samples in memory than one element has, and the folder has its name when it is complete. Its files are named like the
-arrays of a .npz file, see `npz`.
+Processes that share the folder read the files through memory maps. The files are written element by element, with no
+more samples in memory than those of one element, and the folder gets its name when it is complete. Its files are named
+like the arrays of a .npz file, see `npz`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dipo.errors import UserError
 
 
 def is_store(path: Path) -> bool:
-    """Tell whether a folder has .npy files."""
+    """Return whether a folder has .npy files."""
     return any(path.glob("*.npy"))
 
 
@@ -34,10 +34,10 @@ def read_store(path: Path, *, inputs: Sequence[InputSpec], how: Preprocessing, t
     """Open the samples of a store.
 
     Args:
-        path: Its folder.
+        path: The store's folder.
         inputs: The model's inputs.
         how: Layout and normalisation.
-        title: What messages call the samples; None: by their paths.
+        title: Name of the samples in messages; None: their paths.
 
     Raises:
         UserError: A file is broken, no known names are there, or the arrays do not fit the inputs or each other.
@@ -55,15 +55,15 @@ def write_store(
     """Write samples from memory into a new store.
 
     Args:
-        path: Its folder, which is not there yet.
-        data: Arrays by name, or an iterable of what `elements` knows, which is read once.
+        path: The store's folder, which must not exist.
+        data: Arrays by name, or an iterable, read once, of elements that `elements` knows.
         inputs: The model's inputs.
-        how: Layout and normalisation that the samples will be read with.
-        num: Samples after which an iterable is left alone; None: never.
-        title: What messages call the samples.
+        how: Layout and normalisation for reading the samples.
+        num: Number of samples after which reading of an iterable stops; None: at its end.
+        title: Name of the samples in messages.
 
     Raises:
-        UserError: They are no numbers, do not fit the inputs or each other, or reading them fails.
+        UserError: The samples are not numbers, do not fit the inputs or each other, or cannot be read.
     """
     whole = _whole(data, inputs)
     with _writing(path) as folder:
@@ -79,7 +79,7 @@ def write_store(
 
 
 def _whole(data: Any, inputs: Sequence[InputSpec]) -> Mapping[str, Any] | None:
-    """Return arrays by name, where all samples are there at once."""
+    """Return arrays by name if `data` holds all samples at once; else None."""
     if isinstance(data, Mapping):
         return data
     if len(inputs) == 1 and hasattr(data, "__array__") and np.ndim(data) == len(inputs[0].shape):
@@ -135,10 +135,10 @@ def _write_elements(
 
 
 def _elements(data: Any, title: str) -> Iterator[Any]:
-    """Iterate, with what goes wrong told in a sentence."""
+    """Iterate over the elements; turn exceptions into `UserError`."""
     index = 0
     try:
-        # Of a torch Dataset, which has no end of its own, there are as many as it says.
+        # A torch Dataset need not raise IndexError at its end, so its length counts.
         plain = not hasattr(data, "__iter__") and hasattr(data, "__len__")
         for element in (data[number] for number in range(len(data))) if plain else data:
             yield element
@@ -151,7 +151,7 @@ def _elements(data: Any, title: str) -> Iterator[Any]:
 
 
 class _Writer:
-    """Writes one file for each input, and one for labels."""
+    """A writer of one file for each input, and one for labels."""
 
     def __init__(self, folder: Path, like: Rows) -> None:
         self.labelled = like.labels is not None
@@ -205,7 +205,7 @@ class _GrowingArray:
         self.num += len(rows)
 
     def close(self) -> None:
-        """Say in the header how many rows there are, and see the file on the disk."""
+        """Write the number of rows into the header, and flush the file to disk."""
         self.file.seek(0)
         self._write_header()
         assert self.file.tell() == self.start, "numpy leaves room for the first axis to grow"
@@ -224,7 +224,7 @@ class _GrowingArray:
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[Path]:
-    """Yield a folder that gets its name when the block ends well, and goes away when not."""
+    """Yield a temporary folder that is renamed to `path` if the block succeeds, and else removed."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     temporary.mkdir(parents=True)
     try:

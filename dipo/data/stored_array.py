@@ -1,4 +1,4 @@
-"""Arrays in .npy and .npz files: their headers at once, their values when they are needed."""
+"""Arrays in .npy and .npz files, with headers read at once and values on demand."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ _BROKEN = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImp
 
 @dataclass(frozen=True)
 class StoredArray:
-    """An array in a file, known by its header: it pickles without its values."""
+    """An array in a file, described by its header; it pickles without its values."""
 
     path: Path
     member: str | None
-    """Name in the .npz; None for a .npy."""
+    """Name of the array in the .npz; None for a .npy."""
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     title: str | None = None
-    """What messages call it, where the user does not know the file."""
+    """Name in messages, for files that the user does not know; None: by path."""
 
     @property
     def source(self) -> str:
-        """What messages call it."""
+        """Name of the array in messages."""
         if self.title is not None:
             return self.title
         return str(self.path) if self.member is None else f"'{self.member}' in {self.path}"
 
     @property
     def kind(self) -> str:
-        """What the log calls it: `npz`, `npy` or `arrays`."""
+        """Kind of the array in the log: `npz`, `npy` or `arrays`."""
         return "arrays" if self.title is not None else self.path.suffix.removeprefix(".").lower()
 
     def load(self) -> NDArray[Any]:
-        """Give the values, read-only: memory-mapped, or decompressed once for the process.
+        """Return the values, read-only: memory-mapped, or decompressed once for the process.
 
         Raises:
-            UserError: The file is gone, broken, or another than when it was opened.
+            UserError: The file is missing, broken, or not the one that was opened.
         """
         with _explained(self.path):
             values = _load(self.path, self.member, self.path.stat().st_mtime_ns)
@@ -70,7 +70,7 @@ def open_npy(path: Path, *, title: str | None = None) -> StoredArray:
 
     Args:
         path: The file.
-        title: What messages call it; None: by its path.
+        title: Name of the array in messages; None: its path.
 
     Raises:
         UserError: The file is broken or holds Python objects.
@@ -97,8 +97,8 @@ def open_npz(path: Path) -> dict[str, StoredArray]:
     return arrays
 
 
-# Small enough for a worker's memory, large enough for a model of many inputs; every copy of a dataset in a process
-# shares it, however often it was unpickled. The time of modification is there to tell an overwritten file apart.
+# Small enough for a worker's memory, large enough for a model with many inputs; all copies of a dataset in a process
+# share it, however often unpickled. The time of modification distinguishes an overwritten file.
 @functools.lru_cache(maxsize=16)
 def _load(path: Path, member: str | None, modified_ns: int) -> NDArray[Any]:  # noqa: ARG001
     if member is None:

@@ -1,4 +1,4 @@
-"""Where numbers are cut off: by a Relu or Clip, and by a quantizer that is narrower than the type of its codes."""
+"""Bounds of numbers: of a Relu or Clip, and of a quantizer that is narrower than the type of its codes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from dipo.quant.spec import QParams
 
 @dataclass(frozen=True)
 class Bounds:
-    """Bounds on numbers or on codes; None at an end where nothing is cut off."""
+    """Bounds on numbers or on codes; None at an unbounded end."""
 
     low: float | None = None
     high: float | None = None
 
     @staticmethod
     def of_clip(node: ir.Node) -> Bounds | None:
-        """Return what a Relu, or a Clip between constants, cuts off; None for any other node."""
+        """Return the bounds of a Relu, or of a Clip to constants; None for any other node."""
         limits = clip_limits(node)
         if limits is None:
             return None
@@ -33,7 +33,7 @@ class Bounds:
 
     @staticmethod
     def of_codes(qparams: QParams, dtype: ir.DataType) -> Bounds:
-        """Return the limits of the codes that `dtype`, which stores them, does not have by itself."""
+        """Return the limits of the codes that are narrower than those of `dtype`, in which they are stored."""
         smallest, largest = type_limits(dtype)
         return Bounds(
             low=qparams.qmin if qparams.qmin > smallest else None,
@@ -41,7 +41,7 @@ class Bounds:
         )
 
     def dequantized(self, qparams: QParams) -> Bounds:
-        """Bounds on codes as bounds on the numbers that they stand for."""
+        """Return these bounds on codes as bounds on the dequantized numbers."""
         low, high = (
             None if code is None else float((np.float32(code) - qparams.zero_point) * qparams.scale)
             for code in (self.low, self.high)
@@ -49,7 +49,7 @@ class Bounds:
         return Bounds(low, high)
 
     def limit(self, qparams: QParams) -> QParams:
-        """Return the limits that codes have when the numbers are cut off at these bounds before they are quantized."""
+        """Return the parameters with the limits that codes have if numbers are clipped to these bounds first."""
 
         def code(number: float) -> int:
             return int(nearest_codes(np.asarray(number, np.float32), qparams))

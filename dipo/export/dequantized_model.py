@@ -1,4 +1,4 @@
-"""Writes the float network that a quantized one stands for, for consumers that read the ranges from another file."""
+"""Writing of the dequantized network in float, for consumers that read the ranges from another file."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from dipo.graph.plan import QuantizedModel
 
 
 def write_float(model: ir.Model, quantized: QuantizedModel, path: Path, *, metadata: Mapping[str, str]) -> None:
-    """Write the float graph with the weights that the codes stand for, and the biases that belong to them.
+    """Write the float graph with dequantized weights and the biases that belong to them.
 
-    A consumer that rounds these weights on the same grid finds the codes again: they lie on it.
+    The weights lie on their grid, so a consumer that rounds them on the same grid gets the same codes.
 
     Args:
-        model: The float graph that was planned and calibrated; it is left as it is.
+        model: The float graph that was planned and calibrated; it is not changed.
         quantized: Its integer weights, by the names of that graph.
         path: The ONNX file.
-        metadata: Goes into the file.
+        metadata: Metadata of the file.
 
     Raises:
-        onnx.checker.ValidationError: What came out is not valid ONNX.
+        onnx.checker.ValidationError: The result is not valid ONNX.
     """
     exported = model.clone()
     for node in exported.graph:

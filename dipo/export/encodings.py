@@ -1,7 +1,7 @@
-"""The encodings that Qualcomm's converters (SNPE, QNN) and AIMET read, in the three schemas that are in use.
+"""The encodings that Qualcomm's converters (SNPE, QNN) and AIMET read, in the three schemas in use.
 
-A legacy encoding counts codes from 0 up: `x = (code + offset) * scale`, so that `offset` is never positive, and -128
-for symmetric 8 bits. Schema 2.0.0 has ONNX's zero point instead. All name tensors as the ONNX file does.
+A legacy encoding counts codes from 0 up: `x = (code + offset) * scale`, with an `offset` that is never positive, and is
+-128 for symmetric 8 bits. Schema 2.0.0 has ONNX's zero point instead. All name tensors as in the ONNX file.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    # Read where dipo verify is, beside a consumer and without onnx_ir.
+    # dipo verify imports this module beside a consumer, without onnx_ir.
     from dipo.export.ranges import Encoding, LayerRanges
 
 WEIGHT_WIDTHS = (4, 8, 16)
-"""Widths of stored weights: a narrower grid is part of the next."""
+"""Widths of stored weights; a narrower grid is part of the next wider one."""
 BIAS_BITS = 32
 """Width of biases."""
 
@@ -33,9 +33,9 @@ def encodings(
     """Return the content of an encodings file.
 
     Args:
-        activations: By name of the value.
+        activations: Encodings of activations, by name of the value.
         layers: The quantized layers.
-        constants: By name of the constant; those of no layer.
+        constants: Encodings of constants that belong to no layer, by name.
         schema: Version of the schema: 0.6.1, 1.0.0 or 2.0.0.
     """
     weights = {layer.weight_name: layer.weight for layer in layers} | dict(constants)
@@ -70,12 +70,12 @@ def _width(grid: Encoding) -> int:
 
 
 def _is_symmetric(grid: Encoding) -> bool:
-    """Of the stored grid, which is wider than an unsigned one of odd width."""
+    """Return whether the stored grid, which is wider than an unsigned one of odd width, is symmetric."""
     return bool(np.all(grid.offset(_width(grid)) == -(1 << (_width(grid) - 1))))
 
 
 def _by_name(grid: Encoding) -> list[dict[str, Any]]:
-    """Schema 0.6.1: a dictionary for each channel."""
+    """Return entries of schema 0.6.1: a dictionary for each channel."""
     bits = _width(grid)
     return [
         {
@@ -92,7 +92,7 @@ def _by_name(grid: Encoding) -> list[dict[str, Any]]:
 
 
 def _in_list(name: str, grid: Encoding) -> dict[str, Any]:
-    """Schema 1.0.0: a dictionary for each tensor."""
+    """Return an entry of schema 1.0.0: a dictionary for each tensor."""
     bits = _width(grid)
     return {
         "name": name,
@@ -106,25 +106,25 @@ def _in_list(name: str, grid: Encoding) -> dict[str, Any]:
 
 
 def _by_onnx(name: str, grid: Encoding) -> dict[str, Any]:
-    """Schema 2.0.0: QuantizeLinear's inputs and attributes."""
+    """Return an entry of schema 2.0.0: QuantizeLinear's inputs and attributes."""
     dtype = f"{'' if grid.signed else 'u'}int{_width(grid)}"
-    found = {"name": name, "output_dtype": dtype, "y_scale": grid.scale.tolist()}
+    entry = {"name": name, "output_dtype": dtype, "y_scale": grid.scale.tolist()}
     if grid.zero_point.any():
-        found["y_zero_point"] = grid.zero_point.tolist()
-    return found if grid.axis is None else {**found, "axis": grid.axis}
+        entry["y_zero_point"] = grid.zero_point.tolist()
+    return entry if grid.axis is None else {**entry, "axis": grid.axis}
 
 
 def _bias_by_onnx(layer: LayerRanges) -> dict[str, Any]:
     assert layer.bias_scale is not None and layer.bias is not None
     scale = layer.bias_scale
-    if scale.ndim:  # a transposed convolution's weight counts the channels of one group
+    if scale.ndim:  # a transposed convolution's weight has the channels of one group
         scale = np.tile(scale, layer.bias.size // scale.size)
-    found = {"name": layer.bias_name, "output_dtype": "int32", "y_scale": scale.tolist()}
-    return {**found, "axis": 0} if scale.ndim else found
+    entry = {"name": layer.bias_name, "output_dtype": "int32", "y_scale": scale.tolist()}
+    return {**entry, "axis": 0} if scale.ndim else entry
 
 
 def _quantizer_args(activations: Sequence[Encoding], weights: Sequence[Encoding], schema: str) -> dict[str, Any]:
-    """Return what the whole file has in common: the widest of each kind."""
+    """Return the quantizer settings of the whole file, which are those of the widest tensor of each kind."""
 
     def flag(*, value: bool) -> bool | str:
         return value if schema == "1.0.0" else str(value)
@@ -141,7 +141,7 @@ def _quantizer_args(activations: Sequence[Encoding], weights: Sequence[Encoding]
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """A tensor's grid: `x = (code + offset) * scale`, codes from 0 up."""
+    """A tensor's grid `x = (code + offset) * scale`, with codes from 0 up."""
 
     bits: int
     scale: NDArray[np.float64]
@@ -149,12 +149,12 @@ class Encoded:
 
     @staticmethod
     def of(bits: int, scale: Any, offset: Any) -> Encoded:
-        """Return the grid of numbers or lists of them, one for each channel."""
+        """Return a grid from numbers, or from lists with one for each channel."""
         whole = np.rint(np.asarray(offset, np.float64)).astype(np.int64)
         return Encoded(bits, np.asarray(scale, np.float64).reshape(-1), whole.reshape(-1))
 
     def same(self, other: Encoded) -> bool:
-        """Return whether both are one grid, but for rounding of the scale."""
+        """Return whether both grids are equal, except for rounding of the scale."""
         return (
             self.bits == other.bits
             and self.scale.size == other.scale.size
@@ -164,7 +164,7 @@ class Encoded:
 
 
 def entries_of(content: Mapping[str, Any]) -> Iterator[tuple[str, Encoded]]:
-    """Read the tensors of a file's content, of any schema, and their grids."""
+    """Return the tensors and their grids in a file's content, of any schema."""
     if content["version"] == "2.0.0":
         yield from ((each["name"], _from_onnx(each)) for each in content["encodings"])
         return

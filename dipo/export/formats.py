@@ -1,4 +1,4 @@
-"""The two forms of a quantized ONNX file, and what each target's writer is told of the one to write."""
+"""The two formats of a quantized ONNX file."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OnnxFormat:
-    """How `quantized.onnx` is written."""
+    """The format in which `quantized.onnx` is written."""
 
     format: str = "qdq"
-    """`qdq`, or `qop` for integer operators."""
+    """Either `qdq`, or `qop` for integer operators."""
     packed: bool = False
-    """Weights lie in the narrowest type that holds their codes."""
+    """Whether weights are stored in the narrowest type that holds their codes."""
 
     def for_spec(self, spec: TargetSpec) -> OnnxFormat:
-        """The form, or QDQ in its place where the target keeps biases float, which integer operators do not take."""
+        """Return the format; QDQ if the target keeps biases float, which integer operators do not take."""
         return self if spec.int32_bias else OnnxFormat("qdq", self.packed)
 
     def __str__(self) -> str:
@@ -33,7 +33,7 @@ class OnnxFormat:
 
 
 QDQ = OnnxFormat()
-"""What every target takes."""
+"""The format that every target takes."""
 
 
 def write_quantized(
@@ -45,15 +45,15 @@ def write_quantized(
     metadata: Mapping[str, str],
     form: OnnxFormat = QDQ,
 ) -> None:
-    """Write the quantized model to `path`; nothing is found there before the file is complete and checked.
+    """Write the quantized model to `path`, which appears only once the file is complete and checked.
 
     Args:
         model: The float graph.
         quantized: Its integer weights and activation scales.
         path: The ONNX file.
-        spec: The target's.
-        metadata: Goes into the file.
-        form: How it is written.
+        spec: The target's specification.
+        metadata: Metadata of the file.
+        form: Format of the file.
 
     Raises:
         UserError: Integer operators are asked for, and the target's biases are float.

@@ -1,4 +1,4 @@
-"""Puts an ONNX model on disk: checked, and under its final name only when it is complete."""
+"""Writing of ONNX models: checked, and under their final names only when complete."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from onnxscript.version_converter import convert_version
 from dipo.graph.quiet import quiet
 
 _INLINE_BYTES = 1 << 30
-"""Above this the tensors go to a file of their own: protobuf ends at 2 GiB, the graph around the tensors included."""
+"""Size above which tensors go to a file of their own: protobuf is limited to 2 GiB, with the rest of the graph."""
 
 
 def save_model(model: ir.Model, path: Path, *, external: bool = False) -> None:
-    """Check the model and write it to `path`; tensors too large for one file go to `<path>.data` beside it.
+    """Check the model and write it to `path`, with tensors too large for one file in `<path>.data` beside it.
 
     Args:
-        model: The model; tensors of it that lie in other files are read into it.
-        path: Its final name, in a folder that exists.
-        external: The tensors go to `<path>.data` whatever their size.
+        model: The model; its tensors in other files are read into it.
+        path: Final name of the file, in an existing folder.
+        external: Whether tensors go to `<path>.data` whatever their size.
 
     Raises:
         onnx.checker.ValidationError: The model is not valid ONNX; nothing was written.
@@ -39,18 +39,18 @@ def save_model(model: ir.Model, path: Path, *, external: bool = False) -> None:
             (Path(folder) / data_name).replace(path.with_name(data_name))
         unfinished.replace(path)
     if not has_data:
-        # Tensors of the file that was there before would look as if they belonged to this one.
+        # Tensors of an earlier file would seem to belong to this one.
         path.with_name(data_name).unlink(missing_ok=True)
 
 
 def has_external_data(model: ir.Model) -> bool:
-    """Return whether tensors of the model lie in other files."""
+    """Return whether tensors of the model are in other files."""
     initializers = (value for graph in model.graphs() for value in graph.initializers.values())
     return any(isinstance(value.const_value, ir.ExternalTensor) for value in initializers)
 
 
 def raise_opset(model: ir.Model, opset: int) -> None:
-    """Bring the default operator set to `opset` or leave it where it is newer, and the IR version to what that needs.
+    """Convert the default operator set to `opset` unless it is newer, and raise the IR version as needed.
 
     The converter rewrites the few operators that changed their meaning (GroupNormalization, GridSample, DFT between 18
     and 21); it keeps the names of values and of the nodes that it leaves alone.

@@ -1,4 +1,4 @@
-"""Protobuf text of messages that a target's documentation defines, read by protobuf's own parser."""
+"""Reading of protobuf text, with protobuf's own parser, by message definitions of a target's documentation."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Schema:
-    """Messages as a `.proto` file defines them."""
+    """Message definitions, as in a `.proto` file."""
 
     messages: Mapping[str, Sequence[tuple[str, int, str, str]]]
-    """Of each message its fields: name, number, type and label. The last message is the one that a text holds."""
+    """Fields of each message: name, number, type and label. A text holds the last message."""
     enums: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """Of each enum its values."""
+    """Values of each enum."""
 
 
 def parse(text: str, schema: Schema) -> Any:
     """Return the message that a text holds.
 
     Raises:
-        ValueError: Protobuf's parser does not take it.
+        ValueError: Protobuf's parser refuses it.
     """
     from google.protobuf import text_format  # type: ignore[import-untyped]
 
@@ -33,7 +33,7 @@ def parse(text: str, schema: Schema) -> Any:
 
 
 def _message(schema: Schema) -> Any:
-    """Return an empty message."""
+    """Return an empty message of the schema."""
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
     field = descriptor_pb2.FieldDescriptorProto

@@ -1,7 +1,7 @@
-"""Writes a quantized model as QDQ ONNX: the float graph with QuantizeLinear and DequantizeLinear where it is quantized.
+"""Writing of a quantized model as QDQ ONNX: the float graph with QuantizeLinear and DequantizeLinear inserted.
 
-The file means the same wherever it runs: each DequantizeLinear gives the numbers that the simulation computed with. A
-runtime that knows the pattern replaces `DequantizeLinear -> operator -> QuantizeLinear` by an integer kernel.
+The file computes the same everywhere: each DequantizeLinear yields the numbers of the simulation. A runtime that knows
+the pattern replaces `DequantizeLinear -> operator -> QuantizeLinear` by an integer kernel.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ def write_qdq(
     metadata: Mapping[str, str],
     storage: Storage = FOR_KERNELS,
 ) -> None:
-    """Write the quantized model to `path`; nothing is found there before the file is complete and checked.
+    """Write the quantized model to `path`, which appears only once the file is complete and checked.
 
     Args:
-        model: The float graph that was planned and calibrated; it is left as it is.
-        quantized: Integer weights and the activations' scales, by the names of that graph. A value that a pass-through
-            operator made of a quantized one has its own entry, with the same scale and zero point.
-        path: The ONNX file. A model that came with its tensors in other files, or is too large for one, keeps them
-            beside it, in `<path>.data`.
-        rules: The deploy target's.
-        metadata: Goes into the file's `metadata_props`.
-        storage: In which types codes are stored.
+        model: The float graph that was planned and calibrated; it is not changed.
+        quantized: Integer weights and the activations' scales, by the names of that graph. The output of a pass-through
+            operator on a quantized value has its own entry, with the same scale and zero point.
+        path: The ONNX file. Tensors of a model that had them in other files, or is too large for one file, are written
+            beside it, to `<path>.data`.
+        rules: The deploy target's specification.
+        metadata: Entries for the file's `metadata_props`.
+        storage: Types in which codes are stored.
 
     Raises:
-        onnx.checker.ValidationError: What came out is not valid ONNX.
+        onnx.checker.ValidationError: The result is not valid ONNX.
     """
     exported = insert_qdq(model, quantized, rules=rules, storage=storage)
     exported.metadata_props.update(metadata)
@@ -66,17 +66,17 @@ def write_qdq(
 def insert_qdq(
     model: ir.Model, quantized: QuantizedModel, *, rules: TargetSpec, storage: Storage = FOR_KERNELS
 ) -> ir.Model:
-    """A copy of `model` with integer weights, and QuantizeLinear and DequantizeLinear after each quantized value.
+    """Return a copy of `model` with integer weights, and each quantized value quantized and dequantized.
 
     Every node that reads a quantized value reads it dequantized; a graph output stays float unless the rules say
-    otherwise. The opset is raised to 13, to 21 where something is stored in 4 or 16 bits or has a scale for each block
-    of a weight, to 25 where something is stored in 2.
+    otherwise. The opset is raised to 13; to 21 if anything is stored in 4 or 16 bits or has a scale for each block of a
+    weight; to 25 if anything is stored in 2 bits.
 
     Args:
         model: The float graph; every node and value has a unique name.
-        quantized: What to put into it.
-        rules: The deploy target's.
-        storage: In which types codes are stored.
+        quantized: Integer weights and the activations' scales.
+        rules: The deploy target's specification.
+        storage: Types in which codes are stored.
     """
     exported = model.clone()
     nodes = {node.name: node for node in exported.graph}
@@ -102,7 +102,7 @@ def _values_by_name(graph: ir.Graph) -> dict[str, ir.Value]:
 
 
 class _Writer:
-    """Puts quantization into one graph, under names that nothing else in it has."""
+    """An editor that inserts quantization into one graph, under unique names."""
 
     def __init__(
         self, graph: ir.Graph, rules: TargetSpec, activations: Mapping[str, QParams], storage: Storage
@@ -116,11 +116,11 @@ class _Writer:
         self._zeros: dict[tuple[ir.DataType, tuple[int, ...]], ir.Value] = {}
 
     def quantize_layer(self, node: ir.Node, layer: QuantizedLayer, in_file: ir.DataType, dtype: ir.DataType) -> None:
-        """Put integers in the place of the node's weight, and the quantized layer's bias in the place of the float one.
+        """Replace the node's weight by integer codes, and its bias by that of the quantized layer.
 
-        The weight lies in the file in one type, and DequantizeLinear reads it in another one or in the same.
+        The weight is stored in type `in_file`, and DequantizeLinear reads it in type `dtype`, which may be the same.
 
-        Called before any value is quantized: the node's input still has the name that it had in the float graph.
+        Called before any value is quantized, while the node's input still has its name of the float graph.
         """
         bias = self._int32_bias(node, layer)
         if bias is not None:
@@ -143,7 +143,7 @@ class _Writer:
     def _widened(
         self, node: ir.Node, layer: QuantizedLayer, read: QuantizedLayer, in_file: ir.DataType, dtype: ir.DataType
     ) -> ir.Value:
-        """Return the codes of `read` in `dtype`, made from those of `layer` that the file keeps in a narrower type."""
+        """Return the codes of `read` in `dtype`, computed from those of `layer`, stored in a narrower type."""
         stored = self._stored(node, 1, layer.codes, in_file)
         name = node.inputs[1].name if node.inputs[1] is not None else None
         assert name is not None
@@ -157,8 +157,8 @@ class _Writer:
     def _int32_bias(self, node: ir.Node, layer: QuantizedLayer) -> QuantizedBias | None:
         """Return the layer's bias in int32.
 
-        None where there is none, where the target or a float input wants it float, and where the blocks of a channel
-        have no common step that the bias could have.
+        None if there is none, if it stays float because of the target or a float input, or if the blocks of a channel
+        leave no common scale for the bias.
         """
         data = node.inputs[0]
         assert data is not None and data.name is not None
@@ -170,7 +170,7 @@ class _Writer:
         return quantize_bias(layer.bias, input_scale=input_qparams.scale, weight=layer.qparams)
 
     def quantize_activation(self, value: ir.Value) -> None:
-        """Let every reader of `value`, and the network's output where the rules say so, have it dequantized."""
+        """Replace `value`, for all its readers and, if the rules say so, as graph output, by its dequantized codes."""
         name, readers = value.name, tuple(value.uses())
         assert name is not None
         qparams = self._activations[name]
@@ -195,7 +195,7 @@ class _Writer:
             self._graph.outputs[self._graph.outputs.index(value)] = dequantized
 
     def _absorb_clip(self, value: ir.Value, qparams: QParams) -> tuple[ir.Value, QParams]:
-        """What to quantize in the place of a Relu's or Clip's output, and between which limits: the codes are the same.
+        """Return the input of a Relu or Clip with limits on codes, which quantizes to the same codes as its output.
 
         Rounding and saturation are monotone: `quantize(clip(x, a, b)) = clip(quantize(x), quantize(a), quantize(b))`.
         """
@@ -207,32 +207,32 @@ class _Writer:
         return source, bounds.limit(qparams)
 
     def _is_quantized(self, value: ir.Value) -> bool:
-        """Return whether it is, or will be, read dequantized.
+        """Return whether the value is, or will be, read dequantized.
 
-        Quantizing such a value again right away is not what ONNX Runtime computes: it merges the two pairs of
-        QuantizeLinear and DequantizeLinear into one that gives other codes.
+        Such a value must not be quantized again right away: ONNX Runtime merges the two pairs of QuantizeLinear and
+        DequantizeLinear into one that yields other codes.
         """
         producer = value.producer()
         return value.name in self._activations or (producer is not None and producer.op_type == "DequantizeLinear")
 
     def _stored(self, node: ir.Node, index: int, codes: NDArray[np.int32], dtype: ir.DataType) -> ir.Value:
-        """Return an initializer with the codes of the one that the node reads at this index."""
+        """Return an initializer with codes, named after the one that the node reads at this index."""
         value = node.inputs[index]
         assert value is not None and value.name is not None
         return self._initializer(f"{value.name}_quantized", codes, dtype)
 
     def _replace_by_codes(self, node: ir.Node, index: int, codes: ir.Value, qparams: QParams) -> None:
-        """Let the node read integers through DequantizeLinear in the place of the initializer that it reads now."""
+        """Replace the initializer that the node reads at this index by dequantized integer codes."""
         value = node.inputs[index]
         assert value is not None and value.name is not None and codes.dtype is not None
         scale = self._initializer(f"{value.name}_scale", qparams.scale, ir.DataType.FLOAT)
-        # Written where it is zero, too: without it ONNX Runtime leaves a Gemm in float.
+        # Written even if it is zero: without it ONNX Runtime leaves a Gemm in float.
         zero_point = self._zero_point(value.name, qparams, codes.dtype)
         dequantized = self._dequantize([codes, scale, zero_point], value.name, qparams)
         node.replace_input_with(index, dequantized)
 
     def _zero_point(self, name: str, qparams: QParams, dtype: ir.DataType) -> ir.Value:
-        """Return an initializer with the zero points; zeros for all channels are kept once for each number of them."""
+        """Return an initializer with the zero points; arrays of zeros are shared by type and shape."""
         if qparams.axis is None or qparams.zero_point.any():
             return self._initializer(f"{name}_zero_point", qparams.zero_point, dtype)
         shape = qparams.zero_point.shape
@@ -248,7 +248,7 @@ class _Writer:
         return self._insert("DequantizeLinear", inputs, name, "dequantized", dtype=ir.DataType.FLOAT, **attributes)
 
     def _clip(self, value: ir.Value, bounds: Bounds, name: str, dtype: ir.DataType) -> ir.Value:
-        """`value` cut off at the bounds; itself where there are none."""
+        """Return `value` clipped to the bounds; `value` itself if there are none."""
         if bounds == Bounds():
             return value
         low, high = (
@@ -267,7 +267,7 @@ class _Writer:
         dtype: ir.DataType,
         **attributes: int,
     ) -> ir.Value:
-        """The output `<name>_<result>` of a new node `<name>_<op_type>`, put right after what makes its first input."""
+        """Insert node `<name>_<op_type>` after the producer of its first input; return its output `<name>_<result>`."""
         source = inputs[0]
         assert source is not None
         output = ir.Value(name=self._fresh(f"{name}_{result}"), type=ir.TensorType(dtype))
@@ -288,7 +288,7 @@ class _Writer:
         return value
 
     def _fresh(self, name: str) -> str:
-        """Return `name`, with a number after it where the graph has it already."""
+        """Return `name`, followed by a number if the graph has it already, and reserve it."""
         free = fresh_name(name, self._taken, first=1)
         self._taken.add(free)
         return free

@@ -1,8 +1,8 @@
-"""Writes a quantized model as QOperator ONNX: integer operators in the place of float ones between DequantizeLinear.
+"""Writing of a quantized model as QOperator ONNX, with integer operators in place of float ones.
 
-The file computes what the QDQ file does. The integer operators are ONNX's own (QLinearConv, QLinearMatMul) and those of
-ONNX Runtime's domain `com.microsoft`. What has no such kernel, is wider than 8 bits or has a scale for each block of a
-weight reads its inputs through DequantizeLinear and is quantized behind.
+The file computes the same as the QDQ file. The integer operators are ONNX's own (QLinearConv, QLinearMatMul) and those
+of ONNX Runtime's domain `com.microsoft`. Operators that have no such kernel, are wider than 8 bits or have a scale for
+each block of a weight read their inputs through DequantizeLinear, and their outputs are quantized.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ def write_qoperator(
     metadata: Mapping[str, str],
     storage: Storage = FOR_KERNELS,
 ) -> None:
-    """Write the quantized model to `path`; nothing is found there before the file is complete and checked.
+    """Write the quantized model to `path`, which appears only once the file is complete and checked.
 
     Args:
-        model: The float graph that was planned and calibrated; it is left as it is.
+        model: The float graph that was planned and calibrated; it is not changed.
         quantized: Integer weights and the activations' scales, as `write_qdq` takes them.
-        path: The ONNX file; tensors may lie beside it, as those of `write_qdq`.
-        rules: The deploy target's.
-        metadata: Goes into the file's `metadata_props`.
-        storage: In which types codes are stored.
+        path: The ONNX file; tensors may be written beside it, as by `write_qdq`.
+        rules: The deploy target's specification.
+        metadata: Entries for the file's `metadata_props`.
+        storage: Types in which codes are stored.
 
     Raises:
         UserError: The target's biases are float, which integer operators do not take.
-        onnx.checker.ValidationError: What came out is not valid ONNX.
+        onnx.checker.ValidationError: The result is not valid ONNX.
     """
     exported = insert_qoperators(model, quantized, rules=rules, storage=storage)
     exported.metadata_props.update(metadata)
@@ -64,9 +64,9 @@ def insert_qoperators(
 
     Args:
         model: The float graph; every node and value has a unique name.
-        quantized: What to put into it.
-        rules: The deploy target's.
-        storage: In which types codes are stored.
+        quantized: Integer weights and the activations' scales.
+        rules: The deploy target's specification.
+        storage: Types in which codes are stored.
 
     Raises:
         UserError: The target's biases are float.
@@ -89,10 +89,10 @@ def insert_qoperators(
 
 
 def _with_sources_of_moves(model: ir.Model, quantized: QuantizedModel, rules: TargetSpec) -> QuantizedModel:
-    """Return what an operator only moved, and is quantized behind it, is quantized before it: the codes are the same.
+    """Return the model with the inputs of operators that only move numbers quantized like their quantized outputs.
 
-    Rounding is monotone, so it changes places with a MaxPool as it does with a Reshape. An output of the network that
-    stays float would be rounded with it.
+    The codes are the same: rounding is monotone, so it commutes with a MaxPool as it does with a Reshape. Network
+    outputs that stay float are left out, because they would be rounded too.
     """
     activations = dict(quantized.activations)
     for node in reversed(list(model.graph)):
@@ -109,7 +109,7 @@ def _with_sources_of_moves(model: ir.Model, quantized: QuantizedModel, rules: Ta
 
 @dataclass(frozen=True)
 class _Codes:
-    """8-bit codes with their scale and zero point, as integer operators list them."""
+    """8-bit codes with their scale and zero point, in the order of integer operators' inputs."""
 
     codes: ir.Value
     scale: ir.Value
@@ -124,7 +124,7 @@ class _Codes:
         return self.scale, self.zero_point
 
     def on_grid_of(self, other: _Codes) -> bool:
-        """Return whether the same code stands for the same number in both."""
+        """Return whether both have the same type, scale and zero point."""
         if self.codes.dtype != other.codes.dtype:
             return False
         pairs = zip(self.grid, other.grid, strict=True)
@@ -133,24 +133,24 @@ class _Codes:
 
 @dataclass(frozen=True)
 class _Kernel:
-    """An integer operator that takes a float one's place."""
+    """An integer operator that can replace a float one."""
 
     op_type: str
     inputs: Sequence[ir.Value | None]
     domain: str = MICROSOFT
     attributes: Mapping[str, ir.Attr] = field(default_factory=dict)
     gives_float: bool = False
-    """It takes the place of the operator alone, not of the QuantizeLinear behind it too."""
+    """Whether it replaces the float operator alone, not also the QuantizeLinear after it."""
 
 
 def _moves_codes(node: ir.Node) -> bool:
-    """Return whether it gives codes of its input for codes of its input: it neither computes nor puts in a number."""
+    """Return whether the node maps its input's codes to some of them, without computing or adding any number."""
     operator = operators.of(node)
     return operator.on_codes and operator.moves is not Moves.PADDED
 
 
 def _kernel(node: ir.Node) -> _Kernel | None:
-    """Return what can take the node's place, if anything."""
+    """Return the integer operator that can replace the node; None if there is none."""
     if _moves_codes(node):
         return _move(node)
     name = operators.of(node).qoperator
@@ -160,7 +160,7 @@ def _kernel(node: ir.Node) -> _Kernel | None:
 
 
 def _read(value: ir.Value | None) -> _Codes | None:
-    """The codes that a node reads through DequantizeLinear; None where blocks of them have scales of their own."""
+    """Return the 8-bit codes behind a dequantized value; None if it is another value, or has a scale for each block."""
     node = value.producer() if value is not None else None
     if node is None or node.op_type != "DequantizeLinear" or "block_size" in node.attributes:
         return None
@@ -170,12 +170,12 @@ def _read(value: ir.Value | None) -> _Codes | None:
 
 
 def _read_all(node: ir.Node) -> list[_Codes] | None:
-    found = [_read(value) for value in node.inputs]
-    return None if any(codes is None for codes in found) else [codes for codes in found if codes is not None]
+    inputs = [_read(value) for value in node.inputs]
+    return None if any(codes is None for codes in inputs) else [codes for codes in inputs if codes is not None]
 
 
 def _made(node: ir.Node) -> _Codes | None:
-    """Return the codes that a QuantizeLinear makes of the node's one output, for which nothing else has a use."""
+    """Return the 8-bit codes of the node's only output if a QuantizeLinear alone reads it; else None."""
     output = node.outputs[0]
     uses = output.uses()
     quantizer = next(iter(uses)).node if len(uses) == 1 else None
@@ -188,7 +188,7 @@ def _made(node: ir.Node) -> _Codes | None:
 
 
 def _bias(node: ir.Node) -> tuple[bool, ir.Value | None]:
-    """Return whether the node's bias suits an integer kernel, and its int32 codes; None where it has no bias."""
+    """Return whether an integer kernel can add the node's bias, and its int32 codes; None without a bias."""
     value = node.inputs[2] if len(node.inputs) > 2 else None
     if value is None:
         return True, None
@@ -205,7 +205,7 @@ def _conv(node: ir.Node) -> _Kernel | None:
 
 
 def _gemm(node: ir.Node) -> _Kernel | None:
-    """ONNX Runtime's QGemm gives float numbers where it is given no grid for its output."""
+    """Return a QGemm, which in ONNX Runtime computes floats if it gets no grid for its output."""
     data, weight, (fits, bias) = _read(node.inputs[0]), _read(node.inputs[1]), _bias(node)
     factors = {node.attributes.get_float(name, 1.0) for name in ("alpha", "beta")}
     if data is None or weight is None or not fits or factors != {1.0}:
@@ -237,7 +237,7 @@ def _concat(node: ir.Node) -> _Kernel | None:
 
 
 def _move(node: ir.Node) -> _Kernel | None:
-    """Return an operator that takes integers as it is, where what it gives has the scale of what it reads."""
+    """Return the node's own operator on codes, if its output has the grid of its input; else None."""
     read, made = _read(node.inputs[0]), _made(node)
     if read is None or made is None or not read.on_grid_of(made):
         return None
@@ -270,11 +270,11 @@ _FORMS: dict[str, Callable[[ir.Node], _Kernel | None]] = {
     "QLinearConv": _conv,
     "QLinearMatMul": _matmul,
 }
-"""Integer operators that differ in more than codes from the float ones: what this node can be, or None."""
+"""Builders of integer operators that differ in more than codes from the float ones, by name of the operator."""
 
 
 def _replace(graph: ir.Graph, node: ir.Node, kernel: _Kernel) -> None:
-    """Put the integer operator where the node is, in the place of the QuantizeLinear behind it too."""
+    """Replace the node, and unless the kernel gives floats the QuantizeLinear after it, by the integer operator."""
     old = node.outputs[0] if kernel.gives_float else next(iter(node.outputs[0].uses())).node.outputs[0]
     new = ir.Value(name=old.name, type=old.type, shape=old.shape)
     replacement = ir.node(kernel.op_type, kernel.inputs, domain=kernel.domain, outputs=[new], name=node.name)

@@ -1,6 +1,6 @@
-"""What a range file says of its tensors: the form into which a target's file is read back, to be compared.
+"""Claims of range files about tensors: the form in which targets' files are read back for comparison.
 
-Reading it needs neither torch nor onnx_ir.
+This module needs neither torch nor onnx_ir.
 """
 
 from __future__ import annotations
@@ -19,38 +19,38 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Claim:
-    """What a file says of one tensor, in arrays of shape [n]; None where it says nothing."""
+    """A file's statements on one tensor, arrays of shape [n]; None for each that it does not make."""
 
     name: str
-    """As the file has it."""
+    """Name of the tensor in the file."""
     tensor: str | None
-    """Its name in `deploy.onnx`; None: there is none."""
+    """Name of the tensor in `deploy.onnx`; None if it is not there."""
     scale: Numbers | None = None
     low: Numbers | None = None
-    """What the smallest code stands for."""
+    """Number of the smallest code."""
     high: Numbers | None = None
     offset: Numbers | None = None
-    """To add to codes that count from 0 up, before they are scaled."""
+    """Offset that is added to codes counted from 0, before they are scaled."""
 
 
 @dataclass(frozen=True)
 class Names:
-    """The names in `deploy.onnx`, which say what a file's own names mean."""
+    """The names in `deploy.onnx`, to which a file's own names refer."""
 
     values: Set[str]
-    """Constants among them."""
+    """Names of all values, constants included."""
     nodes: Mapping[str, onnx.NodeProto]
 
     def input_of(self, node: str, index: int) -> str | None:
-        """Return what a node reads; None where there is no such node or input."""
+        """Return the name of a node's input; None if there is no such node or input."""
         found = self.nodes.get(node)
         return found.input[index] if found is not None and index < len(found.input) else None
 
     def claim(self, name: str, **said: Any) -> Claim:
-        """Return a claim on the tensor of the same name; what is said are numbers, or lists of them.
+        """Return a claim on the tensor of the same name, from numbers or lists of them.
 
         Raises:
-            ValueError: They are not.
+            ValueError: They are no numbers.
         """
         tensor = name if name in self.values else None
         return Claim(name, tensor, **{key: numbers(value) for key, value in said.items()})
@@ -60,7 +60,7 @@ def numbers(value: Any) -> Numbers:
     """Return a number or a list of them as an array of shape [n].
 
     Raises:
-        ValueError: It is something else, or nothing.
+        ValueError: It is something else, or an empty list.
     """
     import numpy as np
 

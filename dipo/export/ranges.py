@@ -1,4 +1,4 @@
-"""The ranges of a quantized model's tensors, in the words of the files that carry them."""
+"""The ranges of a quantized model's tensors, in the forms that range files carry."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Encoding:
-    """A tensor's grid: `x = (code - zero_point) * scale`, and the forms in which files carry it.
+    """A tensor's grid `x = (code - zero_point) * scale`, and the forms in which files carry it.
 
-    All that is of shape [] belongs to the whole tensor, of shape [C] to its channels.
+    Arrays of shape [] belong to the whole tensor, of shape [C] to its channels.
     """
 
     qparams: QParams
 
     @property
     def scale(self) -> Numbers:
-        """The step, the same number as float64."""
+        """Scale as float64."""
         return self.qparams.scale.astype(np.float64)
 
     @property
     def zero_point(self) -> NDArray[np.int64]:
-        """The code of 0, as ONNX counts."""
+        """Code of 0, as ONNX counts codes."""
         return self.qparams.zero_point.astype(np.int64)
 
     @property
     def axis(self) -> int | None:
-        """That of the channels."""
+        """Axis of the channels; None if the grid is that of the whole tensor."""
         return self.qparams.axis
 
     @property
     def bits(self) -> int:
-        """Width of the codes; a grid without its smallest code is as wide as one with it."""
+        """Width of the codes in bits; a grid without its smallest code is as wide as one with it."""
         return int(self.qparams.qmax - self.qparams.qmin).bit_length()
 
     @property
@@ -58,26 +58,26 @@ class Encoding:
 
     @property
     def symmetric(self) -> bool:
-        """Whether 0 has the code in the middle."""
+        """Whether the code of 0 is in the middle."""
         return bool(np.all(self.zero_point == (self.qparams.qmin + self.qparams.qmax + 1) // 2))
 
     @property
     def min(self) -> Numbers:
-        """What the smallest code stands for."""
+        """Number of the smallest code."""
         return np.asarray((self.qparams.qmin - self.zero_point) * self.scale)
 
     @property
     def max(self) -> Numbers:
-        """What the largest code stands for."""
+        """Number of the largest code."""
         return np.asarray((self.qparams.qmax - self.zero_point) * self.scale)
 
     @property
     def amax(self) -> Numbers:
-        """End of the symmetric range: 127 steps at 8 bits."""
+        """End of the symmetric range, 127 steps at 8 bits."""
         return np.asarray(self.scale * ((1 << (self.bits - 1)) - 1))
 
     def offset(self, bits: int) -> NDArray[np.int64]:
-        """Return the number to add to codes that count from 0 up, before they are scaled; never positive.
+        """Return the offset, never positive, to add to codes counted from 0 before they are scaled.
 
         Args:
             bits: Width of these codes, at least that of the grid.
@@ -88,7 +88,7 @@ class Encoding:
 
 @dataclass(frozen=True, eq=False)
 class LayerRanges:
-    """A quantized layer's tensors."""
+    """The grids of a quantized layer's tensors."""
 
     node: ir.Node
     weight_name: str
@@ -96,11 +96,11 @@ class LayerRanges:
     bias_name: str | None
     bias: NDArray[np.float32] | None
     bias_scale: Numbers | None
-    """Step of an int32 bias: input step x weight step; None without a bias, a quantized input or one such step."""
+    """Scale of an int32 bias, input scale x weight scale; None without bias or quantized input, or with blocks."""
 
 
 def float_values(model: ir.Model) -> list[str]:
-    """Names of the inputs and intermediate values that hold floats and that somebody reads, in topological order."""
+    """Return names of inputs and intermediate values that hold floats and are read, in topological order."""
     values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
     return [
         value.name
@@ -110,11 +110,11 @@ def float_values(model: ir.Model) -> list[str]:
 
 
 def spread(model: ir.Model, activations: Mapping[str, QParams]) -> dict[str, QParams]:
-    """Return the activations, and the values around them that have the same grid on the device, by name.
+    """Return the grids of the activations and of values around them that share these on the device, by name.
 
-    What only a Relu or Clip reads is never written by a kernel that includes it, and has the range behind it; what an
-    operator merely moves has one range before and behind it. A value with a grid of its own keeps it; one that could
-    take several takes the widest. Activations without a finite positive scale are left out.
+    The input of a fused Relu or Clip is never written to memory, and has the range of its output; an operator that only
+    moves numbers has one range for input and output. A value with a grid of its own keeps it; one that could take
+    several takes the widest. Activations without a finite positive scale are left out.
     """
     known = {name: each for name, each in activations.items() if np.isfinite(each.scale) and each.scale > 0}
     values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs if value.name)]
@@ -122,9 +122,9 @@ def spread(model: ir.Model, activations: Mapping[str, QParams]) -> dict[str, QPa
     while count != len(known):
         count = len(known)
         for value in reversed(values):
-            behind = [known[name] for name in _made_from(value) if name in known]
-            if behind and name_of(value) not in known:
-                known[name_of(value)] = max(behind, key=lambda qparams: float(qparams.scale))
+            downstream = [known[name] for name in _made_from(value) if name in known]
+            if downstream and name_of(value) not in known:
+                known[name_of(value)] = max(downstream, key=lambda qparams: float(qparams.scale))
         for value in values:
             source = _moved_from(value)
             if source in known and name_of(value) not in known:
@@ -135,12 +135,12 @@ def spread(model: ir.Model, activations: Mapping[str, QParams]) -> dict[str, QPa
 def all_ranges(
     model: ir.Model, activations: Mapping[str, QParams], beside: Mapping[str, QParams]
 ) -> dict[str, QParams]:
-    """Return the grids of all values that hold floats and are known, in topological order.
+    """Return the known grids of values that hold floats, in topological order.
 
     Args:
         model: The float graph.
-        activations: What is quantized.
-        beside: What is not, and has a range all the same.
+        activations: Grids of the quantized values.
+        beside: Grids of values that are not quantized but have ranges.
     """
     known = spread(model, activations)
     known = spread(model, {name: each for name, each in beside.items() if name not in known} | known)
@@ -148,10 +148,10 @@ def all_ranges(
 
 
 def unify_concats(model: ir.Model, known: Mapping[str, QParams]) -> dict[str, QParams]:
-    """`known` with one grid for what a Concat joins and what it makes, and for what shares a grid with one of these.
+    """Return `known` with one grid for each Concat's inputs and output, and for values that share a grid with them.
 
-    Values share one where an operator that moves or cuts off stands between them and both have the same now. Where
-    several Concats meet in a value, all of them take the widest grid.
+    Values share a grid if an operator that moves or clips numbers lies between them and their grids are equal before.
+    If several Concats meet in a value, all of them take the widest grid.
     """
     group: dict[str, set[str]] = {name: {name} for name in known}
     for node in model.graph:
@@ -172,24 +172,24 @@ def _is_concat(node: ir.Node) -> bool:
 
 
 def _keeps(node: ir.Node) -> bool:
-    """Return whether all that the node makes is of the range of its first input, in which a clip only cuts off.
+    """Return whether the node's outputs have the range of its first input, which a clip may narrow.
 
-    A clip is part of the kernel before it, which then writes its range.
+    A clip is part of the kernel before it, which then writes the clip's range.
     """
     operator = operators.of(node)
     return operator.keeps_range or operator.clips
 
 
 def _of_one_grid(node: ir.Node, known: Mapping[str, QParams]) -> Iterator[list[str]]:
-    """Return the names of values around the node that have to have the same grid."""
-    made = [name_of(value) for value in node.outputs if value.name in known]
+    """Yield lists of names of the node's inputs and outputs that must share a grid."""
+    outputs = [name_of(value) for value in node.outputs if value.name in known]
     read = [name_of(value) for value in node.inputs if value is not None and value.name in known]
     if _is_concat(node):
-        if made:
-            yield [*made, *read]
+        if outputs:
+            yield [*outputs, *read]
     elif _keeps(node) and node.inputs[0] is not None:
         source = name_of(node.inputs[0])
-        yield from ([source, name] for name in made if source in known and _same_grid(known[source], known[name]))
+        yield from ([source, name] for name in outputs if source in known and _same_grid(known[source], known[name]))
 
 
 def _same_grid(one: QParams, other: QParams) -> bool:
@@ -201,7 +201,7 @@ def _same_grid(one: QParams, other: QParams) -> bool:
 
 
 def layer_ranges(model: ir.Model, quantized: QuantizedModel, known: Mapping[str, QParams]) -> Iterator[LayerRanges]:
-    """Return the quantized layers, in topological order; `known` has the inputs' grids."""
+    """Yield the quantized layers, in topological order; `known` has the grids of their inputs."""
     for node in model.graph:
         layer = quantized.layers.get(node_name(node))
         if layer is None:
@@ -223,15 +223,15 @@ def layer_ranges(model: ir.Model, quantized: QuantizedModel, known: Mapping[str,
 
 
 def coverage(required: Iterable[str], known: Container[str]) -> list[str]:
-    """Return those of the required tensors that have no range, each once."""
+    """Return the required tensors that have no range, each once."""
     return [name for name in dict.fromkeys(required) if name not in known]
 
 
 def check_coverage(platform: str, required: Iterable[str], known: Container[str]) -> None:
-    """Stops where the target would look for a range in vain.
+    """Check that every tensor for which the target needs a range has one.
 
     Raises:
-        UserError: It names every tensor that lacks one.
+        UserError: Some have none; all are named.
     """
     missing = coverage(required, known)
     if missing:
@@ -242,10 +242,10 @@ def check_coverage(platform: str, required: Iterable[str], known: Container[str]
 
 
 def check_widths(spec: TargetSpec, quantized: QuantizedModel) -> None:
-    """Stop at widths that the target's file cannot say.
+    """Check that the target's file can express all widths.
 
     Raises:
-        UserError: It names the first tensor of another width.
+        UserError: It cannot; the first such tensor is named.
     """
     grids = {
         "weight": (spec.weight_widths, {name: layer.qparams for name, layer in quantized.layers.items()}),
@@ -262,7 +262,7 @@ def check_widths(spec: TargetSpec, quantized: QuantizedModel) -> None:
 
 
 def per_tensor(layer: QuantizedLayer) -> QuantizedLayer:
-    """Return the layer with one scale for its whole symmetric weight, rounded anew where channels had smaller ones."""
+    """Return the layer with one scale, its largest, for the whole symmetric weight, which is rounded again."""
     if layer.qparams.axis is None:
         return layer
     scale = layer.qparams.scale.max()
@@ -273,14 +273,14 @@ def per_tensor(layer: QuantizedLayer) -> QuantizedLayer:
 
 
 def _made_from(value: ir.Value) -> Iterator[str]:
-    """Return the names of what is made of the value without leaving its range."""
+    """Yield the names of the values computed from this one within its range."""
     for node, index in value.uses():
         if index == 0 and _keeps(node):
             yield from (name_of(output) for output in node.outputs if output.name)
 
 
 def _moved_from(value: ir.Value) -> str | None:
-    """Name of the value in whose range this one lies because of how it is made."""
+    """Return the name of the value whose range this one has by the operator that computes it; None if there is none."""
     node = value.producer()
     if node is None or not _keeps(node) or node.inputs[0] is None:
         return None

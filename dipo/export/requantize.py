@@ -1,4 +1,4 @@
-"""A quantized network on the grids of another target: the same numbers where these allow it, else rounded once more."""
+"""Requantization for another target's grids: the same numbers where possible, else rounded once more."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from dipo.recipe import CalibConfig
 
 @dataclass(frozen=True)
 class Requantized:
-    """The network on the other target's grids, and what became of it."""
+    """A network on another target's grids, and what changed."""
 
     quantized: QuantizedModel
     weights: dict[str, float]
-    """By name of a layer whose weight was rounded once more: its SQNR in dB against the weight before."""
+    """SQNR, in dB against the former weight, of weights that were rounded once more, by name of the layer."""
     activations: dict[str, str]
-    """By name of the value: `kept` (each number of the grid), `range` (the range, on another grid), or `statistics` (a
-    range of its own: it was not quantized before)."""
+    """Origin of each grid, by name of the value: `kept` (the same numbers), `range` (the same range, another grid), or
+    `statistics` (a new range, because it was not quantized before)."""
 
 
 def requantize(
@@ -42,17 +42,17 @@ def requantize(
     cfg: CalibConfig,
     target: str,
 ) -> Requantized:
-    """Bring a network on the grids of another target.
+    """Convert a network to the grids of another target.
 
-    A weight is what the codes stand for; its zeros stay zeros. An activation keeps its range.
+    Weights are the dequantized ones; their zeros stay zeros. Activations keep their ranges.
 
     Args:
         model: The float graph.
-        quantized: The network as the run left it.
-        plan: What the other target quantizes, and how.
-        ranges: Of values that are not quantized in `quantized`, those that are known.
-        cfg: How the ranges of weights are chosen that are rounded once more.
-        target: The other target's name, for messages.
+        quantized: The network, as the run saved it.
+        plan: The plan for the other target.
+        ranges: Known ranges of values that are not quantized in `quantized`.
+        cfg: Choice of ranges for weights that are rounded once more.
+        target: Name of the other target, for messages.
 
     Raises:
         UserError: Values have no range; all are named.
@@ -68,21 +68,21 @@ def requantize(
     }
     positive = positive_values(model)
     activations: dict[str, QParams] = {}
-    how: dict[str, str] = {}
+    origins: dict[str, str] = {}
     for name, spec in plan.activations.items():
         if name in quantized.activations:
-            activations[name], how[name] = activation_on(name, quantized.activations[name], spec, positive)
+            activations[name], origins[name] = activation_on(name, quantized.activations[name], spec, positive)
         else:
-            activations[name], how[name] = qparams_of(ranges[name], spec), "statistics"
-    found = QuantizedModel({name: layer for name, (layer, _) in layers.items()}, activations)
+            activations[name], origins[name] = qparams_of(ranges[name], spec), "statistics"
+    network = QuantizedModel({name: layer for name, (layer, _) in layers.items()}, activations)
     losses = {name: sqnr for name, (_, sqnr) in layers.items() if sqnr is not None}
-    return Requantized(found.with_updates([], plan), losses, how)
+    return Requantized(network.with_updates([], plan), losses, origins)
 
 
 def _layer(
     model: ir.Model, own: QuantizedLayer | None, plan: LayerPlan, cfg: CalibConfig
 ) -> tuple[QuantizedLayer, float | None]:
-    """Return the layer on the planned grid; the SQNR of its weight where that was rounded."""
+    """Return the layer on the planned grid, and the SQNR of its weight; None if it was not rounded."""
     if own is not None and (same := _same_weight(own, plan.spec)) is not None:
         return same, None
     weight = array_of(model.graph.initializers[plan.weight]).astype(np.float32) if own is None else own.weight
@@ -98,7 +98,7 @@ def _layer(
 
 
 def _same_weight(layer: QuantizedLayer, spec: QuantSpec) -> QuantizedLayer | None:
-    """Return the same numbers on another grid, by shifting their codes; None where it has not all of them."""
+    """Return the layer's numbers on another grid, with shifted codes; None if the grid lacks some of them."""
     own = layer.qparams
     if (own.axis is not None and not spec.per_channel) or not _has_scale(own, spec):
         return None
@@ -115,12 +115,12 @@ def _same_weight(layer: QuantizedLayer, spec: QuantSpec) -> QuantizedLayer | Non
 
 
 def activation_on(name: str, own: QParams, spec: QuantSpec, positive: Set[str]) -> tuple[QParams, str]:
-    """Return the value's grid, and what became of its own: `kept` or `range`."""
+    """Return the value's new grid, and its origin: `kept` or `range`, as in `Requantized`."""
     if spec.fixed is not None:
         its = qparams_of(spec.fixed, spec)
         same = (its.qmin, its.qmax) == (own.qmin, own.qmax) and its.scale == own.scale
         return its, "kept" if same and its.zero_point == own.zero_point else "range"
-    # Half of a symmetric grid would lie idle where nothing is negative and the other target need not be symmetric.
+    # Half of a symmetric grid is unused if no value is negative and the other target allows asymmetric grids.
     idle = name in positive and not spec.symmetric and bool(np.all(own.zero_point > own.qmin))
     if _has_scale(own, spec) and not idle:
         for zero in _zeros(own, spec):
@@ -130,17 +130,17 @@ def activation_on(name: str, own: QParams, spec: QuantSpec, positive: Set[str]) 
     high = float((own.qmax - own.zero_point) * own.scale.astype(np.float64))
     low = float((own.qmin - own.zero_point) * own.scale.astype(np.float64))
     if np.all(own.zero_point == (own.qmin + own.qmax + 1) // 2):
-        low = -high  # a symmetric range is as wide on both sides, whatever the smallest code stands for
+        low = -high  # a symmetric range is equally wide on both sides, even if the smallest code reaches further
     return qparams_of(Range(0.0 if name in positive else low, high), spec), "range"
 
 
 def _has_scale(own: QParams, spec: QuantSpec) -> bool:
-    """Return whether the other grid may have the same scales."""
+    """Return whether the other grid can have the same scales."""
     return not spec.power_of_two or bool(np.all(np.frexp(own.scale)[0] == 0.5))
 
 
 def _zeros(own: QParams, spec: QuantSpec) -> list[NDArray[np.int32]]:
-    """Zero points to try on the other grid."""
+    """Return zero points to try on the other grid, in order."""
     middle = np.full_like(own.zero_point, spec.middle)
     if spec.symmetric:
         return [middle]
@@ -153,7 +153,7 @@ def _on(own: QParams, spec: QuantSpec, zero: NDArray[np.int32]) -> QParams:
 
 
 def _sqnr_db(before: NDArray[np.float32], after: NDArray[np.float32]) -> float | None:
-    """Signal over noise; None where nothing was lost."""
+    """Return the ratio of signal to quantization noise, in dB; None without noise."""
     signal, noise = (float(np.sum(array.astype(np.float64) ** 2)) for array in (before, after - before))
     return 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None
 
@@ -168,7 +168,7 @@ _WORDS: dict[str, dict[object, str]] = {
 
 
 def differences(own: Plan, other: Plan) -> list[str]:
-    """Return how another target's scheme differs from the one that a network was quantized for, in words."""
+    """Return in words how another target's scheme differs from the one for which a network was quantized."""
     pairs = {
         "weights": [
             (layer.spec, other.layers[name].spec) for name, layer in own.layers.items() if name in other.layers
@@ -189,7 +189,7 @@ def differences(own: Plan, other: Plan) -> list[str]:
 
 
 def _changes(mine: QuantSpec, its: QuantSpec, *, is_weight: bool) -> list[str]:
-    # The sign of a weight's codes follows from its symmetry.
+    # The signedness of a weight's codes follows from its symmetry.
     fields = [name for name in _WORDS if not (is_weight and name == "signed")]
     changed = [name for name in fields if getattr(mine, name) != getattr(its, name)]
     if mine.fixed != its.fixed:

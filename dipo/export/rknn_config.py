@@ -1,9 +1,9 @@
-"""Puts the ranges of `rk_quantized_param.yaml` into the `.quantization.cfg` of RKNN toolkit 2.
+"""Transfer of the ranges of `rk_quantized_param.yaml` into the `.quantization.cfg` of RKNN toolkit 2.
 
-The toolkit's network is another one than it was given: inputs and outputs are cast to integers (`x_int8`), a mean or a
-Gemm becomes convolutions, reshapes come and go. So a tensor that the file does not name takes its range from the tensor
-that holds the same numbers, which is found in the two networks, the toolkit's and `deploy.onnx`. Runs without torch and
-onnx_ir, beside the toolkit:
+The toolkit changes the network: inputs and outputs are cast to integers (`x_int8`), a mean or a Gemm becomes
+convolutions, reshapes are added and removed. So a tensor that the file does not name gets its range from the tensor
+with the same numbers, found by comparing the toolkit's network with `deploy.onnx`. This runs without torch and onnx_ir,
+beside the toolkit:
 
     python -m dipo.export.rknn_config net.quantization.cfg rk_quantized_param.yaml
 """
@@ -27,60 +27,60 @@ from dipo.graph.operators import Kind, Moves
 Ranges = Mapping[str, Mapping[str, Any]]
 
 ENTRIES = "quantize_parameters"
-"""The section of both files that has the ranges."""
+"""Section of both files with the ranges."""
 CONFIG = ".quantization.cfg"
 LAYERS = operators.with_kind(Kind.WEIGHTED)
 SAME = operators.names(lambda operator: operator.moves is Moves.ALL) | {"exDataConvert"}
-"""Operators that make exactly the numbers that they read; the last is the toolkit's cast."""
+"""Operators whose output has exactly the numbers of the input; `exDataConvert` is the toolkit's cast."""
 PART = operators.names(lambda operator: operator.moves in {Moves.SOME, Moves.PICKED})
-"""Operators that make some of the numbers that they read."""
+"""Operators whose output has some of the numbers of the input."""
 PADDED = operators.names(lambda operator: operator.moves is Moves.PADDED)
 LIMITS = operators.names(lambda operator: operator.limits is not None)
-"""Operators that are part of the kernel before them; their constants need not reach beyond their output either."""
+"""Operators fused with the kernel before them, whose constants need no wider range than their output."""
 
 
 def merged(config: Mapping[str, Any], ours: Ranges, sources: Mapping[str, str]) -> dict[str, Any]:
     """Return the toolkit's configuration with our ranges; the rest of it stays as it is.
 
     Args:
-        config: What the first step of the hybrid quantization wrote.
+        config: Configuration that the first step of the hybrid quantization wrote.
         ours: `quantize_parameters` of `rk_quantized_param.yaml`.
-        sources: From `sources_of`.
+        sources: Result of `sources_of`.
     """
-    made: dict[str, Any] = copy.deepcopy(dict(config))
+    result: dict[str, Any] = copy.deepcopy(dict(config))
     for name, source in sources.items():
-        made[ENTRIES][name] |= {end: [float(number) for number in ours[source][end]] for end in ("min", "max")}
-    return made
+        result[ENTRIES][name] |= {end: [float(number) for number in ours[source][end]] for end in ("min", "max")}
+    return result
 
 
 def sources_of(
     names: Collection[str], ours: Ranges, *, toolkit: onnx.ModelProto, network: onnx.ModelProto
 ) -> dict[str, str]:
-    """Whose range each of the toolkit's tensors takes: its name in our file, by the toolkit's name.
+    """Return, by the toolkit's name of each tensor, the name in our file of the tensor whose range it takes.
 
     Args:
-        names: What the toolkit's configuration has ranges of.
-        ours: What our file has ranges of.
+        names: Tensors with ranges in the toolkit's configuration.
+        ours: Ranges in our file.
         toolkit: The toolkit's network, which its first step writes (`.model`).
-        network: The network that it was given.
+        network: The network that the toolkit was given.
     """
-    found = {name: name for name in names if name in ours}
+    sources = {name: name for name in names if name in ours}
     for node, given in matched_layers(toolkit, network):
         for name, source in ((node.input[0], given.input[0]), (node.output[0], given.output[0])):
             if source in ours:
-                found.setdefault(name, source)
+                sources.setdefault(name, source)
     known = -1
-    while known != len(found):
-        known = len(found)
+    while known != len(sources):
+        known = len(sources)
         for node in toolkit.graph.node:
-            _spread(found, node, names)
-    return {name: found[name] for name in names if name in found}
+            _spread(sources, node, names)
+    return {name: sources[name] for name in names if name in sources}
 
 
 def matched_layers(
     toolkit: onnx.ModelProto, network: onnx.ModelProto
 ) -> Iterator[tuple[onnx.NodeProto, onnx.NodeProto]]:
-    """Return the toolkit's layers with those that they were; it puts `#2` behind the name of one that it replaced."""
+    """Yield the toolkit's layers with the originals; the toolkit appends `#2` to the name of one that it replaced."""
     layers = {node.name: node for node in network.graph.node if node.op_type in LAYERS}
     for node in toolkit.graph.node:
         given = layers.get(node.name) or layers.get(node.name.rpartition("#")[0])
@@ -88,24 +88,24 @@ def matched_layers(
             yield node, given
 
 
-def _spread(found: dict[str, str], node: onnx.NodeProto, names: Collection[str]) -> None:
-    """Hand a range on to the tensors before and behind a node."""
+def _spread(sources: dict[str, str], node: onnx.NodeProto, names: Collection[str]) -> None:
+    """Add to `sources` the inputs and outputs of a node that share a range with a tensor in it."""
     if not node.input:
         return
-    first, made = node.input[0], node.output[0]
-    if node.op_type in SAME | PART and first in found:
+    first, output = node.input[0], node.output[0]
+    if node.op_type in SAME | PART and first in sources:
         for name in node.output:
-            found.setdefault(name, found[first])
-    if node.op_type in SAME and made in found:
-        found.setdefault(first, found[made])
-    if node.op_type in LIMITS and made in found:
+            sources.setdefault(name, sources[first])
+    if node.op_type in SAME and output in sources:
+        sources.setdefault(first, sources[output])
+    if node.op_type in LIMITS and output in sources:
         for name in node.input:
             if name in names:
-                found.setdefault(name, found[made])
+                sources.setdefault(name, sources[output])
 
 
 def read_ranges(file: Path) -> dict[str, Any]:
-    """Return a file of the toolkit's form, as it is.
+    """Read a file in the toolkit's form.
 
     Raises:
         UserError: It cannot be read, or has no `quantize_parameters`.
@@ -122,10 +122,10 @@ def read_ranges(file: Path) -> dict[str, Any]:
 
 
 def read_network(file: Path) -> onnx.ModelProto:
-    """Return a network without its large tensors.
+    """Read a network without its large tensors.
 
     Raises:
-        UserError: It is missing, or no ONNX.
+        UserError: It is missing, or not ONNX.
     """
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
@@ -136,7 +136,7 @@ def read_network(file: Path) -> onnx.ModelProto:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Edits the toolkit's file in its place; returns the exit status."""
+    """Edit the toolkit's file in place; return the exit status."""
     words = sys.argv[1:] if argv is None else argv
     if len(words) != 2 or {"-h", "--help"} & {*words}:
         sys.stdout.write(
@@ -166,7 +166,7 @@ def _edit(file: Path, ranges: Path) -> str:
 
 
 def own_values(names: Collection[str], sources: Mapping[str, str], toolkit: onnx.ModelProto) -> list[str]:
-    """Return values that the toolkit keeps its own range for, constants left aside."""
+    """Return the values, other than constants, for which the toolkit keeps its own range."""
     constants = {tensor.name for tensor in toolkit.graph.initializer}
     return [name for name in names if name not in sources and name not in constants]
 

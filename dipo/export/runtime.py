@@ -1,4 +1,4 @@
-"""Running a written model in ONNX Runtime."""
+"""Inference with written models in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 FATAL = 4
-"""The one severity of ONNX Runtime's log that a run shows; what matters raises."""
+"""Severity from which ONNX Runtime's log is shown; errors raise exceptions."""
 
 
 def run_model(
@@ -23,17 +23,17 @@ def run_model(
     cuda: bool = False,
     float_biases: bool = False,
 ) -> dict[str, NDArray[np.float32]]:
-    """All outputs of a model, by name, for batches of its inputs; one without dimensions gives a number for each batch.
+    """Return all outputs of a model, by name, for batches of its inputs; a scalar output has one number per batch.
 
-    A model with a fixed batch gets pieces of that size; the last is filled up with its own samples again, and what
-    comes out of those is left out.
+    A model with a fixed batch size gets pieces of that size; the last is filled up with repeated samples, whose outputs
+    are dropped.
 
     Args:
         path: The ONNX file.
         batches: Inputs by name, [n, ...].
-        threads: CPU threads.
-        cuda: Take the GPU where ONNX Runtime can.
-        float_biases: Keep float biases beside integer weights as the file has them, which ONNX Runtime would round.
+        threads: Number of CPU threads.
+        cuda: Whether to use the GPU if ONNX Runtime can.
+        float_biases: Whether to keep float biases beside integer weights, which ONNX Runtime would round.
     """
     options = ort.SessionOptions()
     options.log_severity_level = FATAL
@@ -57,7 +57,7 @@ def run_model(
 
 
 def providers(*, cuda: bool) -> list[str]:
-    """CUDA where it is wanted and its libraries load, and the CPU: asking for what cannot load only makes noise."""
+    """Return the CPU provider, after CUDA if wanted and loadable: a provider that cannot load only logs errors."""
     usable = (
         cuda
         and "CUDAExecutionProvider" in ort.get_available_providers()

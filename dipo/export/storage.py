@@ -1,4 +1,4 @@
-"""In which ONNX types codes are stored, and which codes."""
+"""ONNX types in which codes are stored, and the codes for them."""
 
 from __future__ import annotations
 
@@ -20,45 +20,45 @@ from dipo.quant.spec import QParams
 
 _SIGNED_UNSIGNED = {2: ("INT2", "UINT2"), 4: ("INT4", "UINT4"), 8: ("INT8", "UINT8"), 16: ("INT16", "UINT16")}
 _OPSETS = {2: 25, 4: 21, 8: 13, 16: 21}
-"""By width: the first default operator set whose DequantizeLinear reads it, with a scale for each channel."""
+"""First default operator set whose DequantizeLinear reads a width, with a scale for each channel, by width."""
 BLOCK_OPSET = 21
-"""The first whose DequantizeLinear has a scale for each block."""
+"""First default operator set whose DequantizeLinear has a scale for each block."""
 
 KERNEL_WIDTHS = frozenset({8, 16})
-"""Bits of the types that integer kernels compute with."""
+"""Widths, in bits, of the types with which integer kernels compute."""
 PACKED_WIDTHS = frozenset(
     bits
     for bits in _SIGNED_UNSIGNED
     if bits in KERNEL_WIDTHS
     or (_OPSETS[bits] <= onnx.defs.onnx_opset_version() and _SIGNED_UNSIGNED[bits][0] in ir.DataType.__members__)
 )
-"""Bits of all types that the installed onnx can write; below 8, several codes share a byte."""
+"""Widths, in bits, of all types that the installed onnx can write; below 8, several codes share a byte."""
 
 
 @dataclass(frozen=True)
 class Storage:
-    """How a file keeps codes."""
+    """The types in which a file stores codes."""
 
     weights: Set[int] = KERNEL_WIDTHS
-    """Bits of the types in which the consumer reads weights."""
+    """Widths, in bits, of the types in which the consumer reads weights."""
     activations: Set[int] = KERNEL_WIDTHS
-    """Bits of the types in which it computes activations."""
+    """Widths, in bits, of the types in which the consumer computes activations."""
     packed: bool = False
-    """Weights that fit a type narrower than the consumer reads lie in the file in that type. A Cast, and a Sub where
-    there is a zero point, widens them; a runtime that folds constants does so once, while it loads the file."""
+    """Whether weights that fit a type narrower than the consumer reads are stored in that type. A Cast, and a Sub for a
+    zero point, widens them; a runtime that folds constants does so once, when it loads the file."""
 
     def types(
         self, layer: QuantizedLayer, *, narrow: bool = True, wide: bool = False
     ) -> tuple[ir.DataType, ir.DataType]:
-        """In which types the file keeps a layer's weight and DequantizeLinear reads it.
+        """Return the types in which a layer's weight is stored, and in which DequantizeLinear reads it.
 
-        No integer kernel reads blocks, so 4 bits need not be 8. Without a bias, ONNX Runtime takes blocks of 8 bits
-        and of 2 for channels, and fails or computes something else; it leaves 4 and 16 alone.
+        No integer kernel reads blocks, so 4 bits need not become 8. Without a bias, ONNX Runtime mistakes blocks of 8
+        and of 2 bits for channels, and fails or computes something else; 4 and 16 bits are not affected.
 
         Args:
             layer: The layer.
-            narrow: The consumer reads such a layer's weights in types below 8 bits, too, if it has any.
-            wide: DequantizeLinear reads 16 bits whatever the file keeps.
+            narrow: Whether the consumer reads such a layer's weights in types below 8 bits too, if it has any.
+            wide: Whether DequantizeLinear reads 16 bits, whatever is stored.
         """
         blocks = layer.qparams.blocks is not None
         packed = PACKED_WIDTHS if self.packed else frozenset[int]()
@@ -72,11 +72,11 @@ class Storage:
 
 
 FOR_KERNELS = Storage()
-"""What integer kernels take, as they take it."""
+"""Storage in the types that integer kernels read."""
 
 
 def storage_type(qparams: QParams, widths: Set[int] = KERNEL_WIDTHS) -> ir.DataType:
-    """Return the narrowest ONNX type of these widths that holds every code; signed where a code is negative."""
+    """Return the narrowest ONNX type of these widths that holds every code; signed if a code is negative."""
     for bits in sorted(widths):
         for name in _SIGNED_UNSIGNED[bits]:
             dtype = ir.DataType[name]
@@ -100,10 +100,10 @@ def required_opset(types: Iterable[ir.DataType]) -> int:
 def weight_types(
     node: ir.Node, quantized: QuantizedModel, rules: TargetSpec, storage: Storage
 ) -> tuple[ir.DataType, ir.DataType]:
-    """In which types the file keeps a layer's weight and DequantizeLinear reads it.
+    """Return the types in which a layer's weight is stored, and in which DequantizeLinear reads it.
 
-    A matrix product of activations above 8 bits and a weight that DequantizeLinear reads from 8 bits or less is to ONNX
-    Runtime one with float activations, and its kernel for these rounds them to 8 bits: 16 bits have no such kernel.
+    ONNX Runtime treats a matrix product of activations above 8 bits and a weight that DequantizeLinear reads from 8
+    bits or less as one of float activations, which its kernel rounds to 8 bits. It has no such kernel for 16 bits.
     """
     assert node.name is not None
     data = node.inputs[0]
@@ -120,11 +120,11 @@ def _is_product(node: ir.Node) -> bool:
 
 
 def with_room_for_biases(model: ir.Model, quantized: QuantizedModel) -> QuantizedModel:
-    """Return the network with the scales of its weights raised where an int32 bias would not fit otherwise.
+    """Return the network with scales of weights raised where an int32 bias would not fit otherwise.
 
     Args:
         model: The float graph.
-        quantized: Its layers and activations, for a target that keeps biases in int32.
+        quantized: Its layers and activations, for a target with int32 biases.
     """
     layers = dict(quantized.layers)
     for layer in layers_of(model):
@@ -138,7 +138,7 @@ def with_room_for_biases(model: ir.Model, quantized: QuantizedModel) -> Quantize
 
 
 def less_zero_point(layer: QuantizedLayer) -> QuantizedLayer:
-    """Return the same weight with zero point 0, where its codes then fit int8: always below 8 bits."""
+    """Return the layer with zero point 0, if its codes then fit int8, as they always do below 8 bits."""
     _, zero_point = layer.qparams.broadcast_to(layer.codes.ndim)
     codes = layer.codes - zero_point
     int8 = np.iinfo(np.int8)

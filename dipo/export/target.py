@@ -1,4 +1,4 @@
-"""What a deploy target is: an object that declares all of itself, in one file.
+"""The class of deploy targets: each is an object that declares everything about itself, in one file.
 
     @dataclass(frozen=True)
     class MyOptions(TargetOptions):
@@ -17,8 +17,8 @@
 
     TARGET = MyDevice()
 
-A target's module is imported to list its options, so what is heavy (numpy, onnx, onnx_ir, and what imports them) is
-imported inside its functions.
+A target's module is imported to list its options, so heavy modules (numpy, onnx, onnx_ir, and modules that import them)
+are imported inside its functions.
 """
 
 from __future__ import annotations
@@ -58,44 +58,44 @@ OptionsT = TypeVar("OptionsT", bound=TargetOptions)
 
 @dataclass(frozen=True)
 class TargetFile:
-    """A file that a target writes, and who reads it: one of the three is said at least."""
+    """A file that a target writes, and its readers, of which at least one of the three kinds is given."""
 
     name: str
     read: Callable[[str, Names], Iterable[Claim]] | None = None
-    """Reads the file's text back, so that `dipo.verify` can compare it with `quantized.onnx`; raises ValueError,
-    KeyError, TypeError, AttributeError or IndexError where the text has another form."""
+    """Function that reads the file's text back, so that `dipo.verify` can compare it with `quantized.onnx`; it raises
+    ValueError, KeyError, TypeError, AttributeError or IndexError if the text has another form."""
     readers: tuple[str, ...] = ()
-    """Of the consumers that `dipo.verify` can ask, those that read it, by their names there."""
+    """Names of the consumers in `dipo.verify` that read it."""
     elsewhere: str | None = None
-    """Who else reads it and cannot be asked, in a sentence."""
+    """Reader that `dipo.verify` does not have, in a sentence."""
 
     def __post_init__(self) -> None:
-        """See to it that somebody reads the file."""
+        """Check that the file has a reader."""
         assert self.read or self.readers or self.elsewhere, f"nobody is said to read {self.name}"
 
 
 QUANTIZED = TargetFile("quantized.onnx", readers=("ONNX Runtime",))
-"""The quantized network, which every target writes first."""
+"""File of the quantized network, which every target writes first."""
 DEPLOYED = TargetFile("deploy.onnx", readers=("ONNX Runtime",))
-"""The float network with the weights that the codes stand for, to which a target's range files belong."""
+"""File of the float network with dequantized weights, to which a target's range files belong."""
 
 
 @dataclass(frozen=True)
 class Export:
-    """What a target is to write: a network on its grids, where its files go, and in which form."""
+    """A network on a target's grids, with the folder and the form of the files to write."""
 
     model: ir.Model
     """The float graph."""
     quantized: QuantizedModel
-    """Its integer weights and activation scales."""
+    """Integer weights and activation scales."""
     folder: Path
-    """Exists."""
+    """Existing folder for the files."""
     metadata: Mapping[str, str]
-    """Goes into the ONNX files."""
+    """Metadata of the ONNX files."""
     form: OnnxFormat = QDQ
-    """How `quantized.onnx` is written."""
+    """Format of `quantized.onnx`."""
     beside: Mapping[str, QParams] = dataclasses.field(default_factory=dict)
-    """Grids of values that the target leaves float, where its specification has `ranges_beside`."""
+    """Grids of values that the target leaves float, if its specification has `ranges_beside`."""
 
     def write_quantized(self, spec: TargetSpec) -> list[Path]:
         """Write `quantized.onnx` and return it, in a list.
@@ -143,15 +143,15 @@ class Target(ABC, Generic[OptionsT]):
     """A deploy target."""
 
     spec: TargetSpec
-    """What it quantizes, and on which grids."""
+    """Specification of what the target quantizes, and on which grids."""
     options_class: type[OptionsT] = cast(Any, TargetOptions)
-    """Its own options."""
+    """Class of its own options."""
     files: tuple[TargetFile, ...]
-    """All that it may write."""
+    """All files that it may write."""
 
     @property
     def name(self) -> str:
-        """What the user calls it."""
+        """Name that the user types."""
         return self.spec.name
 
     @property
@@ -160,7 +160,7 @@ class Target(ABC, Generic[OptionsT]):
         return tuple(field.name for field in dataclasses.fields(self.options_class))
 
     def options_of(self, given: Mapping[str, Any]) -> OptionsT:
-        """Return its own options among those that were given for one or more targets; others are not looked at.
+        """Return its own options among those given for one or more targets; others are ignored.
 
         Raises:
             UserError: One has a wrong value.
@@ -168,19 +168,19 @@ class Target(ABC, Generic[OptionsT]):
         return from_plain(self.options_class, {name: given[name] for name in self.option_names if name in given})
 
     def check_options(self, options: OptionsT) -> None:
-        """Look for options that do not fit together, beyond what their types and limits say.
+        """Check that options fit together, beyond their types and limits.
 
         Raises:
-            UserError: There are some.
+            UserError: They do not.
         """
 
     def remarks(self, options: OptionsT) -> list[str]:
-        """Return what the user should know of the files that are written with these options, in sentences."""
+        """Return notes, in sentences, for the user on the files written with these options."""
         del options
         return []
 
     def form_remarks(self, form: OnnxFormat) -> list[str]:
-        """Return what the user should know of the form of the files, in sentences."""
+        """Return notes, in sentences, for the user on the form of the files."""
         taken = form.for_spec(self.spec)
         if taken == form:
             return []
@@ -195,7 +195,7 @@ class Target(ABC, Generic[OptionsT]):
             return quantized
         from dipo.export.ranges import spread, unify_concats
 
-        # Those of values that are not quantized themselves count too: a Concat may end in a Relu or a pooling.
+        # Grids of values that are not quantized themselves count too: a Concat may end in a Relu or a pooling.
         unified = unify_concats(model, spread(model, quantized.activations))
         activations = {name: unified.get(name, own) for name, own in quantized.activations.items()}
         return dataclasses.replace(quantized, activations=activations)
@@ -205,34 +205,34 @@ class Target(ABC, Generic[OptionsT]):
         """Write the target's files and return them, `quantized.onnx` first.
 
         Args:
-            export: What is written, and where.
-            options: The target's own.
+            export: The network to write, and the folder.
+            options: The target's own options.
 
         Raises:
-            UserError: A tensor that the target looks for has no range, or something that it does not take; nothing is
+            UserError: A tensor that needs a range has none, or has one that the target does not take; nothing is
                 written.
         """
 
 
 def write_target(target: Target[Any], export: Export, given: Mapping[str, Any]) -> list[Path]:
-    """Write a target's files into a folder, which is made where it is missing.
+    """Write a target's files into a folder, which is created if it is missing.
 
     Args:
         target: The target.
-        export: What is written, and where.
-        given: The options of `platform` that the user gave; those that the target has are taken.
+        export: The network to write, and the folder.
+        given: The options of `platform` that the user gave, of which the target's own are used.
 
     Returns:
-        The files, tensors that lie beside an ONNX file included; `quantized.onnx` is the first.
+        The files, including external tensors of ONNX files; `quantized.onnx` is the first.
 
     Raises:
-        UserError: A tensor that the target looks for has no range, or one that it does not take; nothing is written.
+        UserError: A tensor that needs a range has none, or has one that the target does not take; nothing is written.
     """
     export.folder.mkdir(parents=True, exist_ok=True)
     if target.spec.int32_bias:
         from dipo.export.storage import with_room_for_biases
 
-        # A range file has to say the scales with which the biases fit, not only the ONNX file.
+        # Range files, not only the ONNX file, need the scales with which the biases fit.
         export = dataclasses.replace(export, quantized=with_room_for_biases(export.model, export.quantized))
     files = target.write(export, target.options_of(given))
     undeclared = {file.name for file in files} - {file.name for file in target.files}

@@ -1,4 +1,4 @@
-"""Small text files, found under their final name only when they are complete."""
+"""Writing of small text files, which get their final names only when complete."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 Fields = Sequence[tuple[str, Any]]
-"""A protobuf message: names of its fields and their values, repeated fields once for each element."""
+"""A protobuf message as names and values of its fields, with repeated fields once for each element."""
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -32,8 +32,8 @@ def proto_text(fields: Fields) -> str:
     """Return a protobuf message in text form.
 
     Args:
-        fields: In the order in which they are written. A string stands for itself (a name of an enum is `Enum(name)`),
-            a sequence of pairs for a message.
+        fields: Fields in the order of the text. A string is a string (the value of an enum is `Enum(name)`), and a
+            sequence of pairs is a message.
     """
     return "".join(f"{line}\n" for line in _lines(fields))
 

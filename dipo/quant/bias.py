@@ -19,15 +19,15 @@ class QuantizedBias:
     """An int32 bias: `values = codes * scale`, with `scale = input_scale * weight_scale`."""
 
     codes: NDArray[np.int32]
-    """Shape [C]."""
+    """Integer codes, shape [C]."""
     qparams: QParams
-    """Zero point 0, the limits of int32; the scale has shape [] or [C]."""
+    """Scale of shape [] or [C], zero point 0, and the limits of int32."""
     weight_scale: NDArray[np.float32]
-    """The weight's scale, raised for the channels whose bias would not fit otherwise; shaped like the one given."""
+    """Scale of the weight, raised for channels whose bias would not fit otherwise; shaped like the one given."""
 
     @property
     def values(self) -> NDArray[np.float32]:
-        """What the codes stand for, in float32 as DequantizeLinear computes it; shape [C]."""
+        """The dequantized bias, in float32 as DequantizeLinear computes it; shape [C]."""
         return self.codes.astype(np.float32) * self.qparams.scale
 
 
@@ -37,15 +37,15 @@ def quantize_bias(bias: NDArray[np.float32], *, input_scale: NDArray[np.float32]
     `codes = round_half_even(bias / s)` with `s = input_scale * weight_scale` in float32 (Jacob et al., Quantization and
     Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, 2.4).
 
-    A channel whose weights are next to nothing, as folding a BatchNormalization leaves them, has so small a scale that
-    its bias is beyond int32. Its weight then has to take a scale at which the bias fits. Products of at most 2^8 input
-    steps and half a step of such a weight change a sum of K of them by less than K * 2^-23 of the bias.
+    A channel whose weights are almost zero, as folding a BatchNormalization can leave them, has so small a scale that
+    its bias exceeds int32. Its weight then takes a larger scale at which the bias fits. Rounding such a weight by half
+    a step, at inputs of up to 2^8 steps, changes a sum of K products by less than K * 2^-23 of the bias.
 
     Args:
         bias: Float bias, shape [C].
         input_scale: Scale of the layer's input, shape [].
-        weight: Of its weight; the scale has the shape [] or [C], [C / groups] for a transposed convolution, whose
-            weight counts the output channels of one group. Where scales are powers of two, a raised one is, too.
+        weight: Grid of the layer's weight; its scale has shape [] or [C], or [C / groups] for a transposed convolution,
+            whose weight has the output channels of one group. A raised scale stays a power of two where all are.
     """
     weight_scale = weight.scale
     needed = np.abs(bias) / (input_scale * np.float32(_MOST))

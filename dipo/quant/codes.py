@@ -9,7 +9,7 @@ from dipo.quant.spec import QParams
 
 
 def nearest_codes(weight: NDArray[np.float32], qparams: QParams) -> NDArray[np.int32]:
-    """Return every weight's nearest code, shaped like the weight."""
+    """Return the nearest code of every weight, shaped like `weight`."""
     scale, zero_point = qparams.broadcast_to(weight.ndim)
     codes = np.clip(np.rint(weight / scale) + zero_point, qparams.qmin, qparams.qmax)
     return np.asarray(codes, np.int32)

@@ -10,15 +10,16 @@ from dipo.quant.spec import QuantSpec, Range
 
 _HALF = NUM_BINS // 2
 _CHUNK = 1 << 14
-"""Level edges of the candidates judged at once: their temporaries stay in a core's cache."""
+"""Number of level edges of the candidates evaluated at once, so that temporaries stay in a core's cache."""
 
 
 def entropy_range(stats: Statistics, spec: QuantSpec) -> Range:
     """Return the range whose quantized histogram diverges least from the observed one.
 
-    Candidate m keeps the first m bins: P is the histogram of these, what lies beyond added to the last; Q the same bins
-    without the rest, merged into as many levels as the grid has and spread again over each level's occupied bins. Among
-    the m of at least as many bins as levels that with the least D(P || Q) is taken, and clips at (m + 1/2) bins.
+    Candidate m keeps the first m bins. P is their histogram, with the counts beyond them added to the last bin; Q is
+    their histogram without these counts, merged into as many levels as the grid has and spread again over each level's
+    occupied bins. The m, of at least as many bins as levels, with the least D(P || Q) is chosen: it clips at (m + 1/2)
+    bins.
 
     The published procedure has 2048 bins of |x| and 128 levels; here the levels are the grid's:
 
@@ -26,10 +27,10 @@ def entropy_range(stats: Statistics, spec: QuantSpec) -> Range:
     - asymmetric grid, data on one side of zero: that side, with all codes (256);
     - asymmetric grid, data on both sides: the bins within m of zero on either side, with all codes.
 
-    Where published words leave it open, bin j of m belongs to level floor(j * levels / m). As in NVIDIA's own code, the
-    bin at zero counts as many as its neighbour: exact zeros, of ReLU for the most part, are on every grid. Of our own
-    is that no candidate clips more values than it keeps, for data far from zero P and Q agree best where all of it is
-    clipped into one bin, and that nothing is clipped where the histogram has no more bins than the grid has levels.
+    The publication leaves the levels' borders open: here bin j of m belongs to level floor(j * levels / m). As in
+    NVIDIA's own code, the bin at zero gets its neighbour's count: exact zeros, mostly from ReLU, are on every grid. Two
+    rules are ours: no candidate clips more values than it keeps (for data far from zero, P and Q agree best with all of
+    it clipped into one bin), and nothing is clipped if the histogram has no more bins than the grid has levels.
     """
     seen = Range(min(stats.min, 0.0), max(stats.max, 0.0))
     levels = spec.num_steps + 1
@@ -48,22 +49,22 @@ def entropy_range(stats: Statistics, spec: QuantSpec) -> Range:
 
 
 def _without_zeros(bins: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Bins outwards from zero, the first with as many values as the second."""
+    """Return bins counted outwards from zero, with the first one's count replaced by the second's."""
     return np.concatenate([bins[1:2], bins[1:]])
 
 
 def _best_stop(bins: NDArray[np.float64], levels: int) -> int | None:
-    """Return the number of bins, counted from the first, with the least divergence; None where no choice has one."""
+    """Return the number of leading bins with the least divergence; None if no divergence is finite."""
     num_bins = int(np.flatnonzero(bins)[-1]) + 1 if bins.any() else 0
     if num_bins <= levels:
         return None
     stops = np.arange(levels, num_bins + 1)
-    found = divergences(bins, np.zeros_like(stops), stops, levels)
-    return int(stops[np.argmin(found)]) if np.isfinite(found).any() else None
+    divergence = divergences(bins, np.zeros_like(stops), stops, levels)
+    return int(stops[np.argmin(divergence)]) if np.isfinite(divergence).any() else None
 
 
 def _best_window(bins: NDArray[np.float64], levels: int) -> int | None:
-    """Return the same for bins on both sides of zero: the largest distance from it."""
+    """Return the distance from zero, in bins on both sides, with the least divergence; None as `_best_stop`."""
     bins = bins.copy()
     bins[_HALF] = bins[_HALF + 1]
     occupied = np.flatnonzero(bins)
@@ -75,24 +76,24 @@ def _best_window(bins: NDArray[np.float64], levels: int) -> int | None:
     wide = stops - starts >= levels
     if last - first <= levels or not wide.any():
         return None
-    found = divergences(bins, starts[wide], stops[wide], levels)
-    return int(reach[wide][np.argmin(found)]) if np.isfinite(found).any() else None
+    divergence = divergences(bins, starts[wide], stops[wide], levels)
+    return int(reach[wide][np.argmin(divergence)]) if np.isfinite(divergence).any() else None
 
 
 def divergences(
     bins: NDArray[np.float64], starts: NDArray[np.int64], stops: NDArray[np.int64], levels: int
 ) -> NDArray[np.float64]:
-    """D(P || Q) of each window of the histogram; infinite where P has a bin that Q lacks or most values are clipped.
+    """Return D(P || Q) of each histogram window; infinite where Q lacks a bin of P or most values are clipped.
 
-    With h the counts, o those beyond an end and added to its bin, T all of them and H the ones inside, p = (h + o) / T.
-    A level with the sum S and n occupied bins has q = S / (n H) in each of these. So
+    With h the counts, o the counts beyond an end that are added to its bin, T the total and H the total inside,
+    p = (h + o) / T. A level with the sum S and n occupied bins has q = S / (n H) in each of these. So
 
         T * D = sum_j (h_j + o_j) log(h_j + o_j) - sum_levels (S + o) log(S / n) + T log(H / T),
 
-    and all sums come from three running sums over the bins, whatever the number of candidates.
+    where all sums follow from three running sums over the bins, for any number of candidates.
 
     Args:
-        bins: Counts; somewhere above 0.
+        bins: Counts, not all 0.
         starts: First bin of each of C windows.
         stops: One past the last bin; the windows are at least `levels` wide.
         levels: Number of levels.
@@ -110,13 +111,13 @@ def divergences(
     below, above = counts[starts], total - counts[stops]
     inside = counts[stops] - counts[starts]
     with np.errstate(divide="ignore", invalid="ignore"):
-        own = entropy[stops] - entropy[starts]
+        bin_sum = entropy[stops] - entropy[starts]
         for end, outside in ((starts, below), (stops - 1, above)):
             count = bins[end]
-            own += _x_log_x(count + outside) - _x_log_x(count)
-        found = (own - np.concatenate(levelled) + total * np.log(inside / total)) / total
+            bin_sum += _x_log_x(count + outside) - _x_log_x(count)
+        divergence = (bin_sum - np.concatenate(levelled) + total * np.log(inside / total)) / total
     lost = ((below > 0) & (bins[starts] == 0)) | ((above > 0) & (bins[stops - 1] == 0)) | (2 * inside < total)
-    return np.where(lost, np.inf, found)
+    return np.where(lost, np.inf, divergence)
 
 
 def _levelled(
@@ -126,7 +127,7 @@ def _levelled(
     stops: NDArray[np.int64],
     levels: int,
 ) -> NDArray[np.float64]:
-    """Return the second sum of `divergences` for some windows."""
+    """Return the sum over levels in `divergences`, for some windows."""
     size = (stops - starts)[:, None]
     # Bin j belongs to level floor(j * levels / size), so level l begins at ceil(l * size / levels).
     edges = starts[:, None] - (-np.arange(levels + 1) * size // levels)

@@ -11,18 +11,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ErrorSums:
-    """Sums over the elements of a float value and of a quantized one; they add up over batches."""
+    """Sums over the elements of a float and a quantized value, additive over batches."""
 
     fp_fp: float = 0.0
-    """Of the float value's squares."""
+    """Sum of the squares of the float value."""
     q_q: float = 0.0
-    """Of the quantized one's."""
+    """Sum of the squares of the quantized value."""
     fp_q: float = 0.0
-    """Of the products."""
+    """Sum of the products of both."""
     noise: float = 0.0
-    """Of the squared differences."""
+    """Sum of the squared differences."""
     count: int = 0
-    """Elements."""
+    """Number of elements."""
 
     def __add__(self, other: ErrorSums) -> ErrorSums:
         return ErrorSums(
@@ -35,7 +35,7 @@ class ErrorSums:
 
     @staticmethod
     def between(fp: torch.Tensor, q: torch.Tensor) -> ErrorSums:
-        """Return the sums for one batch, which are taken in float32."""
+        """Return the sums of one batch, computed in float32."""
         from dipo.quant.rounding import flat
 
         a, b = flat(fp.float()), flat(q.float())

@@ -11,12 +11,12 @@ from dipo.quant.spec import QParams
 
 @dataclass(frozen=True, eq=False)
 class TorchQParams:
-    """`QParams` on a device, shaped to broadcast against the tensor that they belong to."""
+    """`QParams` on a device, shaped to broadcast against their tensor."""
 
     scale: torch.Tensor
-    """float32."""
+    """Scale, float32."""
     zero_point: torch.Tensor
-    """float32: an integer value, so that arithmetic needs no conversion."""
+    """Zero point, an integer held as float32 so that arithmetic needs no conversion."""
     qmin: int
     qmax: int
 
@@ -40,17 +40,17 @@ class TorchQParams:
 
 
 def quantize(x: torch.Tensor, qparams: TorchQParams) -> torch.Tensor:
-    """Codes `clip(round_half_even(x / scale) + zero_point, qmin, qmax)` in the narrowest type, shaped like `x`."""
+    """Return `clip(round_half_even(x / scale) + zero_point, qmin, qmax)` in the narrowest type, shaped like `x`."""
     return _codes(x, qparams).to(qparams.code_dtype)
 
 
 def dequantize(codes: torch.Tensor, qparams: TorchQParams) -> torch.Tensor:
-    """Return the float32 numbers `(code - zero_point) * scale` that the codes stand for."""
+    """Return the float32 numbers `(code - zero_point) * scale`."""
     return codes.to(torch.float32).sub_(qparams.zero_point).mul_(qparams.scale)
 
 
 def fake_quantize(x: torch.Tensor, qparams: TorchQParams) -> torch.Tensor:
-    """`dequantize(quantize(x))` in one go; a new tensor shaped and laid out like `x`."""
+    """Return `dequantize(quantize(x))`: a new tensor with the shape and memory layout of `x`."""
     return _codes(x, qparams).sub_(qparams.zero_point).mul_(qparams.scale)
 
 

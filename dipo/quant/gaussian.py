@@ -1,4 +1,4 @@
-"""Mean and standard deviation of functions of normal numbers."""
+"""Mean and standard deviation of functions of normally distributed numbers."""
 
 from __future__ import annotations
 
@@ -16,43 +16,43 @@ _erfc = np.vectorize(math.erfc, otypes=[np.float64])
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """What the elements of each channel are like; float64 [C] each.
+    """Moments and limits of the elements of each channel; float64 [C] each.
 
-    `mu` and `sigma` are those of the normal distribution that, cut off at `low` and `high`, the elements have; nothing
-    more is known of them where they are the mean and the standard deviation themselves.
+    `mu` and `sigma` are the parameters of the normal distribution that, clipped to `low` and `high`, the elements have.
+    If no such distribution is known, they are the mean and the standard deviation themselves.
     """
 
     mean: NDArray[np.float64]
     std: NDArray[np.float64]
     low: NDArray[np.float64]
-    """No element is below; may be infinite."""
+    """Lower limit of the elements; may be infinite."""
     high: NDArray[np.float64]
-    """No element is above; may be infinite."""
+    """Upper limit of the elements; may be infinite."""
     mu: NDArray[np.float64]
     sigma: NDArray[np.float64]
     num_dims_behind: int = 0
-    """Dimensions behind that of the channels."""
+    """Number of dimensions behind that of the channels."""
 
     @staticmethod
     def of(
         mean: ArrayLike, std: ArrayLike, *, low: ArrayLike = -np.inf, high: ArrayLike = np.inf, num_dims_behind: int = 0
     ) -> Moments:
-        """Return numbers of which no more is known; single ones hold for all channels."""
+        """Return moments without a known normal distribution; scalars hold for all channels."""
         arrays = np.broadcast_arrays(*(np.asarray(each, np.float64) for each in (mean, std, low, high)))
         mean, std, low, high = (np.atleast_1d(array) for array in arrays)
         return Moments(mean, std, low, high, mean, std, num_dims_behind)
 
     def spread(self, sigmas: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """End of what lies within so many standard deviations, of the normal numbers before they were cut off."""
+        """Return the ends of mu +- `sigmas` * sigma, clipped to the limits."""
         return tuple(  # type: ignore[return-value]
             np.clip(self.mu + sign * sigmas * self.sigma, self.low, self.high) for sign in (-1, 1)
         )
 
 
 def clipped(x: Moments, low: ArrayLike, high: ArrayLike) -> Moments:
-    """Moments of clip(x, low, high) with limits for all channels or for each, in closed form.
+    """Return the moments of clip(x, low, high), with limits for all channels or for each, in closed form.
 
-    With Z a standard normal number cut off at a and b:
+    With Z a standard normal number clipped to a and b:
     E[Z] = a F(a) + b (1 - F(b)) + f(a) - f(b) and
     E[Z^2] = a^2 F(a) + b^2 (1 - F(b)) + F(b) - F(a) + a f(a) - b f(b),
     f being the density and F the distribution function; clip(x) = mu + sigma Z.
@@ -80,7 +80,7 @@ def clipped(x: Moments, low: ArrayLike, high: ArrayLike) -> Moments:
 
 
 def leaky(x: Moments, slopes: ArrayLike) -> Moments:
-    """Moments of x where x >= 0 and slope * x below: x+ less slope times x-, which are never both other than 0."""
+    """Return the moments of x for x >= 0 and slope * x below: of x+ - slope * x-, of which one is always 0."""
     if (x.low >= 0).all():
         return x
     slopes = np.asarray(slopes, np.float64)
@@ -96,11 +96,11 @@ def leaky(x: Moments, slopes: ArrayLike) -> Moments:
 
 
 def mapped(x: Moments, function: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Moments:
-    """Moments of an element-wise function of x, by Gauss-Hermite quadrature.
+    """Return the moments of an element-wise function of x, by Gauss-Hermite quadrature.
 
     Args:
-        x: [C].
-        function: Of numbers [C, n]. How far it reaches outside of the quadrature's nodes is not known.
+        x: Moments of C channels.
+        function: Function of numbers [C, n]. Its limits outside of the quadrature's nodes are not known.
     """
     nodes = x.mu[:, None] + x.sigma[:, None] * _NODES
     values = function(np.clip(nodes, x.low[:, None], x.high[:, None]))
@@ -110,7 +110,7 @@ def mapped(x: Moments, function: Callable[[NDArray[np.float64]], NDArray[np.floa
 
 
 def scaled(x: Moments, factor: ArrayLike, shift: ArrayLike = 0.0) -> Moments:
-    """Moments of factor * x + shift, for all channels or for each."""
+    """Return the moments of factor * x + shift, with numbers for all channels or for each."""
     factor, shift = np.asarray(factor, np.float64), np.asarray(shift, np.float64)
     ends = [_times(factor, end) + shift for end in (x.low, x.high)]
     size = np.abs(factor)
@@ -121,12 +121,12 @@ def scaled(x: Moments, factor: ArrayLike, shift: ArrayLike = 0.0) -> Moments:
 
 
 def negated(x: Moments) -> Moments:
-    """Moments of -x."""
+    """Return the moments of -x."""
     return scaled(x, -1.0)
 
 
 def summed(x: Moments, y: Moments) -> Moments:
-    """Moments of x + y, which are taken for independent."""
+    """Return the moments of x + y, which are assumed to be independent."""
     return Moments.of(
         x.mean + y.mean, np.hypot(x.std, y.std), low=x.low + y.low, high=x.high + y.high,
         num_dims_behind=max(x.num_dims_behind, y.num_dims_behind),
@@ -134,7 +134,7 @@ def summed(x: Moments, y: Moments) -> Moments:
 
 
 def multiplied(x: Moments, y: Moments) -> Moments:
-    """Moments of x * y, which are taken for independent."""
+    """Return the moments of x * y, which are assumed to be independent."""
     mean = x.mean * y.mean
     ends = np.stack(np.broadcast_arrays(*(_times(a, b) for a in (x.low, x.high) for b in (y.low, y.high))))
     return Moments.of(
@@ -149,7 +149,7 @@ def _square(x: Moments) -> NDArray[np.float64]:
 
 
 def _times(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
-    """Return the product, 0 where one of the two is: of an infinite bound and a probability that vanishes."""
+    """Return the product, 0 where a factor is 0: as for an infinite bound and its probability, 0."""
     a, b = np.broadcast_arrays(np.asarray(a, np.float64), np.asarray(b, np.float64))
     zero = (a == 0) | (b == 0)
     return np.where(zero, 0.0, np.where(zero, 1.0, a) * np.where(zero, 1.0, b))

@@ -1,4 +1,4 @@
-"""The search for the scale and zero point with which a channel's weights lose least."""
+"""Search for the scale and zero point with the least error of a channel's weights."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from numpy.typing import NDArray
 from dipo.quant.spec import QParams, QuantSpec
 
 _CHUNK = 1 << 16
-"""Weights whose errors are computed at once: their temporaries stay in a core's cache."""
+"""Number of weights whose errors are computed at once, so that temporaries stay in a core's cache."""
 _STEP = np.float32(1.06)
 _COARSE = np.float32(1.2) * _STEP ** -np.arange(44, dtype=np.float32)
-"""Factors on a row's first scale: above 1 a grid may still fit a row of few weights better."""
+"""Factors on a row's initial scale, up to above 1, where a grid may fit a row of few weights better."""
 _FINE = _STEP ** (np.array([k for k in range(-6, 7) if k != 0], np.float32) / 6)
-"""Factors on the best of those: up to their neighbours."""
+"""Factors on the best of these scales, as far as its neighbours."""
 _POWERS = np.float32(2) ** np.array([1, 0, -1, -2, -3, -4], np.float32)
-"""Factors on a first scale that is a power of two."""
+"""Factors on an initial scale that is a power of two."""
 
 
 def search_grids(rows: NDArray[np.float32], start: QParams, *, spec: QuantSpec, norm: float) -> QParams:
-    """For each row the scale and zero point with the least sum of |Q(w) - w|^norm, never worse than the start's.
+    """Return for each row the scale and zero point of least sum |Q(w) - w|^norm, never worse than the start's.
 
-    Any two ends of a range come down to a scale and a zero point, and there are few zero points: to try all of them (up
-    to 3 bits) or the start's neighbours, each with a list of scales, finds what a search over both ends does, for less.
+    The two ends of a range amount to a scale and a zero point, and there are few zero points: trying all of them (up to
+    3 bits) or the start's neighbours, each with a list of scales, matches a search over both ends at less cost.
 
     Args:
         rows: Weights, [R, N], of magnitude about 1.
         start: Grids that clip nothing, with scale and zero point of shape [R].
-        spec: Symmetric grids keep the start's zero point.
+        spec: The grid; a symmetric one keeps the start's zero point.
         norm: The exponent.
     """
     scale, zero_point = np.empty_like(start.scale), np.empty_like(start.zero_point)
@@ -37,13 +37,13 @@ def search_grids(rows: NDArray[np.float32], start: QParams, *, spec: QuantSpec, 
     for first in range(0, len(rows), step):
         part = slice(first, first + step)
         chunk = replace(start, scale=start.scale[part], zero_point=start.zero_point[part])
-        found = _search(rows[part], chunk, spec=spec, norm=norm)
-        scale[part], zero_point[part] = found.scale, found.zero_point
+        grids = _search(rows[part], chunk, spec=spec, norm=norm)
+        scale[part], zero_point[part] = grids.scale, grids.zero_point
     return replace(start, scale=scale, zero_point=zero_point)
 
 
 def _search(rows: NDArray[np.float32], start: QParams, *, spec: QuantSpec, norm: float) -> QParams:
-    """`search_grids` for as many rows as the cache holds."""
+    """Run `search_grids` on as many rows as fit the cache."""
     scratch = np.empty_like(rows)
     best = start
     best_error = row_errors(rows, start, norm=norm, scratch=scratch)

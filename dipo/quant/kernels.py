@@ -1,4 +1,4 @@
-"""The kernels of `rounding.py`, compiled where a compiler is at hand."""
+"""The kernels of `rounding.py`, compiled if a compiler is available."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NAMES = (
 
 @dataclass(frozen=True)
 class Kernels:
-    """One callable for each function of `rounding.py` of that name that a step calls."""
+    """Callables for the functions of `rounding.py` of the same names that a step calls."""
 
     dequantize_codes: Kernel
     mix_codes: Kernel
@@ -37,31 +37,31 @@ class Kernels:
     adam_step: Kernel
     compiled: bool
     fallback: str | None = None
-    """Why nothing could be compiled, where compiled kernels were asked for."""
+    """Reason why compiled kernels were asked for and eager ones are here; None otherwise."""
 
 
 def eager(fallback: str | None = None) -> Kernels:
-    """Return the functions as they are: several times slower, the same arithmetic."""
+    """Return the uncompiled functions: the same arithmetic, several times slower."""
     functions: dict[str, Any] = {name: getattr(rounding, name) for name in _NAMES}
     return Kernels(**functions, compiled=False, fallback=fallback)
 
 
 @functools.cache
 def compiled(device_type: str, threads: int) -> Kernels:
-    """Compiled kernels for a kind of device; the eager ones, with the reason, where nothing can compile them.
+    """Return compiled kernels for a type of device; eager ones, with the reason, if compilation fails.
 
     Args:
         device_type: `cpu` or `cuda`.
-        threads: CPU threads that the kernels use: compiled in, and a part of the compiler's cache key.
+        threads: Number of CPU threads of the kernels, compiled in and part of the compiler's cache key.
     """
     import torch._dynamo.config as dynamo
     import torch._inductor.config as inductor
 
-    # Each width of unit may want a variant of a kernel. Past the limit the eager functions would take over unsaid, and
-    # results would depend on which units a worker had before.
+    # Each width of unit may need a variant of a kernel. Past the limit the eager functions would take over silently,
+    # and results would depend on which units a worker had before.
     dynamo.recompile_limit = dynamo.accumulated_recompile_limit = 1024
     inductor.cpp.threads = threads
-    # Ray workers are forked-off interpreters of their own: a pool of compiler processes in each would outlive its use.
+    # Ray workers are separate interpreters: a pool of compiler processes in each would outlive its use.
     inductor.compile_threads = 1
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "dipo" / "kernels"))
     try:

@@ -9,17 +9,17 @@ from dipo.quant.observers import NUM_BINS, Statistics
 from dipo.quant.spec import QParams, QuantSpec, Range, qparams_between
 
 _HISTOGRAM_CHUNK = 8
-"""Candidate ranges judged at once: their temporaries stay in a core's cache."""
+"""Number of candidate ranges evaluated at once, so that temporaries stay in a core's cache."""
 _COARSE_1D = 2.0 ** -np.arange(0, 6.25, 0.25)
 _COARSE_2D = 2.0 ** -np.arange(0, 6.5, 0.5)
 """Factors on the ends of a range that the first pass of the search tries; 2^-6 clips all but outliers."""
 
 
 def mse_range(stats: Statistics, spec: QuantSpec) -> Range:
-    """Return the range, within the one seen, whose grid has the smallest expected squared error: `expected_error`.
+    """Return the range, within the observed one, whose grid has the least expected squared error (`expected_error`).
 
-    A search from coarse to fine over factors on both ends of the range; over one factor where the data lies on one side
-    of zero or the grid is symmetric.
+    The search runs from coarse to fine over factors on both ends of the range; over one factor if the data lies on one
+    side of zero or the grid is symmetric.
     """
     seen = Range(min(stats.min, 0.0), max(stats.max, 0.0))
     if seen.min == seen.max:
@@ -55,9 +55,9 @@ def expected_error(stats: Statistics, qparams: QParams) -> NDArray[np.float64]:
     """Return the mean of (Q(x) - x)^2 under the histogram, for each of C grids.
 
     Within a bin the density is taken as uniform. In units of the scale, t = x / scale, the code is c = clip(round(t)),
-    the error t - c, and the integral of its square G(t) = c / 12 + (t - c)^3 / 3. It is continuous, for a rounding
-    interval adds 1/12, and it holds where values are clipped too. So no bin needs a representative, however fine the
-    grid.
+    the error t - c, and the integral of its square G(t) = c / 12 + (t - c)^3 / 3. G is continuous, because a rounding
+    interval adds 1/12, and also holds where values are clipped. So no bin needs a representative value, however fine
+    the grid.
 
     Args:
         stats: The histogram.

@@ -1,4 +1,4 @@
-"""What calibration remembers of a tensor: its limits and a histogram that merges exactly.
+"""Statistics of a tensor for calibration: its limits and a histogram that merges exactly.
 
 A bin is 2^exponent wide and anchored at zero: x falls into bin floor(x / 2^exponent), one of -2048 .. 2047. The
 exponent is the smallest at which all data fits, so it follows from the minimum and the maximum alone, and growing it
@@ -18,36 +18,36 @@ from numpy.typing import NDArray
 from dipo.errors import UserError
 
 NUM_BINS = 4096
-"""Half of them for negative data, half for the rest."""
+"""Number of bins, half of them for negative data."""
 MIN_EXPONENT = -126
-"""Bins are never narrower than float32's smallest normal number: 2^126, the factor that finds them, is finite."""
+"""Exponent of the narrowest bin, float32's smallest normal number: the factor onto bins, 2^126, is finite."""
 
 _HALF = NUM_BINS // 2
 _HALF_BITS = _HALF.bit_length() - 1
 _CPU_CHUNK = 1 << 17
-"""Elements whose bin indices stay in a core's cache between the passes over them."""
+"""Number of elements whose bin indices stay in a core's cache between passes."""
 _DEVICE_CHUNK = 1 << 24
-"""Elements that float32 counts, as `torch.histc` keeps them, add up without rounding."""
+"""Number of elements up to which float32 counts, as in `torch.histc`, are exact."""
 
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """Limits and histogram of the values seen; the neutral element of `merge` is `Statistics.empty()`."""
+    """Limits and histogram of the observed values; the neutral element of `merge` is `Statistics.empty()`."""
 
     count: int
     """Number of values."""
     min: float
-    """Smallest value, inf where none was seen."""
+    """Smallest value; inf if there is none."""
     max: float
-    """Largest value, -inf where none was seen."""
+    """Largest value; -inf if there is none."""
     exponent: int
     """Base-2 logarithm of a bin's width."""
     bins: NDArray[np.int64]
-    """Shape [NUM_BINS]: bins[i] values lie in [(i - 2048) * width, (i - 2047) * width)."""
+    """Counts [NUM_BINS]: bins[i] values lie in [(i - 2048) * width, (i - 2047) * width)."""
 
     @classmethod
     def empty(cls) -> Statistics:
-        """Statistics of no data."""
+        """Return the statistics of no data."""
         return cls(0, math.inf, -math.inf, MIN_EXPONENT, np.zeros(NUM_BINS, np.int64))
 
     @property
@@ -56,7 +56,7 @@ class Statistics:
         return math.ldexp(1.0, self.exponent)
 
     def merge(self, other: Statistics) -> Statistics:
-        """Statistics of both sets of values, bit-identical to those of one pass over them all.
+        """Return the statistics of both sets of values, bit-identical to those of one pass over all.
 
         Exact, associative and commutative: `functools.reduce(Statistics.merge, parts)` may take the parts in any order.
         """
@@ -90,7 +90,7 @@ class Statistics:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Statistics:
-        """Return the inverse of `to_arrays`.
+        """Return statistics from the arrays of `to_arrays`.
 
         Raises:
             UserError: a field is missing or the histogram has another shape.
@@ -112,7 +112,7 @@ class Statistics:
 
 
 class Observer:
-    """Collects the statistics of one tensor, batch by batch, on the device where the batches lie.
+    """A collector of one tensor's statistics, batch by batch, on the device of the batches.
 
     Each batch costs one pass for the limits, one for the bins and, on a GPU, one synchronisation with the host.
     """
@@ -158,13 +158,13 @@ class Observer:
         self._exponent = exponent
 
     def result(self) -> Statistics:
-        """Statistics of all values so far."""
+        """Return the statistics of all values so far."""
         bins = np.zeros(NUM_BINS, np.int64) if self._bins is None else self._bins.cpu().numpy().copy()
         return Statistics(count=self._count, min=self._min, max=self._max, exponent=self._exponent, bins=bins)
 
 
 def _exponent_of(low: float, high: float) -> int:
-    """Smallest exponent e >= MIN_EXPONENT with -2048 * 2^e <= low and high < 2048 * 2^e."""
+    """Return the smallest exponent e >= MIN_EXPONENT with -2048 * 2^e <= low and high < 2048 * 2^e."""
     exponent = MIN_EXPONENT
     if high > 0:
         exponent = max(exponent, math.frexp(high)[1] - _HALF_BITS)
@@ -188,13 +188,13 @@ def _coarsen(bins: NDArray[np.int64], shift: int) -> NDArray[np.int64]:
 
 
 def _flat(x: torch.Tensor) -> torch.Tensor:
-    """Return all elements in the order in which they lie in memory: channels-last tensors are not copied."""
+    """Return all elements in memory order, without a copy of channels-last tensors."""
     order = sorted(range(x.ndim), key=x.stride, reverse=True)
     return x.permute(order).reshape(-1)
 
 
 def _histogram(x: torch.Tensor, exponent: int) -> torch.Tensor:
-    """Count of floor(x / 2^exponent) + 2048: int64 [NUM_BINS] on the device of `x`, for flat data that fits."""
+    """Return counts of floor(x / 2^exponent) + 2048, int64 [NUM_BINS] on the device of `x`, for flat data that fits."""
     size, count = (_CPU_CHUNK, count_bins) if x.device.type == "cpu" else (_DEVICE_CHUNK, count_bins_on_device)
     bins = torch.zeros(NUM_BINS, dtype=torch.int64, device=x.device)
     scratch = torch.empty(min(size, len(x)), device=x.device)
@@ -210,10 +210,10 @@ def _histogram(x: torch.Tensor, exponent: int) -> torch.Tensor:
 
 
 def count_bins(index: torch.Tensor) -> torch.Tensor:
-    """Histogram [NUM_BINS] of whole numbers from -2048 to 2047 held as floats, which are overwritten."""
+    """Return the histogram [NUM_BINS] of integers from -2048 to 2047 held as floats, which are overwritten."""
     return torch.bincount(index.add_(_HALF).to(torch.int16), minlength=NUM_BINS)
 
 
 def count_bins_on_device(index: torch.Tensor) -> torch.Tensor:
-    """`count_bins` of up to 2^24 elements: the host need not wait for the device, as `torch.bincount` would make it."""
+    """Return `count_bins` of up to 2^24 elements; unlike `torch.bincount`, the host does not wait for the device."""
     return torch.histc(index, bins=NUM_BINS, min=-_HALF, max=_HALF).to(torch.int64)

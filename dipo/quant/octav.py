@@ -12,20 +12,20 @@ from dipo.quant.observers import NUM_BINS, Statistics
 from dipo.quant.spec import QuantSpec, Range, qparams_between
 
 _ITERATIONS = 24
-"""Newton's steps; a clip far in the tail of data with outliers takes about half of them."""
+"""Number of Newton steps; a clip far in the tail of data with outliers needs about half of them."""
 _HALF = NUM_BINS // 2
 
 
 @dataclass(frozen=True, eq=False)
 class _Tail:
-    """Magnitudes of one side of zero: how many lie above a clip, and what they add up to, for the iteration.
+    """Magnitudes on one side of zero, with their share and sum above a clip for the iteration.
 
-    Within a bin the density is taken as uniform, but that the bin at zero has no more than its neighbour: what it has
-    more are exact zeros, of ReLU for the most part, which no grid rounds.
+    Within a bin the density is assumed uniform. The bin at zero counts no more than its neighbour: the surplus is exact
+    zeros, mostly from ReLU, which every grid represents exactly.
     """
 
     bins: NDArray[np.float64]
-    """Share of all values in each bin, outwards from zero, [2048]."""
+    """Share of all values in each bin, counted outwards from zero, [2048]."""
     width: float
 
     @property
@@ -34,7 +34,7 @@ class _Tail:
         return float(self.bins.sum())
 
     def above(self, clip: float) -> tuple[float, float]:
-        """P[x > clip] and E[x; x > clip]."""
+        """Return P[x > clip] and E[x; x > clip]."""
         low = np.arange(_HALF) * self.width
         start = np.clip(clip, low, low + self.width)
         share = self.bins * (low + self.width - start) / self.width
@@ -48,17 +48,17 @@ def octav_range(stats: Statistics, spec: QuantSpec) -> Range:
 
         J(s) = s^2 / (12 n^2) * P[0 < |x| <= s] + E[(|x| - s)^2; |x| > s],
 
-    rounding noise within and the clipped distance beyond, and Newton's step on it, with the density's own change left
-    out, is s <- E[|x|; |x| > s] / (P[0 < |x| <= s] / (12 n^2) + P[|x| > s]). A grid that is symmetric sees |x|, one for
-    data on one side of zero that side.
+    rounding noise within and the clipped distance beyond. Newton's step on it, neglecting the density's own change,
+    is s <- E[|x|; |x| > s] / (P[0 < |x| <= s] / (12 n^2) + P[|x| > s]). A symmetric grid uses |x|, a grid for data on
+    one side of zero that side.
 
     An asymmetric grid for data on both sides has two clips l <= 0 <= h and n steps between them: the noise is
     (h - l)^2 / (12 n^2), and a step solves the two conditions together. With c = P[l <= x <= h, x != 0] / (12 n^2),
 
         (P[x > h] + c) h - c l = E[x; x > h]   and   (P[x < l] + c) l - c h = E[x; x < l].
 
-    The iteration starts from the mean magnitudes. A histogram with several heaps has several stationary points, and far
-    out the model knows nothing: of the range seen and all iterates the one with the least expected error on the
+    The iteration starts from the mean magnitudes. A histogram with several modes has several stationary points, and the
+    model is poor far out: of the observed range and all iterates, the one with the least expected error on the
     histogram is returned.
     """
     seen = Range(min(stats.min, 0.0), max(stats.max, 0.0))
@@ -71,7 +71,7 @@ def octav_range(stats: Statistics, spec: QuantSpec) -> Range:
 
 
 def _iterates(stats: Statistics, spec: QuantSpec) -> list[tuple[float, float]]:
-    """Lower and upper ends, one pair for each step."""
+    """Return the lower and the upper end of the range at each step."""
     below, above = _tails(stats)
     if spec.symmetric:
         both = _Tail(below.bins + above.bins, stats.width)
@@ -80,11 +80,11 @@ def _iterates(stats: Statistics, spec: QuantSpec) -> list[tuple[float, float]]:
 
 
 def _solve(below: _Tail, above: _Tail, spec: QuantSpec) -> list[tuple[float, float]]:
-    """Newton's iterates of both clips' magnitudes; a side without values stays at zero."""
+    """Return Newton's iterates of both clips' magnitudes; a side without values stays at zero."""
     total = below.mass + above.mass
     (num_low, sum_low), (num_high, sum_high) = below.above(0), above.above(0)
     low, high = (s / n if n > 0 else 0.0 for s, n in ((sum_low, num_low), (sum_high, num_high)))
-    found = [(low, high)]
+    iterates = [(low, high)]
     for _ in range(_ITERATIONS):
         (num_low, sum_low), (num_high, sum_high) = below.above(low), above.above(high)
         noise = (total - num_low - num_high) / (12 * spec.num_steps**2)
@@ -104,15 +104,15 @@ def _solve(below: _Tail, above: _Tail, spec: QuantSpec) -> list[tuple[float, flo
         if np.allclose(new, (low, high), rtol=1e-6, atol=0):
             break
         low, high = new
-        found.append(new)
-    return found
+        iterates.append(new)
+    return iterates
 
 
 def _tails(stats: Statistics) -> tuple[_Tail, _Tail]:
-    """Magnitudes below and above zero."""
+    """Return the magnitudes below and above zero."""
     above = stats.bins[_HALF:] / stats.count
     below = stats.bins[_HALF - 1 :: -1] / stats.count
-    # A heap that lies in the first bin alone is no heap of zeros.
+    # If all values lie in the first bin, they are not taken for zeros.
     if above[1:].any() or below[1:].any():
         above = above.copy()
         above[0] = min(above[0], max(above[1], below[0]))

@@ -1,6 +1,6 @@
-"""The ways in which a range may be chosen: ours listed once, others' announced as entry points of `dipo.range_methods`.
+"""The methods that choose a range: dipo's own, and others' from entry points of group `dipo.range_methods`.
 
-This file is read for the list of options, so it leaves numpy to what it calls.
+This file is imported for the list of options, so numpy is only imported by what it calls.
 """
 
 from __future__ import annotations
@@ -18,41 +18,41 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RangeMethod:
-    """How `calib.method` chooses the range of an activation."""
+    """A method, named by `calib.method`, that chooses the range of an activation."""
 
     choose: Callable[[Statistics, QuantSpec, float], Range] | None
-    """From what was observed, the grid that the range is for, and `calib.percentile`; None: from the moments that
-    BatchNormalization's statistics give, without samples."""
+    """Function of the statistics, the grid and `calib.percentile`; None: the range follows, without samples, from the
+    moments that BatchNormalization's statistics give."""
 
     @property
     def reads_statistics(self) -> bool:
-        """Whether samples have to be observed for it."""
+        """Whether it needs statistics of samples."""
         return self.choose is not None
 
 
 def _minmax(stats: Statistics, _spec: QuantSpec, _percentile: float) -> Range:
-    """Return all that was seen."""
+    """Return the observed range."""
     from dipo.quant.ranges import minmax_range
 
     return minmax_range(stats)
 
 
 def _percentile(stats: Statistics, _spec: QuantSpec, percentile: float) -> Range:
-    """Return a part of what was seen."""
+    """Return the range of the given per cent of the values."""
     from dipo.quant.ranges import percentile_range
 
     return percentile_range(stats, percentile)
 
 
 def _mse(stats: Statistics, spec: QuantSpec, _percentile: float) -> Range:
-    """Return the least expected squared error."""
+    """Return the range with the least expected squared error."""
     from dipo.quant.mse import mse_range
 
     return mse_range(stats, spec)
 
 
 def _kl(stats: Statistics, spec: QuantSpec, _percentile: float) -> Range:
-    """TensorRT's entropy method."""
+    """Return the range of TensorRT's entropy method."""
     from dipo.quant.entropy import entropy_range
     from dipo.quant.ranges import nearest_power
 
@@ -60,7 +60,7 @@ def _kl(stats: Statistics, spec: QuantSpec, _percentile: float) -> Range:
 
 
 def _octav(stats: Statistics, spec: QuantSpec, _percentile: float) -> Range:
-    """Return the least squared error by OCTAV's model and iteration."""
+    """Return the range with the least squared error by OCTAV's model and iteration."""
     from dipo.quant.octav import octav_range
     from dipo.quant.ranges import nearest_power
 
@@ -79,4 +79,4 @@ RANGE_METHODS: Registry[RangeMethod] = Registry(
     },
     group="dipo.range_methods",
 )
-"""By name."""
+"""Range methods by name."""

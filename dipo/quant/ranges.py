@@ -1,4 +1,4 @@
-"""From statistics to ranges, and from weights to qparams."""
+"""Ranges from statistics, and scales and zero points of weights."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def activation_range(
     """Return the range of a tensor, from its statistics.
 
     Args:
-        stats: What was observed.
-        spec: The grid that the range is for: `mse`, `kl` and `octav` depend on it.
+        stats: Statistics of the tensor.
+        spec: The grid that the range is for; `mse`, `kl` and `octav` depend on it.
         method: A key of `RANGE_METHODS`.
-        percentile: Per cent of the values that the method of this name keeps.
-        name: What errors call the tensor.
+        percentile: Per cent of the values that the method `percentile` keeps.
+        name: Name of the tensor in errors.
 
     Raises:
         UserError: nothing was observed, or there is no such method or percentile.
@@ -53,21 +53,21 @@ def activation_range(
 
 
 def minmax_range(stats: Statistics) -> Range:
-    """Return the range of all that was seen, and zero."""
+    """Return the range of all observed values and zero."""
     return Range(min(stats.min, 0.0), max(stats.max, 0.0))
 
 
 def percentile_range(stats: Statistics, percentile: float) -> Range:
     """Return the range of the given per cent of the values.
 
-    What is left out is taken off the upper end of data that is nowhere negative, off the lower end of data that is
-    nowhere positive, and by halves off both ends otherwise. The range ends at the outer edges of the bins of the
-    outermost values kept, so at most a bin beyond them.
+    The rest is cut off at the upper end of data without negative values, at the lower end of data without positive
+    ones, and otherwise half at each end. The range ends at the outer edges of the bins of the outermost values kept, at
+    most one bin beyond them.
     """
     if not 0 < percentile <= 100:
         raise UserError(f"percentile {percentile}: choose a number above 0 and up to 100")
     two_sided = stats.min < 0 < stats.max
-    # The margin keeps 1e-15 of rounding in the percentage from keeping one value more.
+    # Without the margin, 1e-15 of rounding in the percentage might keep one value more.
     spare = int(stats.count * (100 - percentile) / 100 / (2 if two_sided else 1) + 1e-6)
     num_below = np.cumsum(stats.bins)
     first = int(np.searchsorted(num_below, spare, side="right")) - NUM_BINS // 2
@@ -78,12 +78,12 @@ def percentile_range(stats: Statistics, percentile: float) -> Range:
 
 
 def nearest_power(found: Range, stats: Statistics, spec: QuantSpec) -> Range:
-    """Return the range, or a smaller one whose scale is the power of two below: the lesser squared error decides."""
+    """Return the range, or that of the next smaller power of two as scale, whichever has the lesser squared error."""
     if not spec.power_of_two or found.min == found.max:
         return found
     scale = float(qparams_of(found, spec).scale)
     exact = float(qparams_of(found, replace(spec, power_of_two=False)).scale)
-    # The margin keeps rounding from bringing the larger power back.
+    # Without the margin, rounding might yield the larger power again.
     factor = scale / (2 * exact) * (1 - 1e-6)
     ends = np.array([[found.min, found.max]]) * np.array([[1], [factor]])
     errors = expected_error(stats, qparams_between(ends[:, 0], ends[:, 1], spec))
@@ -100,19 +100,19 @@ def weight_qparams(
     percentile: float = 99.99,
     name: str = "a weight",
 ) -> QParams:
-    """Scale and zero points for a weight: per channel along `axis` where the spec says so, else one for all.
+    """Return scales and zero points of a weight: per channel along `axis` if the spec says so, else one for all.
 
-    Where the spec has blocks, each run of so many weights along the input axis has its own.
+    If the spec has blocks, each block of weights along the input axis has its own.
 
     Args:
-        weight: Any shape, not empty.
+        weight: Weight of any shape, not empty.
         spec: The grid.
         axis: The axis that counts output channels.
-        method: A key of `WEIGHT_METHODS`: "minmax" clips nothing; "mse" searches scale and zero point for the least
-            sum of |Q(w) - w|^norm, and is never worse in that than minmax; "percentile" clips the largest.
+        method: A key of `WEIGHT_METHODS`: "minmax" clips nothing; "mse" searches the scale and zero point with the
+            least sum of |Q(w) - w|^norm, never worse in it than minmax; "percentile" clips the largest.
         norm: The exponent; 2.4 as BRECQ's code has it, after LAPQ (arXiv:1911.07190).
         percentile: Per cent of a row's weights that "percentile" keeps.
-        name: What errors call the weight.
+        name: Name of the weight in errors.
 
     Raises:
         UserError: there is no such method, or the weight has NaN or infinite values.
@@ -127,30 +127,30 @@ def weight_qparams(
         )
     if spec.per_channel:
         rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
-        found = WEIGHT_METHODS[method](np.ascontiguousarray(rows), spec, norm, percentile)
-        return replace(found, axis=axis % weight.ndim)
-    found = WEIGHT_METHODS[method](weight.reshape(1, -1), spec, norm, percentile)
-    return replace(found, scale=found.scale.reshape(()), zero_point=found.zero_point.reshape(()))
+        grids = WEIGHT_METHODS[method](np.ascontiguousarray(rows), spec, norm, percentile)
+        return replace(grids, axis=axis % weight.ndim)
+    grids = WEIGHT_METHODS[method](weight.reshape(1, -1), spec, norm, percentile)
+    return replace(grids, scale=grids.scale.reshape(()), zero_point=grids.zero_point.reshape(()))
 
 
 def _block_qparams(
     weight: NDArray[np.float32], spec: QuantSpec, axis: int, find: Callable[[NDArray[np.float32]], QParams]
 ) -> QParams:
-    """Return a grid for each block, from a function that finds one for each row of weights."""
+    """Return a grid for each block, from a function that returns one for each row of weights."""
     assert spec.block is not None
     along = input_axis(axis)
     blocks = Blocks(spec.block, along, weight.shape[along])
     moved = np.moveaxis(weight, along, -1)
     whole = blocks.length // blocks.size * blocks.size
     parts = [(moved[..., :whole], blocks.size), (moved[..., whole:], blocks.length - whole)]
-    found = [find(np.ascontiguousarray(part).reshape(-1, size)) for part, size in parts if part.size]
+    grids = [find(np.ascontiguousarray(part).reshape(-1, size)) for part, size in parts if part.size]
 
     def joined(arrays: Iterable[NDArray[Any]]) -> NDArray[Any]:
         inner = np.concatenate([array.reshape(*moved.shape[:-1], -1) for array in arrays], axis=-1)
         return np.ascontiguousarray(np.moveaxis(inner, -1, along))
 
-    scale, zero_point = joined(grid.scale for grid in found), joined(grid.zero_point for grid in found)
-    return replace(found[0], scale=scale, zero_point=zero_point, axis=axis, blocks=blocks)
+    scale, zero_point = joined(grid.scale for grid in grids), joined(grid.zero_point for grid in grids)
+    return replace(grids[0], scale=scale, zero_point=zero_point, axis=axis, blocks=blocks)
 
 
 def _minmax_rows(rows: NDArray[np.float32], spec: QuantSpec, _norm: float, _percentile: float) -> QParams:
@@ -161,8 +161,8 @@ def _minmax_rows(rows: NDArray[np.float32], spec: QuantSpec, _norm: float, _perc
 def _percentile_rows(rows: NDArray[np.float32], spec: QuantSpec, _norm: float, percentile: float) -> QParams:
     """Return a grid for each row that keeps the given per cent of its weights.
 
-    On a symmetric grid the largest magnitudes are clipped, on another half as many at either end. The range ends at a
-    weight: a row too short to lose one is not clipped.
+    A symmetric grid clips the largest magnitudes, another grid half as many weights at either end. The range ends at a
+    weight, so that a row too short to lose one is not clipped.
     """
     if not 0 < percentile <= 100:
         raise UserError(f"weight percentile {percentile}: choose a number above 0 and up to 100")
@@ -176,19 +176,19 @@ def _percentile_rows(rows: NDArray[np.float32], spec: QuantSpec, _norm: float, p
 def _mse_rows(rows: NDArray[np.float32], spec: QuantSpec, norm: float, percentile: float) -> QParams:
     """Return a grid for each row with the least error in the norm.
 
-    Rows are brought to magnitude 1 by powers of two, which changes no code, so that no error over- or underflows.
+    Rows are scaled to magnitude 1 by powers of two, which changes no code, so that no error over- or underflows.
     """
     minmax = _minmax_rows(rows, spec, norm, percentile)
     exponent = np.frexp(np.abs(rows).max(axis=1))[1]
     normal = np.ldexp(rows, -exponent[:, None])
-    found = search_grids(normal, _minmax_rows(normal, spec, norm, percentile), spec=spec, norm=norm)
+    grids = search_grids(normal, _minmax_rows(normal, spec, norm, percentile), spec=spec, norm=norm)
     with np.errstate(over="ignore", under="ignore"):
-        scale = np.ldexp(found.scale, exponent)
+        scale = np.ldexp(grids.scale, exponent)
     usable = np.isfinite(scale) & (scale >= _TINY)
     return replace(
         minmax,
         scale=np.where(usable, scale, minmax.scale),
-        zero_point=np.where(usable, found.zero_point, minmax.zero_point),
+        zero_point=np.where(usable, grids.zero_point, minmax.zero_point),
     )
 
 
@@ -197,4 +197,4 @@ WEIGHT_METHODS: dict[str, Callable[[NDArray[np.float32], QuantSpec, float, float
     "mse": _mse_rows,
     "percentile": _percentile_rows,
 }
-"""How `weight_qparams` chooses: a function of the rows, the grid, the norm and the percentile for each name."""
+"""Functions by which `weight_qparams` chooses, of the rows, the grid, the norm and the percentile, by name."""

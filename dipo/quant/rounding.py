@@ -1,11 +1,10 @@
-"""The elementwise arithmetic of a reconstruction step, each piece one kernel.
+"""The element-wise arithmetic of a reconstruction step, each function one kernel.
 
-On a CPU the convolutions of a step cost what they cost; what a naive step adds are a dozen passes over every
-activation. Here an activation is read once and written once in each direction: the residual sum, the activation
-function, fake quantization and QDrop's mixing are one kernel forward and one backward; rounding, its regulariser and
-its Adam step are one kernel for all the weights of a unit. The functions are plain torch; `Kernels.compiled` hands
-them to torch.compile once, with dynamic shapes, for all units, and `Kernels.eager` runs them as they are where no
-compiler is found.
+Besides the convolutions, a naive step on a CPU makes a dozen passes over every activation. Here an activation is read
+once and written once in each direction: the residual sum, the activation function, fake quantization and QDrop's mixing
+are one kernel forward and one backward; rounding, its regulariser and its Adam step are one kernel for all the weights
+of a unit. The functions are plain torch; `kernels.compiled` hands them to torch.compile once, with dynamic shapes, for
+all units, and `kernels.eager` runs them as they are if there is no compiler.
 
 Random bits come 64 at a time from a generator and are unpacked inside the kernels: drawing a mask element by element
 would cost as much as the convolutions.
@@ -23,24 +22,24 @@ ADAM_BETA1, ADAM_BETA2, ADAM_EPS = 0.9, 0.999, 1e-8
 
 
 def initial_rounding(rest: torch.Tensor) -> torch.Tensor:
-    """V such that h(V) = `rest`, the fractional part of weight / scale: training starts at the float weights."""
+    """Return V with h(V) = `rest`, the fractional part of weight / scale: training starts at the float weights."""
     rest = rest.clamp(1e-4, 1 - 1e-4)
     return -torch.log((ZETA - GAMMA) / (rest - GAMMA) - 1)
 
 
 def rectified_sigmoid(v: torch.Tensor) -> torch.Tensor:
-    """h(V) = clip(sigmoid(V) (zeta - gamma) + gamma, 0, 1), in [0, 1] (AdaRound, eq. 23)."""
+    """Return h(V) = clip(sigmoid(V) (zeta - gamma) + gamma, 0, 1) (AdaRound, eq. 23)."""
     return (torch.sigmoid(v) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
 
 
 def random_words(num_elements: int, generator: torch.Generator, prob: float = 0.5) -> torch.Tensor:
-    """Random bits, 32 to an int32 word, for `num_elements` elements.
+    """Return random bits, 32 to an int32 word, for `num_elements` elements.
 
     Args:
-        num_elements: Bits wanted.
-        generator: Where they come from.
-        prob: Of a bit being 1, in (0, 1); taken to the nearest multiple of 2^-8. Each of its binary digits costs one
-            draw: or-ing a fair bit halves the way to 1, and-ing one the way to 0.
+        num_elements: Number of bits needed.
+        generator: Source of the bits.
+        prob: Probability of a bit being 1, in (0, 1), rounded to a multiple of 2^-8. Each of its binary digits costs
+            one draw: OR with a fair bit halves the distance to 1, AND with one the distance to 0.
     """
     count = -(-num_elements // 64)
     words = torch.zeros(count, dtype=torch.int64, device=generator.device)
@@ -53,7 +52,7 @@ def random_words(num_elements: int, generator: torch.Generator, prob: float = 0.
 
 
 def flat(x: torch.Tensor) -> torch.Tensor:
-    """Return the elements in the order of memory; images are channels_last."""
+    """Return the elements in memory order; images are channels_last."""
     return (x.permute(0, 2, 3, 1) if x.ndim == 4 else x).reshape(-1)
 
 
@@ -66,31 +65,31 @@ def unflat(elements: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
 
 
 def _bits(words: torch.Tensor, num_elements: int) -> torch.Tensor:
-    # The shifts are made inside the kernel: a captured tensor would keep it from vectorising.
+    # The shifts are created inside the kernel: a captured tensor would prevent vectorisation.
     return ((words[:, None] >> torch.arange(32, dtype=torch.int32, device=words.device)) & 1).view(-1)[
         :num_elements
     ] == 1
 
 
 def dequantize_codes(codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor) -> torch.Tensor:
-    """(codes - zero_point) * scale of flat codes."""
+    """Return (codes - zero_point) * scale of flat codes."""
     return (codes.to(torch.float32) - zero_point) * scale
 
 
 def mix_codes(
     codes: torch.Tensor, fp: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, words: torch.Tensor
 ) -> torch.Tensor:
-    """QDrop's input (arXiv:2203.05740, eq. 10): each element quantized where its bit is 1, else as in float."""
+    """Return QDrop's input (arXiv:2203.05740, eq. 10): elements quantized where their bit is 1, else float."""
     return torch.where(_bits(words, codes.numel()), dequantize_codes(codes, scale, zero_point), fp)
 
 
 def mix_floats(q: torch.Tensor, fp: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
-    """`mix_codes` for an input that is not quantized but carries the errors of the units before it."""
+    """Return QDrop's input as `mix_codes`, if it is not quantized but has the errors of earlier units."""
     return torch.where(_bits(words, q.numel()), q, fp)
 
 
 def loss_gradient(out: torch.Tensor, target: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Give factor * (out - target): the gradient of a squared error."""
+    """Return factor * (out - target): the gradient of a squared error."""
     return factor * (out - target)
 
 
@@ -101,12 +100,12 @@ def shaped_gradient(
     factor: torch.Tensor,
     exponent: torch.Tensor,
 ) -> torch.Tensor:
-    """The gradient of factor / 2 * sum(weight |d|^p), d = out - target: `loss_gradient` for p = 2 without weights.
+    """Return the gradient of factor / 2 * sum(weight |d|^p), d = out - target; `loss_gradient` is p = 2, no weight.
 
     Args:
-        out: What the quantized unit gives.
-        target: What the float one does.
-        weight: Of each element, such as a Fisher diagonal; None for equal ones.
+        out: Output of the quantized unit.
+        target: Output of the float unit.
+        weight: Weight of each element, such as a Fisher diagonal; None: equal weights.
         factor: As in `loss_gradient`.
         exponent: p, at least 1.
     """
@@ -118,7 +117,7 @@ def shaped_gradient(
 
 
 def activate(x: torch.Tensor, other: torch.Tensor | None, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-    """clip(x + other, low, high): a sum with its Relu or Clip; infinite bounds where there is none."""
+    """Return clip(x + other, low, high): a sum with its Relu or Clip; bounds are infinite where there is none."""
     return (x if other is None else x + other).clamp(low, high)
 
 
@@ -132,9 +131,9 @@ def quantize_forward(
     qhigh: torch.Tensor,
     words: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Activation function, fake quantization and dropping of flat tensors.
+    """Apply activation function, fake quantization and QDrop's dropping to flat tensors.
 
-    `qlow` and `qhigh` are the limits less the zero point. Where a bit of `words` is 0 the element stays float.
+    `qlow` and `qhigh` are the codes' limits less the zero point. An element whose bit of `words` is 0 stays float.
     """
     x = activate(x, other, low, high)
     quantized = torch.clamp((x * (1 / scale)).round(), qlow, qhigh) * scale
@@ -152,7 +151,7 @@ def quantize_backward(
     qhigh: torch.Tensor,
     words: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of `quantize_forward` for `x` (`other` has the same) and the scale (LSQ, arXiv:1902.08153, eq. 3)."""
+    """Return gradients of `quantize_forward` for `x` (and `other`) and the scale (LSQ, arXiv:1902.08153, eq. 3)."""
     total = x if other is None else x + other
     act = total.clamp(low, high)
     v = act * (1 / scale)
@@ -170,7 +169,7 @@ def quantize_backward(
 def soft_weight(
     v: torch.Tensor, floor: torch.Tensor, scale: torch.Tensor, low: torch.Tensor, high: torch.Tensor
 ) -> torch.Tensor:
-    """clip(floor + h(V), low, high) * scale, the weight while its rounding is undecided (AdaRound, eq. 22)."""
+    """Return clip(floor + h(V), low, high) * scale, the weight with its rounding undecided (AdaRound, eq. 22)."""
     return (floor + rectified_sigmoid(v)).clamp(low, high) * scale
 
 
@@ -186,10 +185,10 @@ def rounding_step(
     high: torch.Tensor,
     schedule: torch.Tensor,
 ) -> None:
-    """One Adam step of V, in place, and the soft weight that follows from it.
+    """Take one Adam step of V, in place, and update the soft weight.
 
-    To the loss belongs strength * sum(1 - |2 h(V) - 1|^beta), which draws every h to 0 or 1 (AdaRound, eq. 24); only
-    its gradient is computed.
+    The loss includes strength * sum(1 - |2 h(V) - 1|^beta), which draws every h to 0 or 1 (AdaRound, eq. 24); only its
+    gradient is computed.
 
     Args:
         grad: Gradient of the loss with respect to the soft weights.
@@ -201,7 +200,7 @@ def rounding_step(
         scale: Scale of each weight.
         low: Smallest code less the zero point.
         high: Largest code less the zero point.
-        schedule: [6]: learning rate, beta, strength, Adam's two bias corrections, `adam_step`'s factor.
+        schedule: Six numbers: learning rate, beta, strength, Adam's two bias corrections, `adam_step`'s factor.
     """
     lr, beta, strength, correction1, correction2, _ = schedule.unbind()
     sigmoid = torch.sigmoid(v)
@@ -225,7 +224,7 @@ def rounding_step(
 def straight_weight(
     v: torch.Tensor, ratio: torch.Tensor, scale: torch.Tensor, low: torch.Tensor, high: torch.Tensor
 ) -> torch.Tensor:
-    """clip(round(ratio + V), low, high) * scale: the weight whose codes an offset V moves."""
+    """Return clip(round(ratio + V), low, high) * scale: the weight with its codes moved by an offset V."""
     return (ratio + v).round().clamp(low, high) * scale
 
 
@@ -241,11 +240,11 @@ def straight_through_step(
     high: torch.Tensor,
     schedule: torch.Tensor,
 ) -> None:
-    """One Adam step of V, in place, and the weight that follows from it; `rounding_step` for any code.
+    """Take one Adam step of V, in place, and update the weight: `rounding_step` for any code.
 
-    The gradient passes the rounding as if it were not there, and ends half a step beyond the limits. There is no
+    The gradient passes straight through the rounding, and is 0 more than half a step beyond the limits. There is no
     regulariser: the weights are on the grid at every step. Arguments are those of `rounding_step`, with the float
-    weight / scale as `ratio` in the place of its floor.
+    weight / scale as `ratio` in place of its floor.
     """
     lr, _, _, correction1, correction2, _ = schedule.unbind()
     place = ratio + v
@@ -267,7 +266,7 @@ def adam_step(
     lr: torch.Tensor,
     schedule: torch.Tensor,
 ) -> None:
-    """One Adam step of `parameter`, in place; the schedule's last number scales each element's learning rate."""
+    """Take one Adam step of `parameter`, in place; the schedule's last number scales each element's learning rate."""
     _, _, _, correction1, correction2, factor = schedule.unbind()
     m1 = moment1 * ADAM_BETA1 + grad * (1 - ADAM_BETA1)
     m2 = moment2 * ADAM_BETA2 + grad * grad * (1 - ADAM_BETA2)

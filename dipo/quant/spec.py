@@ -1,4 +1,4 @@
-"""How a tensor is quantized (`QuantSpec`), its range, and the numbers that follow from both (`QParams`)."""
+"""The integer grid of a tensor (`QuantSpec`), its range, and the scale and zero point of both (`QParams`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TINY = np.finfo(np.float32).tiny
 
 @dataclass(frozen=True)
 class Range:
-    """The values that a tensor's codes should cover; zero lies within."""
+    """The interval that a tensor's codes should cover; it contains zero."""
 
     min: float
     max: float
@@ -24,21 +24,21 @@ class QuantSpec:
     """The integer grid of a tensor, before any range is known."""
 
     bits: int
-    """Width, 2 to 16."""
+    """Width in bits, 2 to 16."""
     signed: bool
-    """Two's complement limits instead of 0 .. 2^bits - 1."""
+    """Whether the limits are those of two's complement instead of 0 .. 2^bits - 1."""
     symmetric: bool
-    """Zero point at the middle of the limits (signed: 0, unsigned: 2^(bits-1))."""
+    """Whether the zero point is in the middle of the limits (signed: 0, unsigned: 2^(bits-1))."""
     per_channel: bool = False
-    """One scale for each output channel instead of one for the tensor."""
+    """Whether each output channel has a scale, instead of one for the tensor."""
     narrow: bool = False
-    """The smallest code is left out: -127 .. 127, or 1 .. 255. A symmetric grid then reaches as far on both sides."""
+    """Whether the smallest code is left out (-127 .. 127, or 1 .. 255), which makes a symmetric grid's ends equal."""
     power_of_two: bool = False
-    """The scale is 2^k: rescaling is a shift."""
+    """Whether the scale is 2^k, so that rescaling is a shift."""
     block: int | None = None
-    """So many weights in a row along the input axis share a scale, for each output channel; None: all of a channel."""
+    """Number of consecutive weights along the input axis of a channel that share a scale; None: all of a channel."""
     fixed: Range | None = None
-    """The range, whatever was seen; None: what calibration finds."""
+    """Range that replaces the calibrated one; None: the calibrated one."""
 
     def __post_init__(self) -> None:
         """Refuse widths that no target has."""
@@ -62,11 +62,11 @@ class QuantSpec:
 
     @property
     def num_steps(self) -> int:
-        """Steps from zero to the end of a symmetric grid, from end to end of another."""
+        """Number of steps from zero to the end of a symmetric grid, or from end to end of another."""
         return self.qmax - (self.middle if self.symmetric else self.qmin)
 
     def between(self, low: int) -> QuantSpec:
-        """The same grid fixed to [low, 1), low being 0 or -1, with the power of two as its step that fills it."""
+        """Return the grid fixed to [low, 1), with low 0 or -1 and the power of two as step that fills the interval."""
         step = (1 if self.symmetric else 1 - low) / (self.num_steps + 1)
         first = low * (1 - step) if self.symmetric else float(low)
         return replace(self, power_of_two=True, fixed=Range(first, 1 - step))
@@ -74,16 +74,16 @@ class QuantSpec:
 
 @dataclass(frozen=True)
 class Blocks:
-    """How an axis of a weight is cut into runs that share a scale; the last may be shorter."""
+    """The partition of a weight's axis into blocks that share a scale; the last may be shorter."""
 
     size: int
-    """Weights of a run."""
+    """Number of weights in a block."""
     axis: int
     length: int
-    """Of the axis."""
+    """Length of the axis."""
 
     def spread(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Return numbers of runs, each repeated for all its weights."""
+        """Return an array of numbers for blocks with each repeated for all weights of its block."""
         repeated: NDArray[Any] = np.repeat(array, self.size, self.axis)
         return repeated.take(np.arange(self.length), self.axis)
 
@@ -93,7 +93,7 @@ class QParams:
     """Scale and zero point: `code = clip(round_half_even(x / scale) + zero_point, qmin, qmax)`.
 
     `scale` is float32 and `zero_point` int32, both of shape [] (per tensor) or [C] along `axis` (per channel). With
-    `blocks` they have the shape of the weight, but for one number for each block along the blocks' axis.
+    `blocks` they have the shape of the weight, except for one number for each block along the blocks' axis.
     """
 
     scale: NDArray[np.float32]
@@ -102,11 +102,11 @@ class QParams:
     qmax: int
     axis: int | None = None
     power_of_two: bool = False
-    """The scale is 2^k and has to stay so: training leaves it alone."""
+    """Whether the scale is 2^k and has to stay so: it is not trained."""
     blocks: Blocks | None = None
 
     def broadcast_to(self, num_dims: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        """Scale and zero point, shaped to broadcast against a tensor of `num_dims` dimensions."""
+        """Return scale and zero point, shaped to broadcast against a tensor of `num_dims` dimensions."""
         if self.axis is None:
             return self.scale, self.zero_point
         if self.blocks is not None:
@@ -117,13 +117,13 @@ class QParams:
 
     @property
     def num_channels(self) -> int:
-        """Channels that have scales of their own; 1 where the tensor has one scale."""
+        """Number of channels with scales of their own; 1 if the tensor has one scale."""
         return (
             int(self.scale.shape[self.axis]) if self.blocks is not None and self.axis is not None else self.scale.size
         )
 
     def scaled(self, factors: NDArray[Any]) -> NDArray[np.float64]:
-        """Return the scales, those of each channel multiplied by its factor."""
+        """Return the scales, with those of each channel multiplied by its factor."""
         if self.axis is None or self.blocks is None:
             return np.asarray(self.scale * factors)
         shape = [1] * self.scale.ndim
@@ -132,7 +132,7 @@ class QParams:
 
 
 def input_axis(axis: int) -> int:
-    """Return the axis of a layer's weight that counts inputs, beside the one that counts output channels.
+    """Return the axis of a layer's weight that counts inputs, from the one that counts output channels.
 
     Conv and Gemm with transB have [outputs, inputs, ..], ConvTranspose, Gemm and MatMul [.., inputs, outputs, ..].
     """
@@ -140,23 +140,23 @@ def input_axis(axis: int) -> int:
 
 
 def qparams_of(range_: Range, spec: QuantSpec) -> QParams:
-    """Scale and zero point of a whole tensor: `qparams_between` for one range."""
+    """Return scale and zero point of a whole tensor: `qparams_between` for one range."""
     return qparams_between(range_.min, range_.max, spec)
 
 
 def qparams_between(low: ArrayLike, high: ArrayLike, spec: QuantSpec, *, axis: int | None = None) -> QParams:
-    """Scale and zero point as ONNX's QuantizeLinear wants them, one for each element of `low` and `high`.
+    """Return scale and zero point as ONNX's QuantizeLinear takes them, one for each element of `low` and `high`.
 
     Asymmetric: scale = (high - low) / (qmax - qmin), zero point = clip(round(qmin - low / scale)).
     Symmetric: scale = max(-low, high) / (qmax - middle), zero point = middle.
-    Zero is always made part of the range. A range of nothing but zero has scale 1; no scale is below float32's smallest
-    normal number. Where it has to be a power of two, it is the next larger one.
+    The range is extended to zero. A range of zero alone has scale 1; no scale is below float32's smallest normal
+    number. If the scale has to be a power of two, it is the next larger one.
 
     Args:
         low: Lower ends, finite; shape [] or [C].
         high: Upper ends, of the same shape.
         spec: The grid.
-        axis: What `QParams.axis` will be.
+        axis: Value of `QParams.axis`.
     """
     low = np.minimum(np.asarray(low, np.float64), 0)
     high = np.maximum(np.asarray(high, np.float64), 0)
@@ -173,6 +173,6 @@ def qparams_between(low: ArrayLike, high: ArrayLike, spec: QuantSpec, *, axis: i
 
 
 def _next_power(scale: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the smallest powers of two that are no smaller, up to the largest that float32 has."""
+    """Return the smallest powers of two not below the scales, at most float32's largest."""
     mantissa, exponent = np.frexp(scale)
     return np.asarray(np.ldexp(np.float32(1), np.minimum(exponent - (mantissa == 0.5), 127)), np.float32)

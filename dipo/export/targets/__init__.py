@@ -1,4 +1,4 @@
-"""The deploy targets: dipo's own, listed once, and those that other packages announce.
+"""The deploy targets: dipo's own, listed once, and those that other packages register.
 
 Another target is one file and one line here, or one file in another package and its entry point:
 
@@ -34,25 +34,25 @@ _OWN: tuple[Target[Any], ...] = (
 )
 
 TARGETS: Registry[Target[Any]] = Registry("target", {target.name: target for target in _OWN}, group="dipo.targets")
-"""By the name that the user types."""
+"""Targets by the name that the user types."""
 
 OWN_OPTIONS = frozenset(option for target in _OWN for option in target.option_names)
-"""Names of the options that are options of `platform` themselves."""
+"""Names of the options of dipo's own targets, which are options of `platform` themselves."""
 
 
 def check_options(
     names: Iterable[str], given: Mapping[str, Any], *, form: OnnxFormat, all_take_form: bool = False
 ) -> None:
-    """Look for options that mean nothing to the targets.
+    """Check that the targets take the options.
 
     Args:
-        names: The targets.
+        names: Names of the targets.
         given: The options that the user gave.
-        form: How `quantized.onnx` is written.
-        all_take_form: The form is asked for of all targets, not of the first alone.
+        form: Format of `quantized.onnx`.
+        all_take_form: Whether the format is asked for of all targets, not of the first alone.
 
     Raises:
-        UserError: There is one, or one of them is wrong.
+        UserError: No target takes one of them, or its value is wrong.
     """
     targets = [TARGETS[name] for name in names]
     taken = {option for target in targets for option in target.option_names}
@@ -70,7 +70,7 @@ def check_options(
 
 
 def _not_taken(option: str, targets: Iterable[Target[Any]], taken: Iterable[str]) -> str:
-    """Return what to tell the user of an option that none of the targets has."""
+    """Return the error for an option that none of the targets has."""
     names = ", ".join(target.name for target in targets)
     key = f"platform.{option}" if option in OWN_OPTIONS else f"platform.options.{option}"
     readers = " or ".join(name for name, target in TARGETS.items() if option in target.option_names)

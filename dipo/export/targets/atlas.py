@@ -1,8 +1,8 @@
 """Huawei Ascend (Atlas): the record of quantization factors from which AMCT converts a float ONNX model.
 
 `scale_offset_record.txt` is protobuf text, a record for each layer; a layer without one stays float. AMCT takes a scale
-for each channel of a convolution alone, so another layer's weight is rounded once more, to one scale.
-`atlas_quant_param.json` is `{tensor: {"scale", "offset"}}` of what the layers read, for scripts; AMCT does not read it.
+for each channel only of convolutions, so other layers' weights are rounded once more, to one scale.
+`atlas_quant_param.json` is `{tensor: {"scale", "offset"}}` of the layers' inputs, for scripts; AMCT does not read it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ RECORD = Schema(
 
 
 def read_record(text: str, names: Names) -> Iterator[Claim]:
-    """Read the record back: the factors of what each layer reads, and of its weight."""
+    """Read the record back: the factors of each layer's input and weight."""
     for entry in parse(text, RECORD).record:
         value = entry.value
         low, high = (numbers((code - value.offset_d) * value.scale_d) for code in _CODES)
@@ -93,7 +93,7 @@ class Atlas(Target[TargetOptions]):
         """Write the models, the record and the JSON.
 
         Raises:
-            UserError: What a layer reads has no range, or not 8 bits; nothing is written.
+            UserError: A layer's input has no range, or not 8 bits; nothing is written.
         """
         from dipo.export.ranges import Encoding, check_coverage, check_widths, layer_ranges, spread
 
@@ -128,7 +128,7 @@ def _with_scalars(model: ir.Model, quantized: QuantizedModel) -> QuantizedModel:
 
 
 def _recorded(node: ir.Node, quantized: QuantizedModel, known: Mapping[str, QParams]) -> bool:
-    """Return whether this is a layer that was quantized, or a pooling of a window whose input is."""
+    """Return whether the node is a quantized layer, or a window pooling with a quantized input."""
     from dipo.graph.accessors import node_name
     from dipo.graph.layers import is_layer
 

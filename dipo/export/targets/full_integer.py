@@ -1,4 +1,4 @@
-"""What the targets have in common that run a whole network on integers."""
+"""Shared parts of the targets that run a whole network on integers."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
     from dipo.quant.spec import QParams
 
 OPERATORS = operators.names(lambda operator: operator.full_integer)
-"""All that compute with floats. Relu and Clip are not among them: they are part of the kernel before them. Nor is what
-only moves values, which has the range of its input."""
+"""All operators that compute with floats, except Relu and Clip, which are part of the kernel before them, and those
+that only move values, which have the range of their input."""
 
 FIXED_RANGES = operators.names(lambda operator: operator.own_grid)
-"""Operators whose kernels write a grid of their own: [0, 1) or [-1, 1) with a power of two as its step."""
+"""Operators whose kernels write a fixed grid, [0, 1) or [-1, 1) with a power of two as its step."""
 
 
 def constants_of_all(model: ir.Model, quantized: QuantizedModel, *, symmetric: bool) -> dict[str, QParams]:
-    """Return the grids, by name, of the constants that are no weight and no bias of a layer: the slopes of a PRelu.
+    """Return the grids, by name, of constants that are not weights or biases of layers, such as a PRelu's slopes.
 
-    They have one scale for all, from the smallest to the largest number, and the width of the widest activation.
+    Each has one scale, from its smallest to its largest number, and the width of the widest activation.
 
     Args:
         model: The float graph.
         quantized: Its layers and activations.
-        symmetric: As the target has weights.
+        symmetric: Whether the target's weights are symmetric.
     """
     import numpy as np
 
@@ -57,7 +57,7 @@ def ranges_of_all(spec: TargetSpec, model: ir.Model, quantized: QuantizedModel) 
     """Return the grids of all values that hold floats, by name, in topological order.
 
     Args:
-        spec: The target's.
+        spec: The target's specification.
         model: The float graph.
         quantized: Its layers and activations.
 

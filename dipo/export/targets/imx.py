@@ -1,7 +1,7 @@
 """NXP i.MX: scales that are powers of two, of activations and, channel by channel, of weights.
 
 `imx_scale.json` is `{"blob_range": {tensor: [scale, ...]}}`: one scale for an activation, one for each channel of a
-weight. Biases are left out: theirs is the product of the other two.
+weight. Biases are left out: their scale is the product of the other two.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Cambricon MagicMind: ranges for a script that gives each to `set_dynamic_range` as `mm.Range(min, max)`.
 
 `magicmind_quant_param.json` is `{"blob_range": {tensor: {"min", "max"}}}`. MagicMind finds the ranges of the weights
-itself; a script asks for the range of what every node makes, so those of values that stay float are there, too.
+itself; a script asks for the range of every node's outputs, so values that stay float are included.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class MagicMind(Target[TargetOptions]):
         """Write the models and the ranges.
 
         Raises:
-            UserError: What a quantized layer reads has no range, or not 8 bits; nothing is written.
+            UserError: A quantized layer's input has no range, or not 8 bits; nothing is written.
         """
         from dipo.export.ranges import Encoding, all_ranges, check_coverage, check_widths
         from dipo.graph.accessors import name_of

@@ -1,7 +1,7 @@
 """OpenVINO: QDQ with signed symmetric weights and unsigned activations, which its low-precision passes fold.
 
-Biases are float: OpenVINO adds them to the rescaled accumulator. Weights of up to 4 bits lie in the file as int4; its
-reader of blocks takes no shorter last one.
+Biases are float: OpenVINO adds them to the rescaled accumulator. Weights of up to 4 bits are stored as int4; its reader
+of blocks does not take a shorter last one.
 """
 
 from __future__ import annotations

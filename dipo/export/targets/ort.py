@@ -1,4 +1,4 @@
-"""ONNX Runtime's CPU execution provider: QDQ that its optimizer turns into integer kernels.
+"""ONNX Runtime's CPU execution provider: QDQ, which its optimizer turns into integer kernels.
 
 `operators` holds what ONNX Runtime 1.32 has integer kernels for (Conv, Gemm, MatMul, Add, Mul, the poolings, Concat,
 Sigmoid, LeakyRelu). ConvTranspose, ReduceMean, Resize and Flatten stay float, but must read quantized values for the

@@ -1,4 +1,4 @@
-"""What Qualcomm's two targets have in common: a float model, and encodings of all its tensors for a converter."""
+"""Shared parts of Qualcomm's two targets: a float model, and encodings of all its tensors for a converter."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ SPEC = TargetSpec(
     int32_bias=True,
     fuse_residual_add=False,
     quantize_outputs=True,
-    weight_widths=(2, 3, 4, 5, 6, 7, 8, 16),  # narrower weights are part of the next of 4, 8 and 16 bits
+    weight_widths=(2, 3, 4, 5, 6, 7, 8, 16),  # narrower weights are stored in the next wider of 4, 8 and 16 bits
     act_widths=(8, 16),
 )
-"""What both quantize; a tensor without an encoding is calibrated again without a word, so every one has its own."""
+"""Specification of both; the converters silently calibrate tensors without encodings again, so all have one."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class EncodingsOptions(PlatformOptions):
 
 
 def read_encodings(text: str, names: Names) -> Iterator[Claim]:
-    """Read encodings of any schema back. A bias has a step alone: nobody's range reaches as far as 32 bits do."""
+    """Read encodings of any schema back; of a bias only its step, since no range extends over 32 bits."""
     from dipo.export.encodings import BIAS_BITS, entries_of
     from dipo.export.range_file import numbers
 
@@ -58,12 +58,12 @@ def read_encodings(text: str, names: Names) -> Iterator[Claim]:
 
 
 def encodings_file(name: str) -> TargetFile:
-    """Return a target's encodings file, of that name."""
+    """Return the description of a target's encodings file."""
     return TargetFile(name, read=read_encodings, readers=("AIMET",))
 
 
 class Qualcomm(Target[EncodingsOptions]):
-    """A target whose converter reads `deploy.onnx` and, behind it in `files`, encodings."""
+    """A target whose converter reads `deploy.onnx` and encodings, the file after it in `files`."""
 
     options_class = EncodingsOptions
     default_schema: str

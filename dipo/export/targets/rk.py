@@ -1,10 +1,10 @@
 """Rockchip RK3566, RK3568, RK3588 (RKNN toolkit 2): the ranges in the form of its `.quantization.cfg`.
 
 The toolkit writes such a file in the first step of its hybrid quantization and reads it in the second.
-`dipo.export.rknn_config` puts `min` and `max` of each tensor there (version 2.5.0 takes them, says what it changes, and
-derives the scales; it refuses a file in which `scale` or `zero_point` differ). Values and weights have the names that
-they have in the ONNX file. Configure the toolkit with `quantized_dtype="w8a8"`, `quantized_method="layer"`. `<node>_W`
-and `<node>_b` are the parameters again, by name of their node, for scripts; the toolkit does not look for them.
+`dipo.export.rknn_config` puts `min` and `max` of each tensor there (version 2.5.0 takes them, reports changes, and
+derives the scales; it refuses a file in which `scale` or `zero_point` differ). Values and weights have their names of
+the ONNX file. Configure the toolkit with `quantized_dtype="w8a8"`, `quantized_method="layer"`. `<node>_W` and
+`<node>_b` are the parameters again, by name of their node, for scripts; the toolkit does not read them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def read_parameters(text: str, names: Names) -> Iterator[Claim]:
-    """Read the ranges back, from YAML or from JSON, which is YAML, too."""
+    """Read the ranges back, from YAML or from JSON, which is YAML too."""
     for name, ends in yaml.safe_load(text)[PARAMETERS].items():
         claim = names.claim(name, low=ends["min"], high=ends["max"])
         node, _, which = name.rpartition("_")

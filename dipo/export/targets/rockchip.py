@@ -1,7 +1,7 @@
-"""What Rockchip's two targets have in common: ranges of all values, as YAML and as JSON.
+"""Shared parts of Rockchip's two targets: ranges of all values, as YAML and as JSON.
 
-The toolkits give the input of a Sigmoid a range of its own, so that one is left out, and quantize the inputs of a
-Concat as its output.
+The toolkits choose the range of a Sigmoid's input themselves, so it is left out, and quantize the inputs of a Concat
+like its output.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ SPEC = TargetSpec(
     unify_concats=True,
 )
 PARAMETERS = "quantize_parameters"
-"""The section of the file that has the ranges."""
+"""Section of the file with the ranges."""
 
 
 class Rockchip(Target[TargetOptions]):
-    """A target that reads ranges in the form of a toolkit's `.quantization.cfg`."""
+    """A target with ranges in the form of a toolkit's `.quantization.cfg`."""
 
     layers_section: str
-    """Of the file: the toolkit's own choices for layers, of which there are none."""
+    """Section of the file, left empty, for the toolkit's own choices for layers."""
 
     def write(self, export: Export, options: TargetOptions) -> list[Path]:
         """Write the models, and the ranges as `<name>_quantized_param.yaml` and `.json`.
@@ -61,7 +61,7 @@ class Rockchip(Target[TargetOptions]):
         model, quantized = export.model, export.quantized
         known = unify_concats(model, full_integer.ranges_of_all(self.spec, model, quantized))
         content = {self.layers_section: {}, PARAMETERS: self.parameters(model, quantized, known)}
-        # All files say the same.
+        # All files have the same content.
         unified = dataclasses.replace(quantized, activations={name: known[name] for name in quantized.activations})
         text = yaml.safe_dump(content, sort_keys=False, default_flow_style=False)
         return [

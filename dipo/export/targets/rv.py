@@ -1,6 +1,6 @@
 """Rockchip RV1126, RV1109, RK1808 and RK3399Pro (RKNN toolkit 1): the ranges in the form of its `.quantization.cfg`.
 
-The toolkit's own file has the same sections; it puts an index behind the names of nodes, which the user's script has to
+The toolkit's own file has the same sections; it appends an index to the names of nodes, which the user's script has to
 match. All tensors are unsigned 8 bits with one range; biases are int32, of input step x weight step.
 """
 
@@ -27,7 +27,7 @@ _ELSEWHERE = "RKNN toolkit 1 reads it, which no registry has for today's Python"
 
 
 def read_parameters(text: str, names: Names) -> Iterator[Claim]:
-    """Read the ranges back, from YAML or from JSON, which is YAML, too."""
+    """Read the ranges back, from YAML or from JSON, which is YAML too."""
     for name, entry in yaml.safe_load(text)[PARAMETERS].items():
         found = re.fullmatch("@(.+):(weight|bias|out([0-9]+))", name)
         if not found:
@@ -102,7 +102,7 @@ def _i32(scale: float) -> dict[str, Any]:
 
 
 def _tensor(names: Names, node: str, which: str, output: str | None) -> str | None:
-    """Return the tensor that an entry is about; None where there is none."""
+    """Return the tensor of an entry; None if there is none."""
     if output is None:
         return names.input_of(node, 1 if which == "weight" else 2)
     found = names.nodes.get(node)

@@ -1,4 +1,4 @@
-"""Qualcomm SNPE: a float model, and encodings that its converter takes in the place of its own calibration.
+"""Qualcomm SNPE: a float model, and encodings that its converter takes in place of its own calibration.
 
 `snpe-onnx-to-dlc --input_network deploy.onnx --quantization_overrides snpe_encodings.json`, then `snpe-dlc-quantize`.
 Biases are no part of the legacy schemas: they are int32, of input step x weight step, with `--bias_bitwidth 32`. Every

@@ -1,8 +1,8 @@
 """STPU: symmetric ranges of all tensors, and the exponents at which its accumulators begin.
 
 `stpu_minmax.json` has `{"min", "max"}` for each activation, and `emin` beside it where a layer or a resize makes it;
-for the parameters `<node>_weights: {"min", "max"}` and `<node>_bias: {"alpha", "zero_point"}`. What only a Relu or Clip
-reads has the range behind it. `emin` is what the device needs to know of a sum: the biased float32 exponent of the
+for the parameters `<node>_weights: {"min", "max"}` and `<node>_bias: {"alpha", "zero_point"}`. The input of a fused
+Relu or Clip has the range of its output. `emin` describes a sum to the device: the biased float32 exponent of the
 largest value that it may reach, less the bits of the accumulator that lie below.
 
 With `platform.winograd` convolutions of 3x3 without stride or groups run as Winograd's: `layer_<node>: {"wg": true}`,
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm"})
 _SUM_BITS, _RESIZE_BITS = 12, 22
-"""Bits of the accumulators: of products, and of interpolations."""
+"""Widths of the accumulators of products and of interpolations, in bits."""
 _HEADROOM = 2
 _WINOGRAD = ((2, 0, 0), (1, 1, 1), (1, -1, 1), (0, 0, 2))
-"""Twice the transform of a 3x3 kernel for 2x2 outputs: the device keeps it in integers."""
+"""Twice the transform of a 3x3 kernel for 2x2 outputs, because the device has it in integers."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class StpuOptions(PlatformOptions):
 
 
 def read_minmax(text: str, names: Names) -> Iterator[Claim]:
-    """Read the ranges back. A transformed weight has a range of its own, which says nothing of the grid."""
+    """Read the ranges back, without those of transformed weights, which do not describe the grid."""
     content, nodes = json.loads(text), names.nodes
     for name, entry in content.items():
         node, _, kind = name.rpartition("_")
@@ -117,7 +117,7 @@ TARGET = Stpu()
 
 
 def exponent(value: float) -> int:
-    """Return the biased exponent that float32 stores: 0 for 0, else from 1 to 254."""
+    """Return the biased float32 exponent of a number: 0 for 0, else from 1 to 254."""
     return 0 if value == 0 else min(max(math.frexp(abs(value))[1] + 126, 1), 254)
 
 

@@ -1,14 +1,14 @@
-"""Texas Instruments TIDL: ranges of all layers, which its import takes in the place of its own calibration.
+"""Texas Instruments TIDL: ranges of all layers, which its import takes in place of its own calibration.
 
 `tidl_quant_params.prototxt` is protobuf text (`TIDLNetQuantParams`); its path goes into the compile option
-`advanced_options:quant_params_proto_path`. TIDL reads the ranges alone, and the values of the biases, and derives the
-scales; it takes the file only where the whole network runs on the accelerator. It knows a layer by its type and by the
-name of what it makes, behind the Relu or Clip that it is fused with. The other way is `quantized.onnx` itself, with
+`advanced_options:quant_params_proto_path`. TIDL reads only the ranges and the values of the biases, and derives the
+scales; it takes the file only if the whole network runs on the accelerator. It identifies a layer by its type and by
+the name of its output, after the Relu or Clip with which it is fused. The other way is `quantized.onnx` itself, with
 `advanced_options:prequantized_model=1`.
 
 `ti_blob_range.txt` (`<tensor> <low> <high>`) and `ti_blob_range.json` are the ranges again, for scripts.
 
-TIDL's style with scales that are powers of two takes only those; for the other set `precision.power_of_two=false`.
+TIDL's mode for power-of-two scales takes only those; for its other mode set `precision.power_of_two=false`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ LAYER_TYPES = {
     "Sigmoid": "Sigmoid", "Slice": "Slice", "Softmax": "SoftMax", "Split": "Split", "Sqrt": "Sqrt",
     "Squeeze": "Squeeze", "Sub": "Sub", "Tanh": "Tanh", "Transpose": "Transpose", "Upsample": "Resize",
 }  # fmt: skip
-"""TIDL's names of layers, `TIDL_<name>Layer`. Other operators run outside of it."""
+"""Names of TIDL's layers, `TIDL_<name>Layer`, by operator; other operators run outside of it."""
 PARAMETERS = Schema(
     {
         "TidlTensorQuantParams": [
@@ -86,7 +86,7 @@ _UNSIGNED, _SIGNED = 0, 1
 
 
 def read_parameters(text: str, names: Names) -> Iterator[Claim]:
-    """Read the parameters back: the range of what each layer makes, and of its weight."""
+    """Read the parameters back: the ranges of each layer's output and weight."""
     producers = {name: node for node in names.nodes.values() for name in node.output}
     for layer in parse(text, PARAMETERS).layers:
         for tensor in layer.outputs[:1]:
@@ -97,7 +97,7 @@ def read_parameters(text: str, names: Names) -> Iterator[Claim]:
 
 
 def layer_of(name: str, producers: Mapping[str, onnx.NodeProto]) -> onnx.NodeProto | None:
-    """Return the node that makes a value, before the activation functions that it is fused with."""
+    """Return the node that computes a value, before the activation functions with which it is fused."""
     node = producers.get(name)
     while node is not None and operators.of(node).clips and node.input[0] in producers:
         node = producers[node.input[0]]
@@ -148,8 +148,8 @@ class Ti(Target[TargetOptions]):
         """Write the models, the parameters, and the ranges for scripts.
 
         Raises:
-            UserError: A tensor has no range, not 8 bits, or is made by an operator that TIDL has no layer for; nothing
-                is written.
+            UserError: A tensor has no range, not 8 bits, or comes from an operator without a TIDL layer; nothing is
+                written.
         """
         from dipo.export.ranges import Encoding
 
@@ -177,7 +177,7 @@ TARGET = Ti()
 
 
 def _ends(grid: Encoding) -> tuple[float, float]:
-    """A symmetric range as TIDL means it: from 0 where the codes are unsigned, else without the smallest code."""
+    """Return a symmetric range in TIDL's sense: from 0 for unsigned codes, else without the smallest code."""
     return (-float(grid.amax), float(grid.amax)) if grid.signed else (0.0, float(grid.max))
 
 
@@ -202,7 +202,7 @@ def _layers(model: ir.Model, quantized: QuantizedModel, known: Mapping[str, QPar
 
 
 def _made(value: ir.Value) -> ir.Value:
-    """Return what a layer makes in the place of a value, behind the activation functions that it is fused with."""
+    """Return the value that a layer writes in place of this one, after the activation functions fused with it."""
     from dipo.graph.accessors import sole_consumer
 
     while (reader := sole_consumer(value)) is not None and operators.of(reader).clips:
@@ -211,7 +211,7 @@ def _made(value: ir.Value) -> ir.Value:
 
 
 def _is_fused(node: ir.Node) -> bool:
-    """Return whether an activation function belongs to the layer before it."""
+    """Return whether the node is an activation function fused with the layer before it."""
     from dipo.graph.accessors import sole_consumer
 
     data = node.inputs[0] if node.inputs else None
@@ -235,7 +235,7 @@ def _layer(name: str, kind: str, output: Encoding, layer: LayerRanges | None) ->
 
 
 def _tensor(low: float, high: float, *, signed: bool) -> Fields:
-    """TIDL's scale is a factor: codes to a unit."""
+    """Return a tensor's parameters; TIDL's scale is a factor, codes per unit."""
     return [
         ("min", low),
         ("max", high),
@@ -247,7 +247,7 @@ def _tensor(low: float, high: float, *, signed: bool) -> Fields:
 
 
 def _bias(bias: NDArray[np.float32]) -> Fields:
-    """TIDL chooses the scale of a bias itself."""
+    """Return a bias's parameters, without a scale, which TIDL chooses itself."""
     values = [float(value) for value in bias]
     return [
         ("min", min(values)),

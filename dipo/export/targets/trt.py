@@ -1,10 +1,10 @@
 """TensorRT: QDQ with symmetric int8 for every version, and the range files that versions up to 10 can read instead.
 
-TensorRT 10 and later read the weights of matrix products in int4 too, with a scale for each channel or block; it
-computes these products in float. Other layers' weights of up to 4 bits lie in int8.
+TensorRT 10 and later also read the weights of matrix products in int4, with a scale for each channel or block, and
+compute these products in float. Other layers' weights of up to 4 bits are stored in int8.
 
-Version 11 has neither calibrators nor `set_dynamic_range` any more: it reads `quantized.onnx` alone. Up to 10, the
-ranges go with `deploy.onnx`, the float network with the weights that the codes stand for.
+Version 11 has no calibrators and no `set_dynamic_range` any more: it reads `quantized.onnx` alone. Up to 10, the ranges
+belong to `deploy.onnx`, the float network with dequantized weights.
 
 `trt_clip_val.json` is `{"blob_range": {tensor: amax}}`, for a script that calls `set_dynamic_range(-amax, amax)`.
 `calibration.cache` is what a calibrator (or `trtexec --int8 --calib=`) reads: a header, then for each tensor
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
 _PRODUCTS = frozenset({"Gemm", "MatMul"})
 FIRST_VERSION = 5
-"""The first major version with the calibrator that a calibration cache names."""
+"""First major version with the calibrator that calibration caches name."""
 DEFAULT_VERSION = "10.0.0"
 _LAST_WITH_RANGES = 10
-"""The last major version that reads calibration caches and dynamic ranges."""
+"""Last major version that reads calibration caches and dynamic ranges."""
 _FIRST_WITH_INT4 = 10
-"""The first major version that reads int4 weights and blocks."""
+"""First major version that reads int4 weights and blocks."""
 _HEADER = re.compile(r"TRT-\d+-\w+Calibration\w*")
 
 
@@ -51,7 +51,7 @@ class TensorRtOptions(PlatformOptions):
     files); null: 10.0.0."""
 
     def __post_init__(self) -> None:
-        """Check the type, then whether the version is old.
+        """Check the type, then that the version is not too old.
 
         Raises:
             UserError: It is.
@@ -118,15 +118,15 @@ class TensorRt(Target[TensorRtOptions]):
     )
 
     def check_options(self, options: TensorRtOptions) -> None:
-        """See to it that the version is one.
+        """Check that the version is valid.
 
         Raises:
-            UserError: It is none.
+            UserError: It is not.
         """
         cache_header(options.version or DEFAULT_VERSION)
 
     def remarks(self, options: TensorRtOptions) -> list[str]:
-        """Return whether there are no range files."""
+        """Return a note if the version reads no range files."""
         if options.version is None or cache_header(options.version) is not None:
             return []
         return [
@@ -137,12 +137,12 @@ class TensorRt(Target[TensorRtOptions]):
     def write(self, export: Export, options: TensorRtOptions) -> list[Path]:
         """Write `quantized.onnx`, and for versions up to 10 `deploy.onnx` and the range files.
 
-        TensorRT computes in float what reads or makes a value without a range, so values that are not quantized have
-        one there, too.
+        TensorRT computes operators in float if a value that they read or write has no range, so the files also have
+        ranges of values that are not quantized.
 
         Raises:
-            UserError: Something is not symmetric int8, a quantized activation has no usable scale, or the version is
-                none or does not take blocks; nothing is written.
+            UserError: A tensor is not symmetric int8, a quantized activation has no usable scale, or the version is
+                not valid or does not take blocks; nothing is written.
         """
         from dipo.export.ranges import all_ranges
 
@@ -170,12 +170,12 @@ TARGET = TensorRt()
 
 
 def cache_header(version: str) -> str | None:
-    """Return the first line of a calibration cache: the version and algorithm that its reader names; None from 11 on.
+    """Return the first line of a calibration cache, with its reader's version and algorithm; None from 11 on.
 
     TensorRT writes version 8.6.1 as 8601, and from 10 on 10.13.0 as 101300.
 
     Raises:
-        UserError: That is no version.
+        UserError: The version is not valid.
     """
     if not re.fullmatch(r"\d+(\.\d+){0,3}", version):
         raise UserError(f"platform.version {version!r}: give TensorRT's version, such as 10.13.0")
@@ -192,7 +192,7 @@ def _cache(header: str, amax: Mapping[str, float]) -> str:
 
 
 def _amax(qparams: QParams) -> float:
-    """The largest number that the codes reach, 127 steps at 8 bits: a dynamic range is symmetric, without -128."""
+    """Return the number of the largest code, 127 steps at 8 bits: a dynamic range is symmetric, without -128."""
     return float(qparams.scale) * qparams.qmax
 
 
