@@ -11,7 +11,8 @@ import pytest
 
 from dipo.config import compose_config
 from dipo.graph.units import find_units
-from dipo.stages.load import check_parity, load_job
+from dipo.stages.load import load_job
+from dipo.stages.parity import check_parity
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dipo.graph.sample_axis import FIRST, SampleAxis
 from dipo.quant.functional import TorchQParams, dequantize, quantize
-from dipo.quant.rounding import flat, unflat
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class StoredRows:
     data: NDArray[Any]
     """Codes or floats [samples, elements], as in a `CachedActivation`."""
     shape: tuple[int, ...]
-    """Shape of one sample."""
+    """As in a `CachedActivation`."""
 
     @staticmethod
     def of(capture: CachedActivation) -> StoredRows:
@@ -59,9 +60,11 @@ class CachedActivation:
     data: torch.Tensor
     """[samples, elements], elements in the order of memory (images channels_last): integer codes, or float32."""
     shape: tuple[int, ...]
-    """Shape of one sample."""
+    """Shape of the value without the axis of its samples."""
     qparams: TorchQParams | None
     """Scale and zero point of the codes; None for floats."""
+    axis: SampleAxis = FIRST
+    """The axis of the samples."""
 
     @staticmethod
     def encode(batch: torch.Tensor, qparams: TorchQParams | None) -> torch.Tensor:
@@ -69,27 +72,36 @@ class CachedActivation:
         return batch if qparams is None else quantize(batch, qparams)
 
     @staticmethod
-    def gather(parts: Sequence[torch.Tensor], qparams: TorchQParams | None) -> CachedActivation:
+    def gather(
+        parts: Sequence[torch.Tensor], qparams: TorchQParams | None, axis: SampleAxis = FIRST
+    ) -> CachedActivation:
         """Concatenate encoded batches."""
-        stored = [flat(part).view(len(part), -1) for part in parts]
-        return CachedActivation(torch.cat(stored), tuple(parts[0].shape[1:]), qparams)
+        stored = [axis.to_rows(part) for part in parts]
+        shape = parts[0].shape
+        return CachedActivation(torch.cat(stored), (*shape[: axis.axis], *shape[axis.axis + 1 :]), qparams, axis)
 
     @staticmethod
-    def restore(parts: Sequence[StoredRows], qparams: TorchQParams | None, device: torch.device) -> CachedActivation:
+    def restore(
+        parts: Sequence[StoredRows], qparams: TorchQParams | None, axis: SampleAxis, device: torch.device
+    ) -> CachedActivation:
         """Concatenate stored parts, and move them to `device`."""
         data = np.concatenate([part.data for part in parts])
-        return CachedActivation(torch.from_numpy(data).to(device), parts[0].shape, qparams)
+        return CachedActivation(torch.from_numpy(data).to(device), parts[0].shape, qparams, axis)
+
+    @property
+    def positions(self) -> int:
+        """Number of positions of one sample: rows, pixels, whatever a loss takes the mean of; channels come first."""
+        return self.axis.rows * math.prod(self.shape[1:])
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
-        """Return samples start to stop, float32 [stop - start, *shape]."""
+        """Return the value for samples start to stop, float32."""
         part = self.data[start:stop]
         numbers = part if self.qparams is None else dequantize(part, self.qparams)
         return self.view(numbers)
 
     def view(self, numbers: torch.Tensor) -> torch.Tensor:
-        """Return numbers in the order of `data` as [samples, *shape]."""
-        samples = numbers.numel() // max(1, self.data.shape[1])
-        return unflat(numbers.reshape(-1), (samples, *self.shape))
+        """Return the value for numbers in the order of `data`, of any number of samples."""
+        return self.axis.from_rows(numbers, self.shape)
 
 
 def channel_sum(value: torch.Tensor) -> torch.Tensor:

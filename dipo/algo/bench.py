@@ -12,6 +12,7 @@ import torch
 from dipo.algo.activation_cache import Batch, StoredRows
 from dipo.data.samples import Dataset
 from dipo.graph.plan import Plan
+from dipo.graph.sample_axis import SampleAxes
 from dipo.graph.target_spec import TargetSpec
 from dipo.graph.torch_module import channels_last
 from dipo.quant import kernels as kernels_of
@@ -49,6 +50,8 @@ class Bench:
     """The float network, normalised."""
     plan: Plan
     """The layers and activations that are quantized."""
+    samples: SampleAxes
+    """Where the samples lie in each of the network's values."""
     rules: TargetSpec
     """Constraints of the target."""
     calib: Dataset

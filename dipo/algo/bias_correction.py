@@ -48,7 +48,7 @@ def correct_if_better(pair: NetworkPair, unit: Unit, targets: Mapping[str, Cache
     before = {name: pair.layers[name] for name in unit.layers if name in pair.layers}
     chosen = _chosen_batches(pair)
     error = output_error(pair, unit, targets, chosen)
-    nodes = [pair.nodes[name] for name in unit.nodes]
+    nodes = pair.nodes_of(unit)
     outputs = {name: name_of(pair.nodes[name].outputs[0]) for name, layer in before.items() if layer.bias is not None}
     fp_module = pair.module(nodes, list(outputs.values()))
     fp_means = channel_means(pair, fp_module, pair.fp, chosen, constants={}, hook=None)

@@ -7,6 +7,7 @@ taken for the means of Gaussians of unit variance. One y is drawn for each sampl
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from dipo.algo.activation_cache import Batch, CachedActivation
 from dipo.algo.collectives import Collectives
 from dipo.graph.accessors import name_of
+from dipo.graph.sample_axis import SampleAxes, SampleAxis
 from dipo.graph.torch_module import GraphModule
 
 
@@ -28,6 +30,7 @@ def fisher_diagonals(
     *,
     seed: int,
     device: torch.device,
+    samples: SampleAxes,
 ) -> dict[str, CachedActivation]:
     """Return the squared gradients of the likelihood, from one pass forward and backward over a worker's samples.
 
@@ -38,6 +41,7 @@ def fisher_diagonals(
         inputs: Function that reads a batch.
         seed: Seed of the labels that are drawn.
         device: Device to run on.
+        samples: Where the samples lie in each value.
 
     Returns:
         By name of the value the squared gradients, float32, in the order of a `CachedActivation`.
@@ -48,12 +52,15 @@ def fisher_diagonals(
     for batch in batches:
         seen = _tapped(module, inputs(batch), set(values), {*values, *judged})
         outputs = {name: seen[name] for name in judged if seen[name].requires_grad}
-        slopes = [_likelihood_slope(out.detach(), batch, [seed, judged.index(name)]) for name, out in outputs.items()]
+        slopes = [
+            _likelihood_slope(out.detach(), samples.of(name), batch, [seed, judged.index(name)])
+            for name, out in outputs.items()
+        ]
         taps = [seen[name] for name in values]
         gradients = torch.autograd.grad(list(outputs.values()), taps, slopes, allow_unused=True)
         for name, tap, grad in zip(values, taps, gradients, strict=True):
             parts[name].append(torch.zeros_like(tap) if grad is None else grad.square())
-    return {name: CachedActivation.gather(pieces, None) for name, pieces in parts.items()}
+    return {name: CachedActivation.gather(pieces, None, samples.of(name)) for name, pieces in parts.items()}
 
 
 def normalised(
@@ -79,9 +86,9 @@ def normalised(
         start += len(batch)
     total, count = collectives.all_reduce_ordered(sums, owners=owners)
     if float(total) == 0:
-        return {name: CachedActivation(torch.ones_like(c.data), c.shape, None) for name, c in diagonals.items()}
+        return {name: dataclasses.replace(c, data=torch.ones_like(c.data)) for name, c in diagonals.items()}
     mean = (total / count).to(torch.float32)
-    return {name: CachedActivation(c.data / mean, c.shape, None) for name, c in diagonals.items()}
+    return {name: dataclasses.replace(c, data=c.data / mean) for name, c in diagonals.items()}
 
 
 def _judged(output: ir.Value) -> str:
@@ -111,15 +118,16 @@ def _tapped(
     return seen
 
 
-def _likelihood_slope(out: torch.Tensor, batch: Batch, seed: Sequence[int]) -> torch.Tensor:
+def _likelihood_slope(out: torch.Tensor, axis: SampleAxis, batch: Batch, seed: Sequence[int]) -> torch.Tensor:
     """Return the gradient of log p(y | x) at a network output, for the y that is drawn for each sample."""
+    given = axis.by_sample(out.double().cpu().numpy())
     generators = [np.random.default_rng([*seed, sample]) for sample in range(batch.start, batch.stop)]
-    if out.ndim == 2 and out.shape[1] > 1:
-        probabilities = out.double().softmax(1).cpu().numpy()
+    if given.ndim == 2 and given.shape[1] > 1:
+        probabilities = torch.from_numpy(given).softmax(1).numpy()
         slope: NDArray[np.float64] = -probabilities
         for row, generator in enumerate(generators):
             cumulated = np.cumsum(probabilities[row])
-            slope[row, min(int(np.searchsorted(cumulated, generator.random())), out.shape[1] - 1)] += 1
+            slope[row, min(int(np.searchsorted(cumulated, generator.random())), given.shape[1] - 1)] += 1
     else:
-        slope = np.stack([generator.standard_normal(tuple(out.shape[1:])) for generator in generators])
-    return torch.from_numpy(slope).to(out)
+        slope = np.stack([generator.standard_normal(given.shape[1:]) for generator in generators])
+    return torch.from_numpy(axis.from_samples(slope, out.shape)).to(out)

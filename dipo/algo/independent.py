@@ -77,10 +77,10 @@ class MeasureUnits:
             values = GraphModule(bench.model, outputs=names).to(bench.device).eval()(bench.calib_inputs(batch))
             costs = []
             for unit in self.units:
-                nodes = [by_name[name] for name in unit.nodes]
+                nodes = [by_name[name] for name in (*unit.remade, *unit.nodes)]
                 module = GraphModule(bench.model, nodes=nodes, outputs=unit.outputs).to(bench.device).eval()
                 seconds = min(_seconds(module, values, bench.device) for _ in range(COST_REPEATS))
-                sizes = {name: _capture_bytes(bench.plan, name, values[name]) for name in unit.inputs}
+                sizes = {name: _capture_bytes(bench.plan, name, values[name], len(batch)) for name in unit.inputs}
                 costs.append(UnitCost(seconds, sizes))
         return costs
 
@@ -122,15 +122,15 @@ class SolveAlone:
 def _pair(bench: Bench, units: Sequence[Unit], quantized: QuantizedModel, batches: Sequence[Batch]) -> NetworkPair:
     return NetworkPair(
         bench.model, plan=bench.plan, units=units, quantized=quantized, batches=batches, owners=[0] * len(batches),
-        collectives=SingleWorker(), device=bench.device,
+        collectives=SingleWorker(), device=bench.device, samples=bench.samples,
     )  # fmt: skip
 
 
-def _capture_bytes(plan: Plan, name: str, value: torch.Tensor) -> int:
-    """Return the bytes that one cached sample of a value takes for both networks."""
+def _capture_bytes(plan: Plan, name: str, value: torch.Tensor, num_samples: int) -> int:
+    """Return the bytes that one of the cached samples of a value takes for both networks."""
     spec = plan.activations.get(plan.aliases.get(name, name))
     own = value.element_size()
-    return value[0].numel() * (own + (own if spec is None else 1 if spec.bits <= 8 else 2))
+    return value.numel() // num_samples * (own + (own if spec is None else 1 if spec.bits <= 8 else 2))
 
 
 def _seconds(module: GraphModule, values: Mapping[str, torch.Tensor], device: torch.device) -> float:

@@ -17,6 +17,7 @@ from dipo.algo.collectives import Collectives
 from dipo.graph.accessors import name_of, node_name
 from dipo.graph.layers import layers_of
 from dipo.graph.plan import Plan, QuantizedLayer, QuantizedModel
+from dipo.graph.sample_axis import SampleAxes
 from dipo.graph.torch_module import GraphModule, Hook, channels_last
 from dipo.graph.units import Unit
 from dipo.quant.functional import TorchQParams, fake_quantize
@@ -50,6 +51,7 @@ class NetworkPair:
         owners: Sequence[int],
         collectives: Collectives,
         device: torch.device,
+        samples: SampleAxes | None = None,
     ) -> None:
         """Prepare the networks without samples: `read_samples` or `take_inputs` bring them.
 
@@ -62,7 +64,9 @@ class NetworkPair:
             owners: The worker that holds each of the run's batches.
             collectives: Adds up over the workers.
             device: Device of the tensors.
+            samples: Where the samples lie in each value; None: on the first axis of all.
         """
+        self.samples = samples or SampleAxes()
         self.model, self.plan, self.units, self.collectives, self.device = model, plan, list(units), collectives, device
         self.batches, self.owners = list(batches), list(owners)
         self.nodes = {node_name(node): node for node in model.graph}
@@ -97,11 +101,12 @@ class NetworkPair:
             fp: Parts of the float network's values, by name of the value.
             q: The same of the quantized network's, with the same quantization parameters as this pair's.
         """
-        self.fp = {name: CachedActivation.restore(parts, None, self.device) for name, parts in fp.items()}
-        self.q = {
-            name: CachedActivation.restore(parts, self._code_qparams(name, codes=True), self.device)
-            for name, parts in q.items()
-        }
+        self.fp = {name: self._restore(name, parts, codes=False) for name, parts in fp.items()}
+        self.q = {name: self._restore(name, parts, codes=True) for name, parts in q.items()}
+
+    def _restore(self, name: str, parts: Sequence[StoredRows], *, codes: bool) -> CachedActivation:
+        qparams = self._code_qparams(name, codes=codes)
+        return CachedActivation.restore(parts, qparams, self.samples.of(name), self.device)
 
     def capture(self, names: Sequence[str]) -> tuple[dict[str, CachedActivation], dict[str, CachedActivation]]:
         """Return any values of the float and of the quantized network, by name, for the samples that were read."""
@@ -119,9 +124,13 @@ class NetworkPair:
             if source in activations:
                 self.activations[value] = activations[source]
 
+    def nodes_of(self, unit: Unit) -> list[ir.Node]:
+        """Return the nodes that compute a unit, in topological order: those that it makes again, then its own."""
+        return [self.nodes[name] for name in (*unit.remade, *unit.nodes)]
+
     def targets(self, unit: Unit) -> dict[str, CachedActivation]:
         """Return the next unit's outputs in the float network, by name."""
-        module = self.module([self.nodes[name] for name in unit.nodes], unit.outputs)
+        module = self.module(self.nodes_of(unit), unit.outputs)
         return self.run(module, self.reads(self.fp, module), constants={}, hook=None, codes=False)
 
     def layer_outputs(self, unit: Unit) -> LayerOutputs | None:
@@ -142,10 +151,10 @@ class NetworkPair:
             unit: The unit.
             outputs: Its layer's outputs before its bias, and nothing else, was changed: the change is added to them.
         """
-        nodes = [self.nodes[name] for name in unit.nodes]
         if outputs is not None:
-            self._advance_from(outputs, nodes, unit)
+            self._advance_from(outputs, [self.nodes[name] for name in unit.nodes], unit)
             return
+        nodes = self.nodes_of(unit)
         module = self.module(nodes, unit.outputs)
         self.q.update(
             self.run(
@@ -182,14 +191,15 @@ class NetworkPair:
             for name, value in module(batch, hook=hook, constants=constants).items():
                 parts[name].append(CachedActivation.encode(value, self._code_qparams(name, codes=codes)))
         return {
-            name: CachedActivation.gather(values, self._code_qparams(name, codes=codes))
+            name: CachedActivation.gather(values, self._code_qparams(name, codes=codes), self.samples.of(name))
             for name, values in parts.items()
         }
 
     def gather(self, name: str, batches: Sequence[torch.Tensor], *, codes: bool) -> CachedActivation:
         """Cache a value of all batches; with `codes`, as the codes of the quantized network where it has any."""
         qparams = self._code_qparams(name, codes=codes)
-        return CachedActivation.gather([CachedActivation.encode(batch, qparams) for batch in batches], qparams)
+        encoded = [CachedActivation.encode(batch, qparams) for batch in batches]
+        return CachedActivation.gather(encoded, qparams, self.samples.of(name))
 
     def _code_qparams(self, name: str, *, codes: bool) -> TorchQParams | None:
         """Return the scale and zero point of the codes that a value is cached as; None where it is cached as floats."""

@@ -28,7 +28,7 @@ def output_error(
     pair: NetworkPair, unit: Unit, targets: Mapping[str, CachedActivation], chosen: Sequence[tuple[Batch, slice]]
 ) -> float:
     """Return the sum of the squared differences of the unit's outputs from the float ones, over the chosen batches."""
-    nodes = [pair.nodes[name] for name in unit.nodes]
+    nodes = pair.nodes_of(unit)
     module, hook, weights = pair.module(nodes, unit.outputs), pair.hook(nodes), pair.weights(unit.layers)
     sums = {batch.index: torch.zeros(1, dtype=torch.float64, device=pair.device) for batch in pair.batches}
     for batch, rows in chosen:

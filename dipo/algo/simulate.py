@@ -21,6 +21,7 @@ from dipo.graph.layers import layers_of
 from dipo.graph.ops.ordered import ordered_conv
 from dipo.graph.ops.reader import NodeReader, TorchOp
 from dipo.graph.plan import Plan, QuantizedModel
+from dipo.graph.sample_axis import SampleAxes
 from dipo.graph.target_spec import TargetSpec
 from dipo.graph.torch_module import GraphModule, Hook, channels_last
 from dipo.quant.bias import quantize_bias
@@ -33,7 +34,7 @@ class Simulated:
     """Outputs of both networks for some batches."""
 
     fp_outputs: dict[str, NDArray[np.float32]]
-    """By name of the network output, all samples in order."""
+    """By name of the network output, [samples, ...] in order."""
     q_outputs: dict[str, NDArray[np.float32]]
     layers: dict[str, ErrorSums]
     """By name of the layer: errors of its output, those of all layers before it included."""
@@ -50,6 +51,7 @@ def simulate(
     profile_samples: int,
     device: torch.device,
     progress: Callable[[int], None],
+    samples: SampleAxes | None = None,
 ) -> Simulated:
     """Run the float and the quantized network over a worker's batches.
 
@@ -67,7 +69,9 @@ def simulate(
         profile_samples: Samples of the run, from the first, whose layers are compared too.
         device: Device to run on.
         progress: Called with the number of samples done.
+        samples: Where the samples lie in each output; None: on the first axis of all.
     """
+    samples = samples or SampleAxes()
     taps = {name_of(layer.output): layer.name for layer in layers_of(model)}
     names = [name_of(value) for value in model.graph.outputs]
     short, tapped = (
@@ -94,8 +98,8 @@ def simulate(
                 _add_errors(layers, taps, fp, kernels.in_numbers(q))
             q |= {name: hook(name, q[name]) for name in quantized_outputs}
             for name in names:
-                fp_parts[name].append(fp[name].cpu().numpy())
-                q_parts[name].append(q[name].cpu().numpy())
+                for parts, made in ((fp_parts, fp), (q_parts, q)):
+                    parts[name].append(samples.by_sample(name, made[name].cpu().numpy(), len(batch)))
             done += len(batch)
             progress(done)
     return Simulated(_join(fp_parts), _join(q_parts), layers)
@@ -164,6 +168,7 @@ class SimulateBatches:
             profile_samples=self.profile_samples,
             device=bench.device,
             progress=bench.progress,
+            samples=bench.samples,
         )
 
 

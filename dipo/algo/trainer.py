@@ -18,7 +18,7 @@ from dipo.algo.steps.reconstruction import ReconstructionOptions
 from dipo.algo.weight_quantizer import FIXED, LayerInit, WeightQuantizer
 from dipo.graph.plan import QuantizedLayer
 from dipo.quant.kernels import Kernels
-from dipo.quant.rounding import flat, random_words, unflat
+from dipo.quant.rounding import random_words
 from dipo.quant.spec import QParams
 
 
@@ -90,7 +90,7 @@ class Trainer:
     def _loss(self, target: CachedActivation) -> ErrorLoss:
         # Squared error, summed over the channels, meaned over samples and positions: its gradient is the difference
         # times this.
-        factor = torch.tensor(2 / (self.cfg.batch_size * math.prod(target.shape[1:])), device=self.device)
+        factor = torch.tensor(2 / (self.cfg.batch_size * target.positions), device=self.device)
         weighted = self.problem.weights is not None
         return ErrorLoss.of(factor, self.cfg.loss_norm, weighted=weighted, kernels=self.kernels)
 
@@ -146,21 +146,24 @@ class Trainer:
         index, generator = self.batches[piece.index][step], self.generators[piece.index]
         inputs = {name: self._input(name, index, generator) for name in self.problem.q_inputs}
         names = list(self.targets)
-        outputs = self.program.run(inputs, names, generator)
+        # An output that depends on nothing that is trained cannot be fitted.
+        made = zip(names, self.program.run(inputs, names, generator), strict=True)
+        outputs = {name: out for name, out in made if out.requires_grad}
         gradients, loss = [], torch.zeros((), device=self.device)
-        for name, out in zip(names, outputs, strict=True):
-            given, rows = flat(out.detach()), self._rows(self.targets, name, index)
+        for name, out in outputs.items():
+            target = self.targets[name]
+            given, rows = target.axis.to_rows(out.detach()).view(-1), self._rows(self.targets, name, index)
             weights = None if self.problem.weights is None else self._rows(self.problem.weights, name, index)
             gradient = self.losses[name].gradient(given, rows, weights)
             if wants_loss:
                 loss = loss + self.losses[name].value(given, rows, gradient)
-            gradients.append(unflat(gradient, out.shape))
-        return torch.cat([*self._gradients(outputs, gradients), loss.view(1)])
+            gradients.append(target.view(gradient))
+        return torch.cat([*self._gradients(list(outputs.values()), gradients), loss.view(1)])
 
     def _gradients(self, outputs: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         weights, biases = list(self.weights.leaves.values()), list(self.biases.values())
         leaves = [*weights, *biases, *(q.scale for q in self.quantizers.values())]
-        sparse = torch.autograd.grad(outputs, leaves, gradients, allow_unused=True)
+        sparse = torch.autograd.grad(outputs, leaves, gradients, allow_unused=True) if outputs else [None] * len(leaves)
         dense = [torch.zeros_like(leaf) if grad is None else grad for grad, leaf in zip(sparse, leaves, strict=True)]
         cut = len(leaves) - len(self.quantizers)
         scales = torch.stack(dense[cut:]) * self.scales if self.quantizers else self.log_scales

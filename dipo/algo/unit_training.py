@@ -61,8 +61,9 @@ def unit_problem(
         freeze_rounding: Keep the codes.
     """
     unit, pair = work.unit, work.pair
-    nodes = [pair.nodes[name] for name in unit.nodes]
-    made = {name_of(value) for node in nodes for value in node.outputs if value.name}
+    nodes = pair.nodes_of(unit)
+    own = (pair.nodes[name] for name in unit.nodes)
+    made = {name_of(value) for node in own for value in node.outputs if value.name}
     activations = {name: pair.activations[name] for name in pair.plan.activations if name in made}
     if not freeze_rounding:
         activations = _coarse(activations)
@@ -86,7 +87,13 @@ def _fisher(work: UnitWork, seed: int) -> dict[str, CachedActivation]:
     """Return weights of the output elements' errors, 1 in the mean over all workers' samples."""
     pair = work.pair
     diagonals = fisher_diagonals(
-        pair.model, work.unit.outputs, pair.batches, work.bench.calib_inputs, seed=seed, device=pair.device
+        pair.model,
+        work.unit.outputs,
+        pair.batches,
+        work.bench.calib_inputs,
+        seed=seed,
+        device=pair.device,
+        samples=pair.samples,
     )
     return normalised(diagonals, pair.batches, owners=pair.owners, collectives=pair.collectives)
 

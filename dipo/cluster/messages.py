@@ -12,6 +12,7 @@ from dipo.algo.trainer import GradShard
 from dipo.algo.unit_solver import UnitResult
 from dipo.data.samples import Dataset
 from dipo.graph.plan import Plan, QuantizedModel
+from dipo.graph.sample_axis import SampleAxes
 from dipo.graph.target_spec import TargetSpec
 from dipo.graph.units import Unit
 
@@ -21,6 +22,8 @@ class Job:
     """The message to every worker at its start: the data and settings that are the same for all."""
 
     plan: Plan
+    samples: SampleAxes
+    """Where the samples lie in each of the network's values."""
     rules: TargetSpec
     calib: Dataset
     device: str

@@ -44,6 +44,7 @@ class Worker:
         self.bench = Bench(
             model=model,
             plan=job.plan,
+            samples=job.samples,
             rules=job.rules,
             calib=job.calib,
             device=torch.device(job.device),
@@ -103,6 +104,7 @@ class Worker:
         pair = NetworkPair(
             self.bench.model, plan=self.bench.plan, units=message.units, quantized=message.quantized.get(),
             batches=shard.batches, owners=shard.owners, collectives=self.collectives, device=self.bench.device,
+            samples=self.bench.samples,
         )  # fmt: skip
         pair.read_samples(self.bench.calib_inputs, with_float=step.carries_float)
         self.solver = UnitSolver(step, pair, self.bench, pieces=shard.pieces, shard_ranks=shard.shard_ranks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+BySample = Callable[[str, NDArray[Any], int], NDArray[Any]]
+"""Function of an output's name, the output and the number of samples that returns it as [samples, ...]."""
 FATAL = 4
 """Severity from which ONNX Runtime's log is shown; errors raise exceptions."""
 
@@ -22,8 +24,9 @@ def run_model(
     threads: int,
     cuda: bool = False,
     float_biases: bool = False,
+    by_sample: BySample | None = None,
 ) -> dict[str, NDArray[np.float32]]:
-    """Return all outputs of a model, by name, for batches of its inputs; a scalar output has one number per batch.
+    """Return all outputs of a model, by name, for batches of its inputs.
 
     A model with a fixed batch size gets pieces of that size; the last is filled up with repeated samples, whose outputs
     are dropped.
@@ -34,6 +37,8 @@ def run_model(
         threads: Number of CPU threads.
         cuda: Whether to use the GPU if ONNX Runtime can.
         float_biases: Whether to keep float biases beside integer weights, which ONNX Runtime would round.
+        by_sample: Brings an output into the form [n, ...] in which batches are put together; None: it is in that
+            form, and a scalar output has one number per batch.
     """
     options = ort.SessionOptions()
     options.log_severity_level = FATAL
@@ -43,17 +48,18 @@ def run_model(
     names = [output.name for output in session.get_outputs()]
     sizes = {value.shape[0] for value in session.get_inputs() if value.shape}
     fixed = sizes.pop() if len(sizes) == 1 else None
-    parts: list[list[NDArray[Any]]] = []
+    parts: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
     for batch in batches:
-        if not isinstance(fixed, int):
-            parts.append(session.run(names, dict(batch)))
-            continue
         num_samples = len(next(iter(batch.values())))
-        for start in range(0, num_samples, fixed):
-            rows = np.arange(start, start + fixed) % num_samples
+        size = fixed if isinstance(fixed, int) else num_samples
+        for start in range(0, num_samples, size):
+            rows = np.arange(start, start + size) % num_samples
             made = session.run(names, {name: array[rows] for name, array in batch.items()})
-            parts.append([output[: num_samples - start] for output in made])
-    return {name: np.concatenate([np.atleast_1d(part[i]) for part in parts]) for i, name in enumerate(names)}
+            wanted = num_samples - start
+            for name, output in zip(names, made, strict=True):
+                whole = np.atleast_1d(output) if by_sample is None else by_sample(name, output, size)
+                parts[name].append(whole[:wanted] if wanted < size else whole)
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
 def providers(*, cuda: bool) -> list[str]:

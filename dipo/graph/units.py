@@ -6,13 +6,17 @@ could part them: a depthwise convolution and the pointwise one after it (they fa
 expansion before them if the pointwise one is a linear bottleneck (an inverted residual, arXiv:1801.04381, without its
 skip).
 
+Nodes at the end of a file that no layer comes after, a detector's Sigmoids, belong to the layers that they read,
+wherever these lie. A value in which samples cannot be told apart (`graph.sample_axis`) cannot be kept between units: no
+cut parts it from what reads it. One that is the same for all samples is made again in each unit that reads it.
+
 A stage is a run of such blocks between two changes of resolution, and the network may be one unit as a whole.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -21,6 +25,7 @@ from dipo.graph import operators
 from dipo.graph.accessors import name_of, node_name, sole_consumer
 from dipo.graph.layers import Layer, is_layer, layer_of
 from dipo.graph.operators import Kind, Operand
+from dipo.graph.sample_axis import SampleAxes
 
 LONG_SKIP_LAYERS = 12
 """Number of layers after which a value that is still read is a long skip (a U-Net's), which keeps no unit open."""
@@ -35,45 +40,114 @@ class Unit:
     """Name of its first layer, or of its first node if it has no layer."""
     nodes: tuple[str, ...]
     """Names of its nodes, in topological order."""
+    remade: tuple[str, ...]
+    """Names of nodes of other units that run before its own: they make values that are the same for all samples."""
     layers: tuple[str, ...]
     """Names of its nodes with weights; a unit without any is only passed through."""
     inputs: tuple[str, ...]
-    """Names of the values that it reads and does not compute."""
+    """Names of the values that it reads and neither computes nor makes again."""
     outputs: tuple[str, ...]
     """Names of its values that later units read, or that are network outputs."""
 
 
-def find_units(model: ir.Model, *, granularity: str) -> list[Unit]:
+def find_units(model: ir.Model, *, granularity: str, samples: SampleAxes | None = None) -> list[Unit]:
     """Partition the nodes of the graph into units.
 
     Args:
         model: A model that `graph.load` has normalised.
         granularity: `layer` as AdaRound reconstructs, `block` as BRECQ and QDrop do, `stage`, or `network`.
+        samples: Where the samples lie in each value; None: on the first axis of all.
     """
-    return [_unit(index, piece) for index, piece in enumerate(_CUTS[granularity](list(model.graph)))]
+    samples = samples or SampleAxes()
+    order = list(model.graph)
+    remakable = _remakable(order, samples)
+    unkept = samples.mixed | samples.same
+    pieces = _uncut(_CUTS[granularity](_tails_pulled(order), remakable), unkept - remakable)
+    made_again = [_makers(piece, order, remakable) for piece in pieces]
+    inputs = [_read([*makers, *piece]) for makers, piece in zip(made_again, pieces, strict=True)]
+    handed_on = {*itertools.chain(*inputs), *(name_of(value) for value in model.graph.outputs)} - unkept
+    parts = zip(pieces, made_again, inputs, strict=True)
+    return [_unit(index, *part, handed_on=handed_on) for index, part in enumerate(parts)]
 
 
-def _unit(index: int, nodes: Sequence[ir.Node]) -> Unit:
-    inside = {node_name(node) for node in nodes}
-    produced = {name_of(value) for node in nodes for value in node.outputs if value.name}
-    read = (v for node in nodes for v in node.inputs if v is not None and v.const_value is None)
+def _remakable(nodes: Sequence[ir.Node], samples: SampleAxes) -> frozenset[str]:
+    """Return the values that are the same for all samples and that a unit can make again, without any layer."""
+    found: set[str] = set()
+    for node in nodes:
+        names = {name_of(value) for value in node.outputs if value.name}
+        read = {name_of(v) for v in node.inputs if v is not None and v.const_value is None}
+        kept = (read & (samples.same | samples.mixed)) - found
+        if names and names <= samples.same and not kept and not is_layer(node):
+            found |= names
+    return frozenset(found)
+
+
+def _tails_pulled(nodes: Sequence[ir.Node]) -> list[ir.Node]:
+    """Return the nodes, those that no layer comes after moved up to the last node that they read."""
+    before_layer: set[ir.Node] = set()
+    for node in reversed(nodes):
+        below = {use.node for value in node.outputs for use in value.uses()}
+        if is_layer(node) or below & before_layer:
+            before_layer.add(node)
+    place: dict[ir.Node, int] = {}
+    for index, node in enumerate(nodes):
+        read = [place[source] for v in node.inputs if v is not None and (source := v.producer()) in place]
+        place[node] = index if node in before_layer else max(read, default=index)
+    return sorted(nodes, key=lambda node: place[node])
+
+
+def _uncut(pieces: Sequence[list[ir.Node]], values: Set[str]) -> list[list[ir.Node]]:
+    """Return the pieces, joined where one of the values would be handed from one to a later one."""
+    of_node = {node: index for index, piece in enumerate(pieces) for node in piece}
+    joined: list[list[ir.Node]] = []
+    reach = -1
+    for index, piece in enumerate(pieces):
+        if index <= reach:
+            joined[-1] = [*joined[-1], *piece]
+        else:
+            joined.append(piece)
+        made = (value for node in piece for value in node.outputs if value.name in values)
+        reach = max([reach, *(of_node[use.node] for value in made for use in value.uses())])
+    return joined
+
+
+def _unit(
+    index: int, nodes: Sequence[ir.Node], remade: Sequence[ir.Node], inputs: Sequence[str], *, handed_on: Set[str]
+) -> Unit:
     layers = tuple(node_name(node) for node in nodes if is_layer(node))
+    made = (name_of(value) for node in nodes for value in node.outputs if value.name)
     return Unit(
         index=index,
         name=layers[0] if layers else node_name(nodes[0]),
         nodes=tuple(node_name(node) for node in nodes),
+        remade=tuple(node_name(node) for node in remade),
         layers=layers,
-        inputs=tuple(dict.fromkeys(name_of(v) for v in read if name_of(v) not in produced)),
-        outputs=tuple(
-            name_of(v)
-            for node in nodes
-            for v in node.outputs
-            if v.is_graph_output() or any(use.node.name not in inside for use in v.uses())
-        ),
+        inputs=tuple(inputs),
+        outputs=tuple(name for name in made if name in handed_on),
     )
 
 
-def _layers(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
+def _read(nodes: Sequence[ir.Node]) -> list[str]:
+    """Return the values that the nodes read and do not compute."""
+    produced = {name_of(value) for node in nodes for value in node.outputs if value.name}
+    read = (name_of(v) for node in nodes for v in node.inputs if v is not None and v.const_value is None)
+    return [name for name in dict.fromkeys(read) if name not in produced]
+
+
+def _makers(nodes: Sequence[ir.Node], order: Sequence[ir.Node], remakable: Set[str]) -> list[ir.Node]:
+    """Return the nodes outside of a unit that make the `remakable` values that it reads, in topological order."""
+    inside, makers = set(nodes), set[ir.Node]()
+    waiting = list(nodes)
+    while waiting:
+        for value in waiting.pop().inputs:
+            maker = value.producer() if value is not None and value.name in remakable else None
+            if maker is not None and maker not in inside and maker not in makers:
+                makers.add(maker)
+                waiting.append(maker)
+    return [node for node in order if node in makers] if makers else []
+
+
+def _layers(nodes: Sequence[ir.Node], _: Set[str]) -> list[list[ir.Node]]:
     """Return pieces: each layer with the activations that it alone feeds, and the nodes between layers."""
     pieces: list[list[ir.Node]] = []
     taken: set[ir.Node] = set()
@@ -102,8 +176,8 @@ def _sole_activation(node: ir.Node) -> ir.Node | None:
     return reader if reader is not None and _is_activation(reader) else None
 
 
-def _blocks(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
-    """Return the pieces between the cuts that the module's docstring describes."""
+def _blocks(nodes: Sequence[ir.Node], remakable: Set[str]) -> list[list[ir.Node]]:
+    """Return the pieces between the cuts that the module's docstring describes; `remakable` values keep none open."""
     order = {node: index for index, node in enumerate(nodes)}
     layers_before = list(itertools.accumulate((is_layer(node) for node in nodes), initial=0))
     live: dict[ir.Value, tuple[int, bool]] = {}
@@ -111,7 +185,7 @@ def _blocks(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
     for index, node in enumerate(nodes):
         pieces[-1].append(node)
         entering = (value for value in node.inputs if value is not None and value.is_graph_input())
-        for value in (*entering, *node.outputs):
+        for value in (value for value in (*entering, *node.outputs) if value.name not in remakable):
             last = max((order[use.node] for use in value.uses()), default=index)
             is_long = layers_before[last + 1] - layers_before[index + 1] > LONG_SKIP_LAYERS
             live.setdefault(value, (last, is_long))
@@ -185,11 +259,11 @@ def _is_linear_bottleneck(piece: Sequence[ir.Node]) -> bool:
     return layers[1].shape[0] < layers[0].shape[0]
 
 
-def _stages(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
+def _stages(nodes: Sequence[ir.Node], remakable: Set[str]) -> list[list[ir.Node]]:
     """Return runs of consecutive blocks whose outputs have the same resolution."""
     stages: list[list[ir.Node]] = []
     last: Sequence[ir.Node] | None = None
-    for block in _merge(_blocks(nodes)):
+    for block in _merge(_blocks(nodes, remakable)):
         if last is None or _changes_resolution(last, block):
             stages.append([])
         stages[-1].extend(block)
@@ -218,10 +292,10 @@ def _strides(node: ir.Node) -> Sequence[int]:
     return () if attribute is None else attribute.as_ints()
 
 
-_CUTS: dict[str, Callable[[Sequence[ir.Node]], list[list[ir.Node]]]] = {
+_CUTS: dict[str, Callable[[Sequence[ir.Node], Set[str]], list[list[ir.Node]]]] = {
     "layer": _layers,
-    "block": lambda nodes: _merge(_blocks(nodes)),
+    "block": lambda nodes, remakable: _merge(_blocks(nodes, remakable)),
     "stage": _stages,
-    "network": lambda nodes: [list(nodes)],
+    "network": lambda nodes, _: [list(nodes)],
 }
-"""Function that partitions a network's nodes, by granularity."""
+"""Function that partitions a network's nodes, given the values that need not be kept, by granularity."""

@@ -28,7 +28,7 @@ def show_plan(config: Config, loaded: JobInputs, terminal: Terminal) -> None:
     steps = ", ".join(step.name for step in loaded.steps) or "calibrate and export"
     learned = next((step for step in loaded.steps if isinstance(step, Reconstruction)), None)
     if learned is not None:
-        units = solved_units(find_units(loaded.model, granularity=learned.granularity), plan)
+        units = solved_units(find_units(loaded.model, granularity=learned.granularity, samples=loaded.samples), plan)
         steps += f" ({len(units)} units, {learned.options.iters} steps each"
         polish = polish_iters(learned.options) if config.cluster.schedule == "parallel" else 0
         steps += f", {polish} of them one unit after the other)" if polish else ")"

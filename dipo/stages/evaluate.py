@@ -14,7 +14,6 @@ from dipo.algo.activation_cache import cut
 from dipo.algo.calibrate import Calibration
 from dipo.algo.simulate import SimulateBatches, Simulated
 from dipo.cluster.worker import Worker
-from dipo.config import Config
 from dipo.data.dataset import Dataset
 from dipo.errors import UserError
 from dipo.export.runtime import run_model
@@ -85,7 +84,7 @@ def evaluate(
     with context.stage("verify"):
         simulated = _simulate(context, dataset, source.quantized)
         targets = [_target_row(context, dataset, source, target, list(its)) for target, its in others.items()]
-        deployed, labels = _deploy(context.config, dataset, written_model(files))
+        deployed, labels = _deploy(context, dataset, written_model(files))
         peaks = context.pool.ask(Worker.peak_rss_mb)
     _check_labels(labels, simulated.fp_outputs)
     return Evaluation(simulated, deployed, labels, targets, peaks)
@@ -136,8 +135,9 @@ def _simulate(
 
 
 def _deploy(
-    config: Config, dataset: Dataset, path: Path
+    context: Context, dataset: Dataset, path: Path
 ) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.int64] | None]:
+    config = context.config
     labels: list[NDArray[np.int64]] = []
 
     def batches() -> Any:
@@ -148,7 +148,11 @@ def _deploy(
             yield samples.inputs
 
     outputs = run_model(
-        path, batches(), threads=config.cluster.threads, float_biases=not TARGETS[config.platform.name].spec.int32_bias
+        path,
+        batches(),
+        threads=config.cluster.threads,
+        float_biases=not TARGETS[config.platform.name].spec.int32_bias,
+        by_sample=context.loaded.samples.by_sample,
     )
     return outputs, np.concatenate(labels) if labels else None
 

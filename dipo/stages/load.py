@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import torch
 from numpy.typing import NDArray
 
 from dipo.algo.moments import input_moments, moments_of
@@ -22,20 +21,16 @@ from dipo.data.dataset import Datasets, InputSpec, open_datasets
 from dipo.data.noise import make_noise
 from dipo.errors import UserError
 from dipo.export.formats import OnnxFormat
-from dipo.export.runtime import run_model
 from dipo.export.targets import TARGETS, check_options
 from dipo.graph.accessors import name_of
 from dipo.graph.constraints import fitting
 from dipo.graph.load import load
 from dipo.graph.plan import Plan, make_plan
-from dipo.graph.torch_module import GraphModule, channels_last
+from dipo.graph.sample_axis import SampleAxes, find_sample_axes
 from dipo.quant.gaussian import Moments
 
 NOISE_SAMPLES = 64
 """Number of noise samples on which a job without others is checked."""
-PARITY_SAMPLES = 4
-PARITY_LIMIT = 1e-3
-"""Largest difference between torch and ONNX Runtime on the float network, over the largest output, from rounding."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +48,12 @@ class JobInputs:
     """Changes by the steps on the float network."""
     has_samples: bool = True
     """Whether `data` holds the user's samples, not noise."""
+
+    @functools.cached_property
+    def samples(self) -> SampleAxes:
+        """Where the samples lie in each of the network's values."""
+        two = self.data.calib.read(0, min(2, len(self.data.calib)))
+        return find_sample_axes(self.model, two.inputs)
 
 
 def load_job(config: Config, *, model: ir.Model | None = None) -> JobInputs:
@@ -237,68 +238,3 @@ def input_specs(model: ir.Model, *, source: str) -> list[InputSpec]:
         shape = tuple(size if isinstance(size, int) else None for size in value.shape)
         specs.append(InputSpec(name=name_of(value), shape=shape, dtype=value.dtype.numpy()))
     return specs
-
-
-def check_parity(loaded: JobInputs, *, threads: int) -> float:
-    """Compare the float network in torch with its file in ONNX Runtime on a few samples.
-
-    Returns:
-        The largest difference, over the largest output.
-
-    Raises:
-        UserError: One of the two cannot run it, they differ by more than rounding does, or labels name no class.
-    """
-    samples = loaded.data.calib.read(0, min(PARITY_SAMPLES, len(loaded.data.calib))).inputs
-    names = [name_of(value) for value in loaded.model.graph.outputs]
-    module = GraphModule(loaded.model, outputs=names).eval()
-    try:
-        expected = run_model(loaded.path, [samples], threads=threads)
-    except Exception as error:
-        raise _cannot_run("ONNX Runtime", error, loaded.path) from error
-    try:
-        with torch.inference_mode():
-            outputs = module({name: channels_last(torch.from_numpy(array)) for name, array in samples.items()})
-    except (RuntimeError, IndexError) as error:
-        raise _cannot_run("torch", error, loaded.path) from error
-    num_samples = len(next(iter(samples.values())))
-    for name, array in expected.items():
-        if not array.ndim or len(array) != num_samples or array.shape != tuple(outputs[name].shape):
-            raise UserError(
-                f"model.path={loaded.path}: output {name!r} has the shape {list(outputs[name].shape)} for "
-                f"{num_samples} samples, export the model with one row of every output for each sample"
-            )
-    _check_labels(loaded, classes=next(iter(expected.values()))[0].size)
-    worst = max(_difference(outputs[name].numpy(), array) for name, array in expected.items())
-    if worst > PARITY_LIMIT:
-        raise UserError(
-            f"model.path={loaded.path}: torch and ONNX Runtime differ by {worst:.2g} of the largest output on the "
-            "float network, so nothing derived from it would hold; please report the model"
-        )
-    return worst
-
-
-def _check_labels(loaded: JobInputs, *, classes: int) -> None:
-    """Check the first and last labels, one of them the largest of sorted samples; the rest are checked when read."""
-    dataset = loaded.data.eval or loaded.data.calib
-    some = min(PARITY_SAMPLES, len(dataset))
-    for start in (0, len(dataset) - some):
-        labels = dataset.read(start, start + some).labels
-        if labels is not None and (labels.min() < 0 or labels.max() >= classes):
-            raise UserError(
-                f"data.path: samples {start} to {start + some - 1} have labels {labels.min()} to {labels.max()}, the "
-                f"network has {classes} classes, give labels that fit it"
-            )
-
-
-def _difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Return the largest difference over the largest expected number; infinite where just one of the two is NaN."""
-    if not np.array_equal(np.isfinite(found), np.isfinite(expected)):
-        return math.inf
-    finite = np.isfinite(expected)
-    a, b = found[finite].astype(np.float64), expected[finite].astype(np.float64)
-    return float(np.abs(a - b).max(initial=0.0) / np.abs(b).max(initial=1e-30))
-
-
-def _cannot_run(who: str, error: Exception, path: Path) -> UserError:
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
-    return UserError(f"model.path={path}: {who} cannot run the float network on the samples: {reason}")

@@ -55,7 +55,7 @@ def rounds(algo: ReconstructionOptions) -> list[Phase]:
 
 def corrected(context: Context, state: NetworkState) -> QuantizedModel:
     """Correct the network's biases, layer after layer, and return it."""
-    units = find_units(state.model, granularity="layer")
+    units = find_units(state.model, granularity="layer", samples=context.loaded.samples)
     step = BiasCorrection(BiasCorrectionOptions(bias_source="data")).bound(state)
     schedule = SequentialSchedule(context, step, units=units, quantized=state.quantized)
     for _ in schedule.solved:

@@ -38,8 +38,9 @@ from dipo.stages.clock import Clock
 from dipo.stages.context import Context
 from dipo.stages.evaluate import evaluate, source_of
 from dipo.stages.fingerprint import ResumeState, compare, fingerprint, write_fingerprint
-from dipo.stages.load import JobInputs, check_parity, form_of, load_job
+from dipo.stages.load import JobInputs, form_of, load_job
 from dipo.stages.network import SavedNetwork, save_network
+from dipo.stages.parity import check_parity
 from dipo.stages.publish import RUN_TARGET, check_places, publish
 from dipo.stages.report import make_report, versions
 from dipo.stages.retarget import QuantizedRun, Retargeted, others, preflight_exports
@@ -243,6 +244,7 @@ def start_workers(prepared: PreparedJob, folder: RunFolder, events: Events) -> P
     config, loaded = prepared.config, prepared.loaded
     job = Job(
         plan=loaded.plan,
+        samples=loaded.samples,
         rules=TARGETS[config.platform.name].spec,
         calib=loaded.data.calib,
         device=prepared.device,

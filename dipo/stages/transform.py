@@ -58,7 +58,7 @@ def transform(context: Context, state: NetworkState, steps: Sequence[Step]) -> T
 def _over_units(context: Context, step: UnitStep, state: NetworkState) -> tuple[QuantizedModel, list[UnitRow]]:
     """Run a step over the units; return the network and the report's rows."""
     step = step.bound(state)
-    units = find_units(state.model, granularity=step.granularity)
+    units = find_units(state.model, granularity=step.granularity, samples=context.loaded.samples)
     if not isinstance(step, Reconstruction) or context.config.cluster.schedule != "parallel":
         return _one_by_one(context, step, units, state)
     results, rows = _at_once(context, step, units, state)

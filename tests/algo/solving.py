@@ -18,6 +18,7 @@ from dipo.algo.unit_solver import UnitSolver
 from dipo.cluster.sharding import shards_of
 from dipo.data.samples import Samples
 from dipo.export.targets import TARGETS
+from dipo.graph.sample_axis import SampleAxes
 from dipo.graph.units import find_units
 
 CPU = torch.device("cpu")
@@ -62,6 +63,7 @@ def make_bench(case):
     return Bench(
         case.model,
         case.plan,
+        SampleAxes(),
         TARGETS["ort"].spec,
         CaseSamples(case),
         CPU,

@@ -11,6 +11,7 @@ from dipo.algo.collectives import SingleWorker
 from dipo.algo.fisher import fisher_diagonals, normalised
 from dipo.graph.accessors import array_of
 from dipo.graph.load import load
+from dipo.graph.sample_axis import SampleAxes
 from dipo.graph.torch_module import GraphModule
 from dipo.quant.rounding import flat
 
@@ -19,7 +20,8 @@ CPU = torch.device("cpu")
 
 def diagonals(case, values, *, seed=7, batches=None):
     return fisher_diagonals(
-        case.model, values, case.batches if batches is None else batches, case.inputs, seed=seed, device=CPU
+        case.model, values, case.batches if batches is None else batches, case.inputs, seed=seed, device=CPU,
+        samples=SampleAxes(),
     )  # fmt: skip
 
 
@@ -86,7 +88,13 @@ def test_outputs_that_are_no_classes_are_means_of_gaussians(tmp_path):
     weights = [value for value in w.values() if value.ndim == 4]
     first, second = sorted(weights, key=lambda value: -value.shape[2])
     found = fisher_diagonals(
-        model, ["v"], cut(6, 4), lambda batch: {"x": samples[batch.start : batch.stop]}, seed=3, device=CPU
+        model,
+        ["v"],
+        cut(6, 4),
+        lambda batch: {"x": samples[batch.start : batch.stop]},
+        seed=3,
+        device=CPU,
+        samples=SampleAxes(),
     )["v"]
     for i, sample in enumerate(samples.double()):
         value = F.conv2d(sample[None], first, padding=1)

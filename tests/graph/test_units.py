@@ -245,3 +245,25 @@ def test_a_network_is_one_unit_from_its_inputs_to_its_outputs(tmp_path, model):
     (unit,) = find_units(loaded, granularity="network")
     assert unit.inputs == tuple(name_of(value) for value in loaded.graph.inputs)
     assert unit.outputs == tuple(name_of(value) for value in loaded.graph.outputs)
+
+
+def test_a_heads_tail_at_the_end_of_the_file_belongs_to_its_layer(tmp_path):
+    """A detector's Sigmoids and Reshapes come last in the file, far behind their layers."""
+    count = LONG_SKIP_LAYERS + 3
+    body = [f"[c{i}] t{i} = Conv<pads=[1,1,1,1]>(r{i - 1}, w{i})\n [r{i}] r{i} = Relu(t{i})" for i in range(1, count)]
+    text = f"""(float[N,3,8,8] x) => (float[N,4,8,8] a, float[N,4,8,8] b) {{
+      [c0] t0 = Conv<pads=[1,1,1,1]>(x, w0)
+      [r0] r0 = Relu(t0)
+      [head_a] h = Conv(r0, wa)
+      {chr(10).join(body)}
+      [head_b] g = Conv(r{count - 1}, wb)
+      [tail_a] a = Sigmoid(h)
+      [tail_b] b = Sigmoid(g)
+    }}"""
+    weights = {f"w{i}": (8, 8, 3, 3) for i in range(1, count)} | {"w0": (8, 3, 3, 3)}
+    model = load(saved(network(text, **weights, wa=(4, 8, 1, 1), wb=(4, 8, 1, 1)), tmp_path))
+    for granularity in ("layer", "block"):
+        units = find_units(model, granularity=granularity)
+        check(model, units)
+        (unit,) = [unit for unit in units if "head_a" in unit.nodes]
+        assert "tail_a" in unit.nodes

@@ -1,0 +1,206 @@
+"""The axis of a value on which the samples lie, for every value of a network.
+
+A network's inputs count samples on their first axis, but what is computed from them need not: in front of a Gemm, where
+windows are cut or heads are split, an axis has several rows for each sample; behind a Transpose it is another axis.
+Whatever keeps values by sample asks here how they lie. Nothing is read off the operators: the network runs on two
+samples apart and together, and a value's axis is the one along which the two results, put together, give the joint one.
+That torch computes what the file computes, with both sizes of the batch, is checked against ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+
+from dipo.graph.torch_module import GraphModule, Step, channels_last
+from dipo.quant.rounding import flat, unflat
+
+SAME = 1e-3
+"""Largest difference from another order of rounding, over a value's largest number."""
+OTHER_SAMPLE = 0.75
+"""Factor on the second sample's numbers where there is but one sample."""
+
+
+@dataclass(frozen=True)
+class SampleAxis:
+    """The axis of the samples: of size outer x samples x inner, its rows in this order."""
+
+    axis: int = 0
+    outer: int = 1
+    """Rows that lie outside of the samples: time steps, say, where time and batch became one axis."""
+    inner: int = 1
+    """Rows of one sample that lie together."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether the samples, of one or several rows each, lie one behind the other in memory."""
+        return self.axis == 0 and self.outer == 1
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of each sample."""
+        return self.outer * self.inner
+
+    def count(self, value: torch.Tensor) -> int:
+        """Return the number of samples in a value."""
+        return value.shape[self.axis] // self.rows
+
+    def to_rows(self, value: torch.Tensor) -> torch.Tensor:
+        """Return a value's elements as [samples, elements], in the order of memory where samples lie first."""
+        if self.is_first:
+            return flat(value).view(self.count(value), -1)
+        return self._apart(value).reshape(self.count(value), -1)
+
+    def from_rows(self, numbers: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        """Return the inverse of `to_rows`.
+
+        Args:
+            numbers: Elements of any number of samples, in the order of `to_rows`.
+            shape: Shape of the value without the axis of its samples.
+        """
+        rows = numbers.numel() // max(1, math.prod(shape))
+        if self.is_first:
+            return unflat(numbers.reshape(-1), (rows, *shape))
+        before, behind = shape[: self.axis], shape[self.axis :]
+        apart = numbers.reshape(-1, *before, self.outer, self.inner, *behind)
+        return apart.movedim(0, self.axis + 1).flatten(self.axis, self.axis + 2)
+
+    def by_sample(self, value: NDArray[Any]) -> NDArray[Any]:
+        """Return a value as [samples, ...], the axis without its samples kept where it has several rows for each."""
+        before, behind = value.shape[: self.axis], value.shape[self.axis + 1 :]
+        apart = np.moveaxis(value.reshape(*before, self.outer, -1, self.inner, *behind), self.axis + 1, 0)
+        return apart.reshape(len(apart), *before, *(size for size in (self.outer, self.inner) if size > 1), *behind)
+
+    def from_samples(self, value: NDArray[Any], shape: Sequence[int]) -> NDArray[Any]:
+        """Return the inverse of `by_sample`, for a value of that shape."""
+        before, behind = shape[: self.axis], shape[self.axis + 1 :]
+        apart = value.reshape(len(value), *before, self.outer, self.inner, *behind)
+        return np.moveaxis(apart, 0, self.axis + 1).reshape(shape)
+
+    def _apart(self, value: torch.Tensor) -> torch.Tensor:
+        return _split(value, self.axis, self.outer, self.count(value)).movedim(self.axis + 1, 0)
+
+
+FIRST = SampleAxis()
+"""One row for each sample, on the first axis."""
+
+
+@dataclass(frozen=True)
+class SampleAxes:
+    """Where the samples lie in a network's values. Values that are not named have them on their first axis."""
+
+    odd: Mapping[str, SampleAxis] = field(default_factory=dict)
+    """Other axes, by name of the value."""
+    same: frozenset[str] = frozenset()
+    """Values that are the same for all samples: anchors, shapes, whatever follows from the batch's size alone."""
+    mixed: frozenset[str] = frozenset()
+    """Values in which samples cannot be told apart."""
+
+    def of(self, name: str) -> SampleAxis:
+        """Return a value's axis; it must have one."""
+        assert name not in self.same and name not in self.mixed, name
+        return self.odd.get(name, FIRST)
+
+    def by_sample(self, name: str, value: NDArray[Any], num_samples: int) -> NDArray[Any]:
+        """Return a value as [samples, ...]; one that is the same for all samples is repeated."""
+        if name in self.same:
+            return np.broadcast_to(value, (num_samples, *value.shape))
+        return self.of(name).by_sample(value)
+
+
+def find_sample_axes(model: ir.Model, samples: Mapping[str, NDArray[Any]]) -> SampleAxes:
+    """Return where the samples lie in every value of a network.
+
+    The network runs node by node on two samples apart and together, so that no more than the live values are held.
+
+    Args:
+        model: A model that `graph.load` has normalised.
+        samples: One sample or more of every input, [n, ...].
+
+    Raises:
+        RuntimeError, IndexError: torch cannot run the network on these samples.
+    """
+    first, second = _two_samples(samples)
+    both = {name: torch.cat([first[name], second[name]]) for name in first}
+    odd: dict[str, SampleAxis] = {}
+    same: set[str] = set()
+    mixed: set[str] = set()
+    with torch.inference_mode():
+        for step, name, seen in _in_lockstep(GraphModule(model).eval(), (first, second, both)):
+            near = [odd[source] for source in step.inputs if source in odd]
+            axis = _axis_of(*seen, near=near)
+            if axis is None:
+                # What two samples have in common follows from no sample, or from their number alone.
+                (same if seen[0].shape == seen[1].shape and _equal(seen[0], seen[1]) else mixed).add(name)
+            elif axis != FIRST:
+                odd[name] = axis
+    return SampleAxes(odd, frozenset(same), frozenset(mixed))
+
+
+def _two_samples(samples: Mapping[str, NDArray[Any]]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Return the first two samples, or the only one and a changed copy of it."""
+    first = {name: torch.from_numpy(array[:1]) for name, array in samples.items()}
+    if all(len(array) > 1 for array in samples.values()):
+        return first, {name: torch.from_numpy(array[1:2]) for name, array in samples.items()}
+    changed = {name: one * OTHER_SAMPLE if one.is_floating_point() else one for name, one in first.items()}
+    return first, changed
+
+
+def _in_lockstep(
+    module: GraphModule, runs: Sequence[Mapping[str, torch.Tensor]]
+) -> Iterator[tuple[Step, str, list[torch.Tensor]]]:
+    """Run a module on several inputs at a time; yield each node's values in all runs, with their name."""
+    constants = {name: module.constant(name) for name in module.constant_names}
+    live = [{**constants, **{name: channels_last(run[name]) for name in module.inputs}} for run in runs]
+    for step in module.steps:
+        made = []
+        for values in live:
+            results = step.function(*(None if name is None else values[name] for name in step.inputs))
+            named = dict(zip(step.outputs, results if isinstance(results, tuple) else (results,), strict=False))
+            values.update(named)
+            made.append(named)
+            for name in step.last_reads:
+                del values[name]
+        for name in filter(None, made[0]):
+            yield step, name, [named[name] for named in made]
+
+
+def _axis_of(
+    first: torch.Tensor, second: torch.Tensor, both: torch.Tensor, *, near: Sequence[SampleAxis]
+) -> SampleAxis | None:
+    """Return the axis along which two samples' values give the joint one; None if there is none."""
+    if first.shape != second.shape or both.ndim != first.ndim:
+        return None
+    grown = [axis for axis in range(both.ndim) if both.shape[axis] != first.shape[axis]]
+    if len(grown) != 1 or both.shape[grown[0]] != 2 * first.shape[grown[0]]:
+        return None
+    axis, rows = grown[0], first.shape[grown[0]]
+    # Where more than one would do, as for rows that are all alike, the axis of what the node reads is the likely one.
+    wished = [each.outer for each in near if rows % each.outer == 0]
+    divisors = [outer for outer in range(1, rows + 1) if rows % outer == 0]
+    for outer in dict.fromkeys((*wished, 1, rows, *divisors)):
+        parts = [_split(value, axis, outer, 1) for value in (first, second)]
+        if _equal(torch.cat(parts, axis + 1).flatten(axis, axis + 2), both):
+            return SampleAxis(axis, outer, rows // outer)
+    return None
+
+
+def _split(value: torch.Tensor, axis: int, outer: int, samples: int) -> torch.Tensor:
+    """Return a value with an axis split into outer rows, samples and inner rows."""
+    return value.reshape(*value.shape[:axis], outer, samples, -1, *value.shape[axis + 1 :])
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Return whether two values are equal, floats up to the order of rounding."""
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    finite = b[b.isfinite()]
+    largest = float(finite.abs().max()) if finite.numel() else 0.0
+    return bool(torch.isclose(a, b, rtol=0.0, atol=SAME * largest, equal_nan=True).all())
