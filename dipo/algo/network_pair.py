@@ -134,12 +134,16 @@ class NetworkPair:
         return self.run(module, self.reads(self.fp, module), constants={}, hook=None, codes=False)
 
     def layer_outputs(self, unit: Unit) -> LayerOutputs | None:
-        """Return the outputs of the layer of a unit with one; None where the layer is not quantized or has no bias."""
-        first = self.nodes[unit.nodes[0]]
-        name, value = node_name(first), name_of(first.outputs[0])
-        layer = self.layers.get(name)
-        if layer is None or layer.bias is None:
+        """Return the outputs of the layer of a unit with one; None where the layer is not quantized or has no bias.
+
+        None too for a unit that holds more than a layer, since samples cannot be told apart between its layers.
+        """
+        name = unit.only_layer
+        layer = None if name is None else self.layers.get(name)
+        if name is None or layer is None or layer.bias is None:
             return None
+        first = self.nodes[name]
+        value = name_of(first.outputs[0])
         module, weights = self.module([first], [value]), self.weights([name])
         batches = [module(values, constants=weights)[value] for values in self.reads(self.q, module)]
         return LayerOutputs(name, value, layer.bias, batches)

@@ -18,7 +18,6 @@ from dipo.algo.hessian import hessian
 from dipo.algo.network_pair import NetworkPair
 from dipo.algo.reference_weights import rounded, target_of
 from dipo.algo.steps.sparsify import UNSTRUCTURED, SparsifyOptions
-from dipo.graph.accessors import node_name
 from dipo.graph.plan import QuantizedLayer
 from dipo.graph.units import Unit
 from dipo.graph.weight_layout import WeightLayout
@@ -81,10 +80,10 @@ def pruned_layers(
     Raises:
         UserError: A MatMul broadcasts the batch dimensions of its weight.
     """
-    node = pair.nodes[unit.nodes[0]]
-    name = node_name(node)
-    if name not in pair.layers:
+    name = unit.only_layer
+    if name is None or name not in pair.layers:
         return {}
+    node = pair.nodes[name]
     weight = target_of(pair, name)
     layout = WeightLayout.of(node, weight.shape)
     pattern = Pattern.of(cfg)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dipo.algo.network_pair import NetworkPair
 from dipo.algo.pair_statistics import ChannelMoments, channel_moments
 from dipo.algo.reference_weights import rounded, target_of
-from dipo.graph.accessors import name_of, node_name
+from dipo.graph.accessors import name_of
 from dipo.graph.batch_norm import BatchNorm
 from dipo.graph.plan import QuantizedLayer
 from dipo.graph.units import Unit
@@ -45,11 +45,12 @@ def updated_layers(
     Returns:
         The layer by name; nothing for a unit that has none, or none with a BatchNorm.
     """
-    node = pair.nodes[unit.nodes[0]]
-    name, output = node_name(node), name_of(node.outputs[0])
-    old = pair.layers.get(name)
-    if norm is None or old is None or old.bias is None:
+    name = unit.only_layer
+    old = None if name is None else pair.layers.get(name)
+    if name is None or norm is None or old is None or old.bias is None:
         return {}
+    node = pair.nodes[name]
+    output = name_of(node.outputs[0])
     module = pair.module([node], [output])
     seen = channel_moments(pair, module, pair.q, constants=pair.weights([name]), hook=None)[output]
     return {name: _refolded(pair, name, old, norm, seen, calib)}

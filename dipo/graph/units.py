@@ -49,6 +49,11 @@ class Unit:
     outputs: tuple[str, ...]
     """Names of its values that later units read, or that are network outputs."""
 
+    @property
+    def only_layer(self) -> str | None:
+        """Name of the layer that it begins with, if it has no other; None where layers cannot be told apart."""
+        return self.layers[0] if self.layers == self.nodes[:1] else None
+
 
 def find_units(model: ir.Model, *, granularity: str, samples: SampleAxes | None = None) -> list[Unit]:
     """Partition the nodes of the graph into units.

@@ -11,6 +11,7 @@ from pathlib import Path
 import dipo
 from dipo.algo.calibrate import Calibration
 from dipo.algo.diagnostics import diagnose
+from dipo.algo.step import UnitStep
 from dipo.config import Config
 from dipo.export.targets import TARGETS
 from dipo.graph.layers import layers_of
@@ -71,6 +72,7 @@ def make_report(
             *_distance_notes(context, written_model(files), error["deployed_vs_simulated"]),
             *_option_notes(config, loaded),
             *_notes(loaded, calibration),
+            *_mixed_notes(loaded),
             *_target_notes(config),
         ],
         files=_sizes(loaded, files),
@@ -118,6 +120,16 @@ def _notes(loaded: JobInputs, calibration: Calibration) -> list[Note]:
     """Return notes on peculiarities of the network and on layers that were not equalized."""
     odd = [Note(found.name, found.what) for found in diagnose(loaded.model, loaded.plan, calibration.statistics)]
     return odd + [Note(refusal.where, f"equalization: {refusal.reason}") for refusal in loaded.change.refusals]
+
+
+def _mixed_notes(loaded: JobInputs) -> list[Note]:
+    """Return notes on values whose rows are no samples, as far as layers are changed one by one."""
+    what = (
+        "samples cannot be told apart in it, so the layers before and behind it are reconstructed together, and "
+        "bias_correction, update_bn and sparsify leave them alone"
+    )
+    one_by_one = any(isinstance(step, UnitStep) for step in loaded.steps)
+    return [Note(name, what) for name in sorted(loaded.samples.mixed)] if one_by_one else []
 
 
 def _distance_notes(context: Context, written: Path, error: OutputError) -> list[Note]:

@@ -78,14 +78,14 @@ def make_step(cfg, *, seed=0, phase=None):
     return AsAsked.configured(cfg, {}).for_phase(phase).seeded(seed)
 
 
-def make_solver(case, step, *, granularity=None, shard=None, collectives=None):
+def make_solver(case, step, *, granularity=None, shard=None, collectives=None, samples=None):
     """Stands in front of the first unit; and the units."""
-    units = find_units(case.model, granularity=granularity or step.granularity)
+    units = find_units(case.model, granularity=granularity or step.granularity, samples=samples)
     (only,) = shards_of(case.batches, workers=1, pieces=1, batch_size=step.batch_size)
     shard = shard or only
     pair = NetworkPair(
         case.model, plan=case.plan, units=units, quantized=case.quantized, batches=shard.batches, owners=shard.owners,
-        collectives=collectives or SingleWorker(), device=CPU,
+        collectives=collectives or SingleWorker(), device=CPU, samples=samples,
     )  # fmt: skip
     pair.read_samples(case.inputs, with_float=step.carries_float)
     return UnitSolver(step, pair, make_bench(case), pieces=shard.pieces, shard_ranks=shard.shard_ranks), units

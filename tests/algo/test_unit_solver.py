@@ -11,6 +11,7 @@ from dipo.algo.steps.bias_correction import BiasCorrection, BiasCorrectionOption
 from dipo.config import AlgoConfig
 from dipo.export.targets import TARGETS
 from dipo.graph.plan import QuantizedModel
+from dipo.graph.sample_axis import SampleAxes
 
 
 def error_of(case, quantized):
@@ -150,3 +151,16 @@ def test_two_phases_polish_what_was_begun(make_case):
     )
     assert done < 1.1 * half
     assert done < from_nothing
+
+
+def test_layers_between_which_samples_cannot_be_told_apart_are_left_by_steps_on_single_ones(make_case):
+    case, mixed = make_case(), SampleAxes(mixed=frozenset({"r0", "c1"}))
+    means = case.observed.calibration().channel_means
+    step = BiasCorrection(BiasCorrectionOptions(bias_source="data"), fp_means=means)
+    solver, units = make_solver(case, step, samples=mixed)
+    corrected = {name for unit in units for name in solver.solve(unit).layers}
+    assert [unit.layers for unit in units] == [("stem", "left", "right"), ("head",)]
+    assert corrected == {"head"}
+    solver, units = make_solver(case, make_step(AlgoConfig(iters=4)), granularity="layer", samples=mixed)
+    trained = {name for unit in units for name in solver.solve(unit).layers}
+    assert trained == {"stem", "left", "right", "head"}
