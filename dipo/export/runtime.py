@@ -58,8 +58,19 @@ def run_model(
             wanted = num_samples - start
             for name, output in zip(names, made, strict=True):
                 whole = np.atleast_1d(output) if by_sample is None else by_sample(name, output, size)
-                parts[name].append(whole[:wanted] if wanted < size else whole)
+                parts[name].append(first_samples(whole, wanted, batch=size))
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def first_samples(output: NDArray[Any], wanted: int, *, batch: int) -> NDArray[Any]:
+    """Return the rows of the first samples of a batch; a sample may have several, as behind a Reshape that joins axes.
+
+    Args:
+        output: Rows of the whole batch, [batch * n, ...].
+        wanted: Number of samples; from `batch` on all rows are returned, whatever they belong to.
+        batch: Number of samples of the batch.
+    """
+    return output if wanted >= batch else output[: wanted * max(1, len(output) // batch)]
 
 
 def providers(*, cuda: bool) -> list[str]:

@@ -228,7 +228,10 @@ def write_target(target: Target[Any], export: Export, given: Mapping[str, Any]) 
     Raises:
         UserError: A tensor that needs a range has none, or has one that the target does not take; nothing is written.
     """
+    from dipo.graph.passes import as_in_file
+
     export.folder.mkdir(parents=True, exist_ok=True)
+    export = dataclasses.replace(export, model=as_in_file(export.model))
     if target.spec.int32_bias:
         from dipo.export.storage import with_room_for_biases
 

@@ -9,6 +9,8 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+_KEY = "dipo.constants_in_file"
+
 
 def fresh_name(wish: str, taken: Container[str | None], *, first: int = 2) -> str:
     """Return `wish` if it is not taken, else `<wish>_<i>` with the first free number i from `first` on."""
@@ -34,5 +36,32 @@ def replace_input(model: ir.Model, node: ir.Node, index: int, name: str, array: 
     value = ir.val(name, const_value=ir.tensor(array, name=name), shape=shape, type=kind)
     model.graph.register_initializer(value)
     node.replace_input_with(index, value)
-    if old is not None and old.name and old.is_initializer() and not old.uses() and not old.is_graph_output():
-        del model.graph.initializers[old.name]
+    drop_unused(model, old)
+
+
+def record_constants(node: ir.Node) -> None:
+    """Record the constants that a node reads behind its first input, for `restore_constants`."""
+    node.meta[_KEY] = tuple(
+        None if value is None or value.const_value is None else (value.name, value.const_value)
+        for value in node.inputs[1:]
+    )
+
+
+def restore_constants(model: ir.Model, node: ir.Node) -> None:
+    """Give a node the constants back that `record_constants` has recorded, if it has; in place."""
+    recorded: tuple[tuple[str, ir.TensorProtocol] | None, ...] | None = node.meta.pop(_KEY, None)
+    if recorded is None:
+        return
+    node.resize_inputs(1 + len(recorded))
+    for index, constant in enumerate(recorded, start=1):
+        if constant is not None:
+            replace_input(model, node, index, constant[0], constant[1].numpy())
+        elif (made := node.inputs[index]) is not None:
+            node.replace_input_with(index, None)
+            drop_unused(model, made)
+
+
+def drop_unused(model: ir.Model, value: ir.Value | None) -> None:
+    """Remove a constant from the graph if nothing reads it; in place."""
+    if value is not None and value.name and value.is_initializer() and not value.uses() and not value.is_graph_output():
+        del model.graph.initializers[value.name]

@@ -103,6 +103,11 @@ class Network:
         sizes = {value.type.tensor_type.shape.dim[0].dim_value for value in self.inputs()}
         return sizes.pop() or None if len(sizes) == 1 else None
 
+    def is_static(self) -> bool:
+        """Return whether all sizes of all inputs are fixed."""
+        dims = (dim for value in self.inputs() for dim in value.type.tensor_type.shape.dim)
+        return all(dim.HasField("dim_value") for dim in dims)
+
     def _computed_from_constants(self) -> set[str]:
         """Return the names of constants, and of values computed from them alone without a QuantizeLinear."""
         found = set(self.constants())

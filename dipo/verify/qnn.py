@@ -38,7 +38,7 @@ def check(file: Path, probe: Probe) -> Verdict:
     with silence(), asking():
         made.add_provider_for_devices(_devices(package), {"backend_path": str(backend)})
         session = ort.InferenceSession(str(file), made)
-        outputs = outputs_of(session, some.inputs, rows=1)
+        outputs = outputs_of(session, some.inputs, rows=network.batch() or 1)
         if PROVIDER not in session.get_providers():
             raise Refused("the provider could not run it")
     # What does not run on the HTP with the grids of the file is refused as a whole.
@@ -47,7 +47,7 @@ def check(file: Path, probe: Probe) -> Verdict:
 
 
 def _options(network: Network) -> ort.SessionOptions:
-    """Return session options with a batch of 1 (the HTP needs fixed sizes) and without the CPU's fallback."""
+    """Return session options with a free batch of 1 (the HTP needs fixed sizes) and without the CPU's fallback."""
     made = options(threads=THREADS)
     made.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     for value in network.inputs():

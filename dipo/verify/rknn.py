@@ -31,7 +31,7 @@ from dipo.verify.verdict import Arrays, Probe, Refused, State, TensorOutcome, Ve
 GET = "it wants an environment of its own, see docs/verify.md"
 DEVICE = "rk3588"
 SAMPLES = 8
-"""The simulator takes one at a time."""
+"""The simulator takes one batch at a time, of 1 where the file leaves it free."""
 SLACK = 1e-6
 """Largest relative difference of the ends of equal ranges: the toolkit computes some with single precision."""
 _CHANGED = re.compile(r"quantize_parameters\['(.*?)'\] were changed")
@@ -72,13 +72,15 @@ def check(file: Path, probe: Probe) -> Verdict:
     except UserError as error:
         raise Refused(str(error)) from error
     model = file.with_name("deploy.onnx").absolute()
-    network = Network.read(model).model
+    read = Network.read(model)
+    network, rows = read.model, read.batch() or 1
     some = Probe(*({name: array[:SAMPLES] for name, array in each.items()} for each in (probe.inputs, probe.outputs)))
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), silence(Path("log.txt")):
         with asking():
-            _calibrate(rknn.RKNN(verbose=False), model, probe.inputs)
+            _calibrate(rknn.RKNN(verbose=False), model, probe.inputs, rows=rows, is_static=read.is_static())
             taken = _edit(ours, network)
-            outputs = _simulate(rknn.RKNN(verbose=False), [output.name for output in network.graph.output], some.inputs)
+            names = [output.name for output in network.graph.output]
+            outputs = _simulate(rknn.RKNN(verbose=False), names, some.inputs, rows=rows)
         sys.stdout.flush()
         sys.stderr.flush()
         said = Path("log.txt").read_text(errors="replace")
@@ -89,18 +91,23 @@ def check(file: Path, probe: Probe) -> Verdict:
     return Verdict(f"RKNN toolkit {version('rknn-toolkit2')}", file, tensors, some.error_of(outputs), notes=notes)
 
 
-def _calibrate(toolkit: Any, model: Path, inputs: Arrays) -> None:
-    """Run the first step, which writes the file of ranges that `_edit` changes."""
+def _calibrate(toolkit: Any, model: Path, inputs: Arrays, *, rows: int, is_static: bool) -> None:
+    """Run the first step, which writes the file of ranges that `_edit` changes.
+
+    A file whose sizes are all fixed is loaded as it is; they are given where one is open, as docs/platforms.md says.
+    """
     lines = []
-    for row in range(len(next(iter(inputs.values())))):
-        files = {f"{number}-{row}.npy": array[row : row + 1] for number, array in enumerate(inputs.values())}
+    num = len(next(iter(inputs.values())))
+    for row in range(0, num, rows):
+        chosen = np.arange(row, row + rows) % num
+        files = {f"{number}-{row}.npy": array[chosen] for number, array in enumerate(inputs.values())}
         for name, sample in files.items():
             np.save(name, sample)
         lines.append(" ".join(files))
     Path("samples.txt").write_text("\n".join(lines) + "\n")
-    sizes = [[1, *array.shape[1:]] for array in inputs.values()]
+    sizes = {"inputs": list(inputs), "input_size_list": [[rows, *array.shape[1:]] for array in inputs.values()]}
     _ask(toolkit.config(target_platform=DEVICE, quantized_dtype="w8a8", quantized_method="layer"), "its configuration")
-    _ask(toolkit.load_onnx(str(model), inputs=list(inputs), input_size_list=sizes), "the network")
+    _ask(toolkit.load_onnx(str(model), **({} if is_static else sizes)), "the network")
     _ask(toolkit.hybrid_quantization_step1(dataset="samples.txt", proposal=False), "step 1")
     toolkit.release()
 
@@ -120,7 +127,7 @@ def _edit(ours: Ranges, network: onnx.ModelProto) -> Taken:
     return Taken(before, sources, tuple(config.own_values(before, sources, toolkit)), replaced)
 
 
-def _simulate(toolkit: Any, names: list[str], inputs: Arrays) -> dict[str, Any]:
+def _simulate(toolkit: Any, names: list[str], inputs: Arrays, *, rows: int) -> dict[str, Any]:
     """Run the second step, then the samples on the toolkit's simulator; return its outputs by name."""
     _ask(toolkit.hybrid_quantization_step2("deploy.model", "deploy.data", "deploy.quantization.cfg"), "step 2")
     _ask(toolkit.init_runtime(), "its simulator")
@@ -129,7 +136,7 @@ def _simulate(toolkit: Any, names: list[str], inputs: Arrays) -> dict[str, Any]:
         made = toolkit.inference(inputs=list(batch.values()), data_format=["nchw"] * len(batch))
         return dict(zip(names, made, strict=True))
 
-    outputs = in_rows(run, inputs, rows=1)
+    outputs = in_rows(run, inputs, rows=rows)
     toolkit.release()
     return outputs
 

@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from dipo.export.runtime import first_samples
 from dipo.verify.verdict import Arrays
 
 FATAL = 4
@@ -54,5 +55,5 @@ def in_rows(run: Callable[[Arrays], Arrays], inputs: Arrays, *, rows: int | None
     for start in range(0, num, size):
         chosen = np.arange(start, start + size) % num
         made = run({name: np.ascontiguousarray(array[chosen]) for name, array in inputs.items()})
-        parts.append({name: np.asarray(array)[: num - start] for name, array in made.items()})
+        parts.append({name: first_samples(np.asarray(each), num - start, batch=size) for name, each in made.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

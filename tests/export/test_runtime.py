@@ -42,3 +42,13 @@ def test_the_runtime_keeps_quiet(tmp_path, capfd):
 def test_the_cpu_is_always_there():
     assert providers(cuda=False) == ["CPUExecutionProvider"]
     assert providers(cuda=True)[-1] == "CPUExecutionProvider"
+
+
+@pytest.mark.parametrize("num", [4, 5])
+def test_a_sample_of_several_rows_keeps_them_all(tmp_path, num):
+    text = "(float[2,3,4] x) => (float[6,4] rows, float[2,3,4] y) { rows = Reshape(x, shape) y = Relu(x) }"
+    path = saved(network(text, shape=np.array([6, 4], np.int64)), tmp_path)
+    x = np.random.default_rng(0).normal(size=(num, 3, 4)).astype(np.float32)
+    found = run_model(path, [{"x": x}], threads=1)
+    np.testing.assert_array_equal(found["rows"], x.reshape(-1, 4))
+    np.testing.assert_array_equal(found["y"], np.maximum(x, 0))

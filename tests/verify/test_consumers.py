@@ -132,3 +132,46 @@ def test_what_the_toolkit_says_of_each_range(write):
         assert fates[name] == TensorOutcome(name, State.RECOMPUTED, f"the toolkit has {its!r} in its place")
     unknown = {**ours, "nothing": other}
     assert {f.name for f in rknn._fates(unknown, taken, network) if f.state is State.IGNORED} == {"nothing"}
+
+
+class Toolkit:
+    """Notes how it is called, as RKNN's toolkit answers."""
+
+    def __init__(self):
+        self.loaded = None
+
+    def config(self, **_):
+        return 0
+
+    def load_onnx(self, path, **sizes):
+        self.loaded = sizes
+        return 0
+
+    def hybrid_quantization_step1(self, **_):
+        return 0
+
+    def release(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("shape", "sizes"),
+    [
+        ([2, 3], {}),
+        (["N", 3], {"inputs": ["x"], "input_size_list": [[1, 3]]}),
+        ([2, "n"], {"inputs": ["x"], "input_size_list": [[2, 3]]}),
+    ],
+)
+def test_rknn_is_told_sizes_only_where_one_is_open(tmp_path, monkeypatch, shape, sizes):
+    monkeypatch.chdir(tmp_path)
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)
+    made = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, shape)
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", [value], [made])
+    network = Network(onnx.helper.make_model(graph), tmp_path)
+    toolkit, rows = Toolkit(), network.batch() or 1
+    x = np.arange(15, dtype=np.float32).reshape(5, 3)
+    rknn._calibrate(toolkit, tmp_path / "deploy.onnx", {"x": x}, rows=rows, is_static=network.is_static())
+    assert toolkit.loaded == sizes
+    files = [np.load(line) for line in (tmp_path / "samples.txt").read_text().split()]
+    assert all(file.shape == (rows, 3) for file in files)
+    np.testing.assert_array_equal(np.concatenate(files)[:5], x)

@@ -5,11 +5,13 @@ A pass raises a `UserError` whose sentence lacks the model's name; its caller, w
 
 from __future__ import annotations
 
+import onnx_ir as ir
 from onnx_ir.passes import PassBase
 from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 
 from dipo.graph.passes.free_batch import FreeBatch
 from dipo.graph.passes.infer_shapes import InferShapes
+from dipo.graph.passes.interface import RecordInterface, RestoreInterface
 from dipo.graph.passes.name_nodes import NameNodes, RecordLayerNames
 from dipo.graph.passes.own_parameters import OwnParameters, UntieParameters
 from dipo.graph.passes.refuse_constant_outputs import RefuseConstantOutputs
@@ -17,6 +19,7 @@ from dipo.graph.passes.simplify import Simplify
 
 NORMALISATION: tuple[PassBase, ...] = (
     RemoveInitializersFromInputsPass(),
+    RecordInterface(),
     UntieParameters(),
     RecordLayerNames(),
     Simplify(),
@@ -27,3 +30,10 @@ NORMALISATION: tuple[PassBase, ...] = (
     OwnParameters(),
 )
 """The passes in order; afterwards `passes.invariants` hold."""
+
+
+def as_in_file(model: ir.Model) -> ir.Model:
+    """Return a copy of a normalised network whose inputs and outputs are those of the user's file."""
+    copy = model.clone()
+    RestoreInterface()(copy)
+    return copy

@@ -9,7 +9,7 @@ from onnx_ir.passes import InPlacePass, PassResult
 from onnx_ir.passes.common import ShapeInferencePass
 
 from dipo.errors import UserError
-from dipo.graph.constants import replace_input
+from dipo.graph.constants import drop_unused, record_constants, replace_input
 
 
 class FreeBatch(InPlacePass):
@@ -17,6 +17,7 @@ class FreeBatch(InPlacePass):
 
     1. No input or output has a fixed first dimension, if all inputs had the same one.
     2. Shapes between them are inferred anew.
+    3. Nodes whose constants were replaced have a record of the former ones, for `RestoreInterface`.
     """
 
     def call(self, model: ir.Model) -> PassResult:
@@ -50,11 +51,15 @@ def _free_nodes(model: ir.Model, batch: int) -> None:
     """Replace the constants that contain the batch size."""
     for node in model.graph:
         target, scales = _freed_target(node, batch), _freed_scales(node)
+        if target is not None or scales is not None:
+            record_constants(node)
         if target is not None:
             replace_input(model, node, 1, f"{node.outputs[0].name}_shape", target)
         if scales is not None:
+            sizes = node.inputs[3]
             replace_input(model, node, 2, f"{node.outputs[0].name}_scales", scales)
             node.resize_inputs(3)
+            drop_unused(model, sizes)
 
 
 def _freed_target(node: ir.Node, batch: int) -> NDArray[np.int64] | None:

@@ -7,6 +7,7 @@ After `graph.load.load`:
   3. every layer owns its weights: no initializer is read by two layers;
   4. every Conv, ConvTranspose and Gemm has a bias, zero if the file had none; a Gemm has no alpha or beta;
   5. the first dimension of every network input and output is the batch, and is dynamic; initializers are no inputs.
+     The shapes of the file are recorded, and `passes.as_in_file` puts them back into a copy for what is written.
 """
 
 from __future__ import annotations
