@@ -25,6 +25,7 @@ from dipo.export.storage import (
     storage_type,
     weight_types,
 )
+from dipo.graph.accessors import array_of
 from dipo.graph.constants import fresh_name
 from dipo.graph.plan import QuantizedLayer, QuantizedModel
 from dipo.graph.target_spec import TargetSpec
@@ -114,6 +115,7 @@ class _Writer:
         self._first = graph[0]
         self._taken: set[str | None] = {*_values_by_name(graph), *(node.name for node in graph)}
         self._zeros: dict[tuple[ir.DataType, tuple[int, ...]], ir.Value] = {}
+        self._parameters: dict[tuple[str, ir.DataType], ir.Value] = {}
 
     def quantize_layer(self, node: ir.Node, layer: QuantizedLayer, in_file: ir.DataType, dtype: ir.DataType) -> None:
         """Replace the node's weight by integer codes, and its bias by that of the quantized layer.
@@ -151,7 +153,7 @@ class _Writer:
         if read is layer:
             return widened
         _, zero_point = layer.qparams.broadcast_to(layer.codes.ndim)
-        shift = self._initializer(f"{name}_shift", zero_point, dtype)
+        shift = self._parameter(f"{name}_shift", zero_point, dtype)
         return self._insert("Sub", [widened, shift], name, "shifted", dtype=dtype)
 
     def _int32_bias(self, node: ir.Node, layer: QuantizedLayer) -> QuantizedBias | None:
@@ -219,13 +221,13 @@ class _Writer:
         """Return an initializer with codes, named after the one that the node reads at this index."""
         value = node.inputs[index]
         assert value is not None and value.name is not None
-        return self._initializer(f"{value.name}_quantized", codes, dtype)
+        return self._parameter(f"{value.name}_quantized", codes, dtype)
 
     def _replace_by_codes(self, node: ir.Node, index: int, codes: ir.Value, qparams: QParams) -> None:
         """Replace the initializer that the node reads at this index by dequantized integer codes."""
         value = node.inputs[index]
         assert value is not None and value.name is not None and codes.dtype is not None
-        scale = self._initializer(f"{value.name}_scale", qparams.scale, ir.DataType.FLOAT)
+        scale = self._parameter(f"{value.name}_scale", qparams.scale, ir.DataType.FLOAT)
         # Written even if it is zero: without it ONNX Runtime leaves a Gemm in float.
         zero_point = self._zero_point(value.name, qparams, codes.dtype)
         dequantized = self._dequantize([codes, scale, zero_point], value.name, qparams)
@@ -234,7 +236,7 @@ class _Writer:
     def _zero_point(self, name: str, qparams: QParams, dtype: ir.DataType) -> ir.Value:
         """Return an initializer with the zero points; arrays of zeros are shared by type and shape."""
         if qparams.axis is None or qparams.zero_point.any():
-            return self._initializer(f"{name}_zero_point", qparams.zero_point, dtype)
+            return self._parameter(f"{name}_zero_point", qparams.zero_point, dtype)
         shape = qparams.zero_point.shape
         if (dtype, shape) not in self._zeros:
             name = f"zero_point_{dtype.name.lower()}_{'x'.join(map(str, shape))}"
@@ -279,6 +281,16 @@ class _Writer:
         else:
             self._graph.insert_after(producer, node)
         return output
+
+    def _parameter(self, name: str, array: NDArray[np.generic], dtype: ir.DataType) -> ir.Value:
+        """Return an initializer of a layer, the same for all layers that share it."""
+        shared = self._parameters.get((name, dtype))
+        if shared is None:
+            self._parameters[name, dtype] = shared = self._initializer(name, array, dtype)
+        elif not np.array_equal(array_of(shared), array.astype(dtype.numpy())):
+            # Layers share a float bias whose int32 codes differ, because their inputs have other scales.
+            return self._initializer(name, array, dtype)
+        return shared
 
     def _initializer(self, name: str, array: NDArray[np.generic], dtype: ir.DataType) -> ir.Value:
         name = self._fresh(name)

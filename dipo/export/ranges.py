@@ -189,15 +189,7 @@ def _of_one_grid(node: ir.Node, known: Mapping[str, QParams]) -> Iterator[list[s
             yield [*outputs, *read]
     elif _keeps(node) and node.inputs[0] is not None:
         source = name_of(node.inputs[0])
-        yield from ([source, name] for name in outputs if source in known and _same_grid(known[source], known[name]))
-
-
-def _same_grid(one: QParams, other: QParams) -> bool:
-    return one is other or (
-        np.array_equal(one.scale, other.scale)
-        and np.array_equal(one.zero_point, other.zero_point)
-        and (one.qmin, one.qmax) == (other.qmin, other.qmax)
-    )
+        yield from ([source, name] for name in outputs if source in known and known[source].same(known[name]))
 
 
 def layer_ranges(model: ir.Model, quantized: QuantizedModel, known: Mapping[str, QParams]) -> Iterator[LayerRanges]:

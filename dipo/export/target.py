@@ -229,6 +229,7 @@ def write_target(target: Target[Any], export: Export, given: Mapping[str, Any]) 
         UserError: A tensor that needs a range has none, or has one that the target does not take; nothing is written.
     """
     from dipo.graph.passes import as_in_file
+    from dipo.graph.sharing import with_shared_parameters
 
     export.folder.mkdir(parents=True, exist_ok=True)
     export = dataclasses.replace(export, model=as_in_file(export.model))
@@ -237,6 +238,8 @@ def write_target(target: Target[Any], export: Export, given: Mapping[str, Any]) 
 
         # Range files, not only the ONNX file, need the scales with which the biases fit.
         export = dataclasses.replace(export, quantized=with_room_for_biases(export.model, export.quantized))
+    shared = with_shared_parameters(export.model, export.quantized, int32_bias=target.spec.int32_bias)
+    export = dataclasses.replace(export, model=shared)
     files = target.write(export, target.options_of(given))
     undeclared = {file.name for file in files} - {file.name for file in target.files}
     assert not undeclared, f"target {target.name} writes {undeclared}, which it does not declare in `files`"

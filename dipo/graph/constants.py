@@ -18,7 +18,7 @@ def fresh_name(wish: str, taken: Container[str | None], *, first: int = 2) -> st
     return next(name for name in itertools.chain((wish,), numbered) if name not in taken)
 
 
-def replace_input(model: ir.Model, node: ir.Node, index: int, name: str, array: NDArray[Any]) -> None:
+def replace_input(model: ir.Model, node: ir.Node, index: int, name: str, array: NDArray[Any]) -> ir.Value:
     """Give the node a constant of its own, and remove its former one from the graph if nothing else reads it.
 
     Args:
@@ -27,6 +27,9 @@ def replace_input(model: ir.Model, node: ir.Node, index: int, name: str, array: 
         index: Position among its inputs.
         name: Name of the constant; a number is appended if it is taken.
         array: The constant.
+
+    Returns:
+        The constant's value.
     """
     old = node.inputs[index]
     produced = {value.name or "" for other in model.graph for value in other.outputs}
@@ -37,6 +40,7 @@ def replace_input(model: ir.Model, node: ir.Node, index: int, name: str, array: 
     model.graph.register_initializer(value)
     node.replace_input_with(index, value)
     drop_unused(model, old)
+    return value
 
 
 def record_constants(node: ir.Node) -> None:

@@ -115,6 +115,12 @@ class QParams:
         shape[self.axis] = -1
         return self.scale.reshape(shape), self.zero_point.reshape(shape)
 
+    def same(self, other: QParams) -> bool:
+        """Return whether every code means the same number on the two grids, and both have the same limits."""
+        ours, its = ((each.qmin, each.qmax, each.axis, each.blocks) for each in (self, other))
+        equal = np.array_equal(self.scale, other.scale) and np.array_equal(self.zero_point, other.zero_point)
+        return ours == its and equal
+
     @property
     def num_channels(self) -> int:
         """Number of channels with scales of their own; 1 if the tensor has one scale."""

@@ -16,6 +16,7 @@ from dipo.config import Config
 from dipo.export.targets import TARGETS
 from dipo.graph.layers import layers_of
 from dipo.graph.load import model_files
+from dipo.graph.sharing import stored_apart
 from dipo.quant.error_sums import ErrorSums
 from dipo.report.analysis import AnalysisReport, report_analysis
 from dipo.report.measures import NO_NOISE_DB, OutputError, cosine, sqnr_db
@@ -73,6 +74,7 @@ def make_report(
             *_option_notes(config, loaded),
             *_notes(loaded, calibration),
             *_mixed_notes(loaded),
+            *(Note(name, what) for name, what in stored_apart(loaded.model, done.quantized).items()),
             *_target_notes(config),
         ],
         files=_sizes(loaded, files),

@@ -21,6 +21,7 @@ from dipo.export.requantize import activation_on, differences, requantize
 from dipo.export.target import Export, write_target
 from dipo.export.targets import TARGETS
 from dipo.graph.plan import Plan, QuantizedModel
+from dipo.graph.sharing import stored_apart
 from dipo.graph.value_signs import positive_values
 from dipo.quant.observers import Statistics
 from dipo.quant.ranges import Range
@@ -68,7 +69,10 @@ class Retargeted:
             weights=self.weights,
             activations=dict(Counter(self.activations.values())),
             error=error,
-            notes=target.remarks(target.options_of(cfg.given)),
+            notes=[
+                *target.remarks(target.options_of(cfg.given)),
+                *(f"{name}: {what}" for name, what in stored_apart(source.model, self.quantized).items()),
+            ],
             files={file.name: file.stat().st_size for file in files},
         )
 

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass, PassResult
 
 from dipo.errors import UserError
 from dipo.graph import operators
-from dipo.graph.accessors import array_of
+from dipo.graph.accessors import array_of, name_of
 from dipo.graph.constants import replace_input
 from dipo.graph.layers import Layer, layers_of
 from dipo.graph.passes.invariants import check_biases, check_ownership
+from dipo.graph.sharing import record_copy
 
 
 class UntieParameters(InPlacePass):
     """Give each layer initializers of its own, since the optimizer folds nothing into shared ones."""
 
     def call(self, model: ir.Model) -> PassResult:
-        """Copy the initializers that several nodes read."""
+        """Copy the initializers that several nodes read, and record of what each is a copy."""
         modified = False
         for node in model.graph:
             for index, value in enumerate(node.inputs if operators.of(node).weight is not None else ()):
                 if value is not None and value.is_initializer() and len(value.uses()) > 1:
-                    replace_input(model, node, index, f"{node.name or node.op_type}_{value.name}", array_of(value))
+                    _replace(model, node, index, f"{node.name or node.op_type}_{value.name}", array_of(value))
                     modified = True
         return PassResult(model, modified)
 
@@ -54,13 +58,22 @@ class OwnParameters(InPlacePass):
         check_biases(model)
 
 
+def _replace(model: ir.Model, node: ir.Node, index: int, name: str, array: NDArray[Any]) -> None:
+    """Give the node a constant in place of one that other nodes may read, of which it then is a copy."""
+    old = node.inputs[index]
+    shared = old is not None and old.is_initializer() and len(old.uses()) > 1
+    copy = replace_input(model, node, index, name, array)
+    if shared and old is not None:
+        record_copy(model, name_of(copy), name_of(old))
+
+
 def _own_weight(model: ir.Model, layer: Layer) -> None:
     node, weight, array = layer.node, layer.weight, layer.array
     if array.dtype != np.float32:
         raise UserError(f"layer {node.name!r} has {array.dtype} weights, export the model in float32")
     alpha = _take_factor(node, "alpha")
     if alpha != 1 or len(weight.uses()) > 1 or weight.is_graph_output() or not weight.is_initializer():
-        replace_input(model, node, 1, f"{node.name}_weight", array * np.float32(alpha))
+        _replace(model, node, 1, f"{node.name}_weight", array * np.float32(alpha))
 
 
 def _own_bias(model: ir.Model, layer: Layer) -> None:
@@ -84,7 +97,7 @@ def _reshape_bias(model: ir.Model, layer: Layer, bias: ir.Value) -> None:
     single = len(bias.uses()) == 1 and bias.is_initializer() and not bias.is_graph_output()
     if beta != 1 or not single or array.shape != (channels,):
         own = np.broadcast_to(array.reshape(-1) * np.float32(beta), (channels,)).copy()
-        replace_input(model, node, 2, f"{node.name}_bias", own)
+        _replace(model, node, 2, f"{node.name}_bias", own)
 
 
 def _take_factor(node: ir.Node, name: str) -> float:

@@ -1,4 +1,4 @@
-"""The inputs and outputs of every written file are those of the user's file."""
+"""What every written file keeps of the user's file: its inputs and outputs, and weights that are stored once."""
 
 import json
 
@@ -9,6 +9,7 @@ from networks import network, saved
 
 import dipo
 from dipo.cli.export import main as export
+from dipo.cli.verify import main as verify
 from dipo.launch import main
 
 OTHERS = "[snpe,qnn,rv,rk,atlas,ti,imx,magicmind,stpu,openvino,trt]"
@@ -115,3 +116,31 @@ def test_the_python_interface_writes_the_same(tmp_path, samples):
     result = dipo.quantize(model, samples)
     assert interface(result.save(tmp_path / "saved") / "quantized.onnx") == interface(model)
     assert result.compare()["scores"].sqnr_db > 25
+
+
+LEVELS = """(float[N,3,8,8] image) => (float[N,3,8,8] large, float[N,3,4,4] small) {
+  [one] a = Conv<pads=[1,1,1,1]>(image, w, b)
+  [act1] large = Relu(a)
+  [pool] c = MaxPool<kernel_shape=[2,2], strides=[2,2]>(image)
+  [two] d = Conv<pads=[1,1,1,1]>(c, w, b)
+  [act2] small = Relu(d)
+}"""
+
+
+@pytest.mark.parametrize(("algo", "copies"), [("none", 1), ("bias_correction", 1), ("adaround", 2)])
+def test_a_head_of_several_levels_is_stored_once_unless_its_levels_are_trained(
+    tiny_job, tmp_path, samples, capsys, algo, copies
+):
+    model = saved(network(LEVELS, w=(3, 3, 3, 3), b=(3,)), tmp_path, "levels.onnx")
+    run = tmp_path / "run"
+    more = [f"model.path={model}", f"data.path={samples}", f"algo={algo}", "algo.iters=30", "platform=qnn"]
+    assert main(tiny_job.arguments(f"run.dir={run}", *more, "export.also=[rk]")) == 0
+    for file in run.rglob("*.onnx"):
+        weights = [tensor for tensor in onnx.load(file).graph.initializer if list(tensor.dims) == [3, 3, 3, 3]]
+        assert len(weights) == copies
+    said = "2 layers share this weight in the model's file, and it is stored 2 times"
+    report = json.loads((run / "report.json").read_text())
+    assert [note["name"] for note in report["notes"] if said in note["what"]] == ["w"] * (copies - 1)
+    assert sum(said in note for note in report["targets"][0]["notes"]) == copies - 1
+    assert report["error"]["deployed_vs_simulated"]["sqnr_db"] > 30
+    assert verify([f"run={run}"]) == 0
