@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dipo.graph import operators
 from dipo.graph.accessors import array_of, node_name
+from dipo.graph.target_spec import WeightForm
 from dipo.graph.weight_layout import WeightLayout
 
 
@@ -61,6 +62,11 @@ class Layer:
         return self.layout.channel_axis
 
     @property
+    def scale_axis(self) -> int:
+        """Axis along which the weight has scales by channel."""
+        return self.layout.scale_axis
+
+    @property
     def groups(self) -> int:
         """Number of groups of a convolution; 1 for other layers."""
         return self.node.attributes.get_int("group", 1)
@@ -78,7 +84,7 @@ class Layer:
     @property
     def is_stack(self) -> bool:
         """Whether the weight is a stack of matrices."""
-        return not self.layout.spatial and len(self.shape) != 2
+        return self.layout.form is WeightForm.STACK
 
     @property
     def is_depthwise(self) -> bool:

@@ -20,7 +20,7 @@ from dipo.graph.scheme import LayerScheme, act_spec, layer_scheme, weight_spec
 from dipo.graph.target_spec import TargetSpec
 from dipo.graph.value_signs import positive_values
 from dipo.quant.codes import nearest_codes
-from dipo.quant.spec import QParams, QuantSpec, input_axis
+from dipo.quant.spec import QParams, QuantSpec
 from dipo.recipe import PrecisionConfig
 
 
@@ -35,7 +35,7 @@ class LayerPlan:
     bias: str | None
     """Name of its bias, an initializer that no other node uses; None for a MatMul, which has none."""
     axis: int
-    """Axis of the weight that counts output channels."""
+    """Axis along which the weight has scales by channel."""
     spec: QuantSpec
 
 
@@ -240,13 +240,12 @@ def _bits_of(value: ir.Value, input_bits: Mapping[str, int], least_bits: int) ->
 
 
 def _layer_plan(layer: Layer, scheme: LayerScheme, rules: TargetSpec, *, power_of_two: bool | None) -> LayerPlan:
-    num_inputs = layer.shape[input_axis(layer.channel_axis)] if len(layer.shape) > 1 else 1
     return LayerPlan(
         node=layer.name,
         weight=name_of(layer.weight),
         bias=None if layer.bias is None else name_of(layer.bias),
-        axis=layer.channel_axis,
-        spec=weight_spec(layer.op_type, scheme, rules, num_inputs=num_inputs, power_of_two=power_of_two),
+        axis=layer.scale_axis,
+        spec=weight_spec(layer.layout, scheme, rules, power_of_two=power_of_two),
     )
 
 

@@ -6,8 +6,9 @@ import dataclasses
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from dipo.graph.target_spec import TargetSpec
-from dipo.quant.spec import QuantSpec
+from dipo.graph.target_spec import TargetSpec, WeightForm
+from dipo.graph.weight_layout import WeightLayout
+from dipo.quant.spec import QuantSpec, input_axis
 from dipo.recipe import PrecisionConfig
 
 
@@ -49,22 +50,24 @@ def layer_scheme(name: str, precision: PrecisionConfig, *, is_edge: bool) -> Lay
 
 
 def weight_spec(
-    op_type: str, scheme: LayerScheme, rules: TargetSpec, *, num_inputs: int, power_of_two: bool | None
+    layout: WeightLayout, scheme: LayerScheme, rules: TargetSpec, *, power_of_two: bool | None
 ) -> QuantSpec:
     """Return the grid of a layer's weight.
 
     Args:
-        op_type: The layer's operator.
+        layout: The layer's operator, and the shape of its weight.
         scheme: The precision asked for.
         rules: What the target takes.
-        num_inputs: Number of weights of an output channel.
         power_of_two: Whether scales are to be powers of two; None: as the target has it.
     """
     symmetric = scheme.weight_symmetric
     if symmetric is None:
         symmetric = rules.weight_symmetric if rules.weight_symmetric is not None else scheme.weight_bits >= 8
-    per_channel = rules.per_channel(op_type, wish=scheme.weight_per_channel)
-    block = rules.block(op_type, bits=scheme.weight_bits, wish=scheme.weight_block, length=num_inputs)
+    length = layout.shape[input_axis(layout.scale_axis)]
+    block = rules.block(layout.operator, bits=scheme.weight_bits, wish=scheme.weight_block, length=length)
+    # Weights with blocks are dequantized in front of a float operator, which takes any form.
+    form = layout.form if block is None else WeightForm.PLAIN
+    per_channel = rules.per_channel(layout.operator, form, wish=scheme.weight_per_channel)
     return QuantSpec(
         bits=scheme.weight_bits,
         signed=symmetric,

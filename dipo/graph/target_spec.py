@@ -7,8 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Set
 from dataclasses import dataclass
+from enum import Enum, auto
 
 ALL_WIDTHS = tuple(range(2, 17))
+
+
+class WeightForm(Enum):
+    """The form of a weight, as far as targets tell weights of one operator apart by it."""
+
+    PLAIN = auto()
+    STACK = auto()
+    """Of a matrix product: matrices for different rows of the data, with axes in front of theirs."""
+    TRANSPOSED_GROUPS = auto()
+    """Of a transposed convolution with groups: no axis counts the output channels of all groups."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,9 @@ class TargetSpec:
     """Whether the inputs of a Concat are quantized like its output."""
     channel_operators: frozenset[str] | None = None
     """Operators of layers that may have a scale for each channel; None: all."""
+    one_scale: frozenset[WeightForm] = frozenset({WeightForm.STACK})
+    """Forms of weights that have one scale, where others have one for each channel. ONNX Runtime, which runs
+    `quantized.onnx` of every target, takes no scale for each column of a stack of matrices."""
     weight_blocks: frozenset[str] = frozenset()
     """Operators of layers that may have a scale for each block of inputs."""
     block_bits: int = 16
@@ -84,14 +98,16 @@ class TargetSpec:
             "power_of_two": self.power_of_two,
         }[option]
 
-    def per_channel(self, op_type: str, *, wish: bool | None) -> bool:
+    def per_channel(self, op_type: str, form: WeightForm, *, wish: bool | None) -> bool:
         """Return whether layers of this operator have a scale for each channel.
 
         Args:
             op_type: The layers' operator.
+            form: Form of their weights.
             wish: Whether they should, if the target takes that; None: as the target has it.
         """
         takes = self.weight_per_channel and (self.channel_operators is None or op_type in self.channel_operators)
+        takes = takes and form not in self.one_scale
         return takes if wish is None else takes and wish
 
     def block(self, op_type: str, *, bits: int, wish: int | None, length: int) -> int | None:

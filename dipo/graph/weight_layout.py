@@ -12,6 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from dipo.graph import operators
+from dipo.graph.target_spec import WeightForm
 
 _Float = TypeVar("_Float", np.float32, np.float64)
 
@@ -49,6 +50,22 @@ class WeightLayout:
     def inputs_first(self) -> bool:
         """Whether the axis of the inputs comes before that of the output channels."""
         return self.channel_axis == (1 if self.spatial else len(self.shape) - 1)
+
+    @property
+    def scale_axis(self) -> int:
+        """Axis along which the weight has scales by channel.
+
+        That of the output channels, except in a depthwise transposed convolution, [C, 1, ...]: the output channels of
+        one group are a single one there, and the input channels, each of which makes one output channel, on axis 0.
+        """
+        return 0 if self.groups > 1 and self.spatial and self.shape[:2] == (self.groups, 1) else self.channel_axis
+
+    @property
+    def form(self) -> WeightForm:
+        """Form of the weight, as far as targets tell weights of one operator apart by it."""
+        if not self.spatial:
+            return WeightForm.PLAIN if len(self.shape) == 2 else WeightForm.STACK
+        return WeightForm.TRANSPOSED_GROUPS if self.inputs_first and self.groups > 1 else WeightForm.PLAIN
 
     @property
     def num_rows(self) -> int:

@@ -8,6 +8,7 @@ from networks import network, saved
 from dipo.graph.accessors import node_name, sole_consumer
 from dipo.graph.layers import Layer, is_layer, layer_of, layers_of
 from dipo.graph.load import load
+from dipo.graph.target_spec import WeightForm
 
 LAYERS = {
     "conv": ("Conv(x, w)", (6, 4, 3, 3), 4, 0, 6, 2),
@@ -15,12 +16,14 @@ LAYERS = {
     "depthwise": ("Conv<group=4>(x, w)", (4, 1, 3, 3), 4, 0, 4, 2),
     "transposed": ("ConvTranspose(x, w)", (4, 6, 3, 3), 4, 1, 6, 2),
     "transposed grouped": ("ConvTranspose<group=2>(x, w)", (4, 3, 3, 3), 4, 1, 6, 2),
+    "transposed depthwise": ("ConvTranspose<group=4>(x, w)", (4, 1, 3, 3), 4, 1, 4, 2),
     "gemm": ("Gemm(x, w)", (4, 6), 4, 1, 6, 0),
     "gemm turned": ("Gemm<transB=1>(x, w)", (6, 4), 4, 0, 6, 0),
     "matmul": ("MatMul(x, w)", (4, 6), 4, 1, 6, 0),
 }
 """What a layer computes, the shape of its weight, its input channels, the axis of its output channels and their number,
 and the dimensions behind them."""
+FORMS = dict.fromkeys(["transposed grouped", "transposed depthwise"], WeightForm.TRANSPOSED_GROUPS)
 
 
 def layer_from(text: str, shape: tuple[int, ...], folder) -> Layer:
@@ -37,7 +40,9 @@ def test_a_layer_says_where_its_channels_are(tmp_path, kind):
     layer = layer_from(text, shape, tmp_path)
     assert (layer.name, layer.shape, layer.channel_axis) == ("it", shape, axis)
     assert (layer.num_channels, layer.layout.num_inputs, layer.num_spatial) == (outputs, inputs, spatial)
-    assert layer.is_depthwise == (kind == "depthwise")
+    assert layer.is_depthwise == kind.endswith("depthwise")
+    assert layer.scale_axis == (0 if layer.is_depthwise else axis)
+    assert layer.layout.form is FORMS.get(kind, WeightForm.PLAIN)
     assert (layer.bias is None) == (kind == "matmul")
     assert layer.output.name == "y"
     assert layer.input.name == "x"

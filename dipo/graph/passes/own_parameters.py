@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ class OwnParameters(InPlacePass):
     1. No other node reads them, and they are not outputs of the network.
     2. A Conv, ConvTranspose or Gemm has a bias with one number for each output channel, zero if it had none.
     3. A Gemm has no factors: its weight and bias are multiplied by them.
+    4. A MatMul by a stack of one matrix is one by the matrix, which may have a scale for each column.
     """
 
     def call(self, model: ir.Model) -> PassResult:
@@ -72,8 +74,22 @@ def _own_weight(model: ir.Model, layer: Layer) -> None:
     if array.dtype != np.float32:
         raise UserError(f"layer {node.name!r} has {array.dtype} weights, export the model in float32")
     alpha = _take_factor(node, "alpha")
-    if alpha != 1 or len(weight.uses()) > 1 or weight.is_graph_output() or not weight.is_initializer():
+    array = _without_leading_ones(layer, array)
+    if (
+        array.ndim < len(layer.shape)
+        or alpha != 1
+        or len(weight.uses()) > 1
+        or weight.is_graph_output()
+        or not weight.is_initializer()
+    ):
         _replace(model, node, 1, f"{node.name}_weight", array * np.float32(alpha))
+
+
+def _without_leading_ones(layer: Layer, array: NDArray[Any]) -> NDArray[Any]:
+    """Return a stack of one matrix, [1, ..., K, N], as a matrix, if the product has the same shape without the ones."""
+    shape = layer.input.shape if layer.input is not None else None
+    alone = layer.is_stack and math.prod(array.shape[:-2]) == 1
+    return array.reshape(array.shape[-2:]) if alone and shape is not None and len(shape) >= array.ndim else array
 
 
 def _own_bias(model: ir.Model, layer: Layer) -> None:
