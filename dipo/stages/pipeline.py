@@ -42,7 +42,8 @@ from dipo.stages.load import JobInputs, form_of, load_job
 from dipo.stages.network import SavedNetwork, save_network
 from dipo.stages.parity import check_parity
 from dipo.stages.publish import RUN_TARGET, check_places, publish
-from dipo.stages.report import make_report, versions
+from dipo.stages.rehearse import rehearse
+from dipo.stages.report import FAR_DB, make_report, versions
 from dipo.stages.retarget import QuantizedRun, Retargeted, others, preflight_exports
 from dipo.stages.transform import Transformed, transform
 
@@ -58,6 +59,8 @@ class PreparedJob:
     device: str
     parity: float
     """Largest difference of torch and ONNX Runtime on the float network, over the largest output."""
+    rehearsed_db: float
+    """SQNR of the written file against its simulation on one sample, in dB, before anything is calibrated."""
     clock: Clock
 
 
@@ -96,7 +99,9 @@ def prepare(config: Config, *, clock: Clock, model: ir.Model | None = None) -> P
     with clock.stage("load"):
         loaded = load_job(config, model=model)
         parity = check_parity(loaded, threads=config.cluster.threads)
-    return PreparedJob(config, loaded, device, parity, clock)
+    with clock.stage("rehearse"):
+        rehearsed_db = rehearse(loaded, config)
+    return PreparedJob(config, loaded, device, parity, rehearsed_db, clock)
 
 
 def identify(prepared: PreparedJob, resumed: RunFolder | None) -> Identity:
@@ -285,6 +290,12 @@ def _tell_of_begin(
         )
     terminal.say(f"{config.model.title}: {len(prepared.loaded.plan.layers)} layers, {calib}")
     terminal.say(f"torch and ONNX Runtime agree on the float network to {prepared.parity:.1e} of the largest output")
+    log.info("written and simulated network on one sample: %.1f dB", prepared.rehearsed_db)
+    if prepared.rehearsed_db < FAR_DB:
+        terminal.say(
+            f"on one sample, what is written for {config.platform.name} is {prepared.rehearsed_db:.1f} dB from its "
+            "simulation in ONNX Runtime: what is learned here may not hold there"
+        )
 
 
 def _tell_of_end(report: Report, events: Events) -> None:

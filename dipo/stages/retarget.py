@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,8 +139,12 @@ def _scheme(plan: Plan) -> str:
     return f"w{weights}a{min((spec.bits for spec in plan.activations.values()), default=32)}"
 
 
-def preflight_exports(source: QuantizedRun) -> None:
+def preflight_exports(source: QuantizedRun, check: Callable[[str, Path], None] = lambda *_: None) -> None:
     """Write all targets' files into a temporary folder, so that a target that refuses does so before the long work.
+
+    Args:
+        source: The network.
+        check: Called with the target and the path of each file.
 
     Raises:
         UserError: A target refuses the network.
@@ -148,7 +152,9 @@ def preflight_exports(source: QuantizedRun) -> None:
     config = source.config
     for name in dict.fromkeys([config.platform.name, *config.export.also]):
         with tempfile.TemporaryDirectory() as folder:
-            write(target_of(name, source), source, Path(folder), cfg=config.platform, form=form_of(config))
+            files = write(target_of(name, source), source, Path(folder), cfg=config.platform, form=form_of(config))
+            for file in files:
+                check(name, file)
 
 
 def others(config: Config) -> list[str]:
