@@ -4,47 +4,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
+from loaded import assert_same, load_model, ops
 from networks import network, saved, tiny_cnn
 
 from dipo.errors import UserError
-from dipo.export.runtime import run_model
 from dipo.graph.accessors import array_of, name_of, node_name
 from dipo.graph.layers import layers_of
 from dipo.graph.load import load
-from dipo.graph.passes.invariants import INVARIANTS
-from dipo.graph.torch_module import GraphModule
 
 IMAGE = "(float[{batch},3,8,8] x) => (float[{batch},{out}] y)"
-
-
-def load_model(model: onnx.ModelProto, folder: Path):
-    return load(saved(model, folder))
-
-
-def ops(model) -> list[str]:
-    return [node.op_type for node in model.graph]
-
-
-def assert_same(model: onnx.ModelProto, folder: Path, *, batch: int = 3):
-    """The loaded model computes what the file does, for any batch."""
-    path = saved(model, folder)
-    loaded = load(path)
-    rng = np.random.default_rng(1)
-    shapes = {
-        value.name: [d.dim_value for d in value.type.tensor_type.shape.dim][1:]
-        for value in model.graph.input
-        if value.name not in {tensor.name for tensor in model.graph.initializer}
-    }
-    inputs = {name: rng.normal(size=(batch, *shape)).astype(np.float32) for name, shape in shapes.items()}
-    for check in INVARIANTS:
-        check(loaded)
-    expected = run_model(path, [inputs], threads=1)
-    with torch.inference_mode():
-        found = GraphModule(loaded)({name: torch.from_numpy(array) for name, array in inputs.items()})
-    for name, array in expected.items():
-        np.testing.assert_allclose(found[name].numpy(), array, atol=1e-5, rtol=1e-4)
-    return loaded
 
 
 BATCH_NORM = {"s": (4,), "t": (4,), "mean": (4,), "var": np.full(4, 0.5, np.float32)}

@@ -9,7 +9,8 @@ from onnx_ir.passes import InPlacePass, PassResult
 from onnx_ir.passes.common import ShapeInferencePass
 
 from dipo.errors import UserError
-from dipo.graph.constants import drop_unused, record_constants, replace_input
+from dipo.graph.constants import record_constants, replace_input
+from dipo.graph.passes.resize_scales import exact_scales, set_scales
 
 
 class FreeBatch(InPlacePass):
@@ -56,10 +57,7 @@ def _free_nodes(model: ir.Model, batch: int) -> None:
         if target is not None:
             replace_input(model, node, 1, f"{node.outputs[0].name}_shape", target)
         if scales is not None:
-            sizes = node.inputs[3]
-            replace_input(model, node, 2, f"{node.outputs[0].name}_scales", scales)
-            node.resize_inputs(3)
-            drop_unused(model, sizes)
+            set_scales(model, node, scales)
 
 
 def _freed_target(node: ir.Node, batch: int) -> NDArray[np.int64] | None:
@@ -87,6 +85,4 @@ def _freed_scales(node: ir.Node) -> NDArray[np.float32] | None:
         return None
     if "axes" in node.attributes or "keep_aspect_ratio_policy" in node.attributes:
         return None
-    wanted = sizes.const_value.numpy()
-    scales = (wanted / source.numpy()).astype(np.float32)
-    return scales if np.array_equal(np.floor(source.numpy() * scales), wanted) else None
+    return exact_scales(np.array(source.numpy(), np.int64), sizes.const_value.numpy())
