@@ -223,6 +223,38 @@ def test_a_batch_that_is_merged_with_another_dimension_and_parted_again_is_made_
     assert_same(model, tmp_path, batch=5)
 
 
+def test_a_batch_that_a_shuffle_moves_to_an_inner_axis_is_made_dynamic(tmp_path):
+    model = network(
+        """(float[1,8,4,4] x) => (float[1,4,4,4] y) {
+          [conv] a = Conv(x, w)
+          [part] b = Reshape(a, pairs)
+          [turn] c = Transpose<perm=[1,0,2]>(b)
+          [back] d = Reshape(c, halves)
+          [half] y = Gather<axis=0>(d, second)
+        }""",
+        w=(8, 8, 1, 1), pairs=np.array([4, 2, 16]), halves=np.array([2, -1, 4, 4, 4]), second=np.array(1),
+    )  # fmt: skip
+    loaded = assert_same(model, tmp_path)
+    assert list(loaded.graph.outputs[0].shape[1:]) == [4, 4, 4]
+
+
+@pytest.mark.parametrize("axis", [1, -2])
+def test_a_constant_that_is_joined_to_every_sample_fixes_no_batch(tmp_path, axis):
+    """A class token, in a network that was exported for one sample."""
+    model = network(
+        f"""(float[1,4,6] x) => (float[1,5,3] y) {{
+          [tokens] a = MatMul(x, w)
+          [join] b = Concat<axis={axis}>(token, a)
+          [place] c = Add(b, positions)
+          [head] y = MatMul(c, v)
+        }}""",
+        w=(6, 6), v=(6, 3), token=(1, 1, 6), positions=(1, 5, 6),
+    )  # fmt: skip
+    loaded = assert_same(model, tmp_path)
+    assert [value.name for value in loaded.graph.inputs] == ["x"]
+    assert [str(value.shape[0]) for value in loaded.graph.outputs] == ["batch"]
+
+
 def test_a_graph_that_depends_on_its_batch_is_refused(tmp_path):
     model = network(
         "(float[2,3,4] x) => (float[3,8] y) { [fc] a = MatMul(x, w) [mix] y = Reshape(a, shape) }",
