@@ -1,7 +1,7 @@
 """The axis of each value that counts the samples, in a network whose sizes are all fixed.
 
 Behind a Reshape that joins the batch with another axis, an axis counts the rows of all samples, and the samples are its
-outer part: in a shuffle of channels, [batch, 2 c, h, w] becomes [batch * c, 2, h * w], transposed [2, batch * c, h * w].
+outer part: in a shuffle of channels, [batch, 2 c, h, w] becomes [batch * c, 2, h w], transposed [2, batch * c, h w].
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dipo.graph.operators import Channels, Kind, Moves
 
 
 def batch_axes(model: ir.Model, batch: int) -> dict[ir.Value, int]:
-    """Return the axis of each value whose outer part is the batch; values without one, or of unknown shape, are left out.
+    """Return the axis of each value whose outer part is the batch; values without one or of unknown shape are left out.
 
     Args:
         model: A model whose shapes are inferred, all inputs of which begin with the batch.
