@@ -77,11 +77,11 @@ def test_a_model_with_an_operator_that_is_not_known(complaint, tmp_path):
 
 def test_a_model_with_a_batch_that_nothing_frees(complaint, tmp_path):
     model = network(
-        """(float[1,3,8,8] image) => (float[1,3,8,16] y) {
+        """(float[2,3,8,8] image) => (float[2,3,8,16] y) {
           [conv] a = Conv(image, w)
           [join] y = Concat<axis=3>(a, token)
         }""",
-        w=(3, 3, 1, 1), token=(1, 3, 8, 8),
+        w=(3, 3, 1, 1), token=(2, 3, 8, 8),
     )  # fmt: skip
     message = complaint(f"model.path={saved(model, tmp_path)}")
     assert "torch cannot run" in message or "batch" in message

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from dipo.graph.accessors import array_of
+from dipo.graph.float_products import float_products, tables_of_layers
 from dipo.graph.plan import Plan
 from dipo.quant.observers import Statistics
 
@@ -23,7 +24,7 @@ class Diagnostic:
 
 
 def diagnose(model: ir.Model, plan: Plan, statistics: Mapping[str, Statistics]) -> list[Diagnostic]:
-    """Return diagnostics of weights and channels that are all zero, and of constant activations.
+    """Return diagnostics of weights and channels that are all zero, of constant activations, and of what stays float.
 
     Args:
         model: The float network.
@@ -43,4 +44,9 @@ def diagnose(model: ir.Model, plan: Plan, statistics: Mapping[str, Statistics]) 
         seen = statistics.get(name)
         if seen is not None and seen.count and seen.min == seen.max:
             diagnostics.append(Diagnostic(name, f"it is {seen.min:g} everywhere, on all samples"))
+    diagnostics += [Diagnostic(name, reason) for name, reason in float_products(model).items()]
+    diagnostics += [
+        Diagnostic(name, f"its table holds the numbers of layer {layer!r} once more, beside that layer's integers")
+        for name, layer in tables_of_layers(model, plan.layers.keys()).items()
+    ]
     return diagnostics

@@ -23,6 +23,7 @@ from dipo.data.samples import InputSpec, digest_files
 from dipo.data.store import write_store
 from dipo.errors import UserError
 from dipo.graph.load import load
+from dipo.graph.sparse import make_dense
 from dipo.stages.load import input_specs
 
 Model = str | os.PathLike[str] | onnx.ModelProto | ir.Model
@@ -80,7 +81,7 @@ def model_file(model: Model, folder: Path) -> str:
         return text if text.startswith("zoo:") else str(Path(text).expanduser().absolute())
     if not isinstance(model, onnx.ModelProto | ir.Model):
         raise UserError(f"model is {type(model).__name__}: give the path of an ONNX file, onnx.ModelProto or ir.Model")
-    graph = ir.from_proto(model) if isinstance(model, onnx.ModelProto) else model
+    graph = ir.from_proto(make_dense(model)) if isinstance(model, onnx.ModelProto) else model
     tensors = [value.const_value for value in graph.graph.initializers.values() if value.const_value is not None]
     outside = any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
     large = outside or sum(tensor.nbytes for tensor in tensors) > _EXTERNAL_BYTES

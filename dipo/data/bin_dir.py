@@ -1,8 +1,8 @@
 """Reader of folders in Dipoorlet's layout: `<input>/<n>.bin`, each file the raw values of one sample.
 
 The values are little-endian: float32 for a float input (or the input's own type, if only that agrees with the file's
-length), else the input's own type. A folder has the input's name, possibly with `_` for `/`. The files are read in the
-order of their numbers.
+length), else the input's own type. A folder has the input's name; one with a `/` is a folder in a folder, as Dipoorlet
+writes it, or has `_` in its place. The files are read in the order of their numbers.
 """
 
 from __future__ import annotations
@@ -109,8 +109,13 @@ def read_bin_dir(path: Path, *, inputs: Sequence[InputSpec], how: Preprocessing)
 
 
 def _folder(path: Path, spec: InputSpec) -> Path | None:
+    """Return the input's folder; None if there is none."""
     name = stored_name(spec.name, {entry.name for entry in path.iterdir() if entry.is_dir()})
-    return None if name is None else path / name
+    if name is not None:
+        return path / name
+    parts = [part for part in spec.name.split("/") if part]
+    nested = path.joinpath(*parts)
+    return nested if parts and ".." not in parts and nested.is_dir() else None
 
 
 def _numbered_files(path: Path, spec: InputSpec) -> dict[int, Path]:

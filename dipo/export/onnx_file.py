@@ -7,9 +7,8 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from onnxscript.version_converter import convert_version
 
-from dipo.graph.quiet import quiet
+from dipo.graph.opset import convert_opset
 
 _INLINE_BYTES = 1 << 30
 """Size above which tensors go to a file of their own: protobuf is limited to 2 GiB, with the rest of the graph."""
@@ -54,11 +53,12 @@ def raise_opset(model: ir.Model, opset: int) -> None:
 
     The converter rewrites the few operators that changed their meaning (GroupNormalization, GridSample, DFT between 18
     and 21); it keeps the names of values and of the nodes that it leaves alone.
+
+    Raises:
+        UserError: It does not know a way.
     """
     if model.opset_imports[""] < opset:
-        with quiet():
-            convert_version(model, opset, fallback=True)
-        assert model.opset_imports[""] == opset
+        convert_opset(model, opset)
     imports = [onnx.helper.make_opsetid("", model.opset_imports[""])]
     model.ir_version = max(model.ir_version, onnx.helper.find_min_ir_version_for(imports))
 

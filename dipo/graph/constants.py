@@ -69,3 +69,17 @@ def drop_unused(model: ir.Model, value: ir.Value | None) -> None:
     """Remove a constant from the graph if nothing reads it; in place."""
     if value is not None and value.name and value.is_initializer() and not value.uses() and not value.is_graph_output():
         del model.graph.initializers[value.name]
+
+
+def single_rows(node: ir.Node) -> list[int]:
+    """Return the positions of constants that a Concat joins to the data of every sample; none for other nodes.
+
+    A network that was exported for a batch of 1 joins a constant of one row, [1, ...], to its activations along another
+    axis: a class token, coordinates, anchors. With another batch, it stands for each sample's row.
+    """
+    if node.op_type != "Concat" or node.domain != "":
+        return []
+    tensors = [None if value is None else ir.convenience.get_const_tensor(value) for value in node.inputs]
+    shapes = {port: tuple(tensor.shape.numpy()) for port, tensor in enumerate(tensors) if tensor is not None}
+    axis = node.attributes.get_int("axis", 1)
+    return [port for port, shape in shapes.items() if shape and shape[0] == 1 and axis % len(shape) != 0]

@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from dipo.errors import UserError
 from dipo.graph import operators
 from dipo.graph.operators import Kind
-from dipo.graph.passes import NORMALISATION
+from dipo.graph.passes import NORMALISATION, READING
+from dipo.graph.passes.inline import invalid
 from dipo.graph.quiet import quiet
+from dipo.graph.sparse import make_dense
 
 
 def load(path: Path) -> ir.Model:
@@ -34,13 +37,23 @@ def normalise(model: ir.Model, *, source: str) -> ir.Model:
         UserError: It is no float model, is not complete, or uses what dipo cannot quantize.
     """
     try:
-        _refuse_unusable(model)
         with quiet():
+            _bring_to_one_writing(model)
+            _refuse_unusable(model)
             for transform in NORMALISATION:
                 transform(model)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
     return model
+
+
+def _bring_to_one_writing(model: ir.Model) -> None:
+    try:
+        for transform in READING:
+            transform(model)
+    except Exception as error:
+        # A cycle.
+        raise invalid(error) from error
 
 
 def model_files(path: Path) -> list[Path]:
@@ -56,7 +69,9 @@ def _read(path: Path) -> ir.Model:
         raise UserError(f"model.path={path}: this is a folder, give the path of an ONNX file")
     try:
         with quiet():
-            model = ir.load(path)
+            proto = make_dense(onnx.load(path, load_external_data=False))
+            model = ir.from_proto(proto)
+            ir.external_data.set_base_dir(model.graph, path.parent)
     except OSError as error:
         raise UserError(
             f"model.path={path}: cannot be read ({error.strerror or error}), check its permissions"

@@ -43,6 +43,23 @@ def test_several_inputs_and_a_name_with_a_slash(tmp_path: Path) -> None:
     np.testing.assert_array_equal(samples.inputs["input"], VALUES[2:4])
 
 
+@pytest.mark.parametrize("folder", ["model/ids", "model_ids"])
+@pytest.mark.parametrize("name", ["model/ids", "/model/ids"])
+def test_a_name_with_a_slash_is_a_folder_in_a_folder_too(tmp_path: Path, name: str, folder: str) -> None:
+    if name.startswith("/") and "_" in folder:
+        folder = f"_{folder}"
+    ids = np.arange(60).reshape(12, 5)
+    write(tmp_path / folder, ids)
+    spec = InputSpec(name, (None, 5), np.dtype(np.int64))
+    np.testing.assert_array_equal(opened(tmp_path, spec).read(0, 12).inputs[name], ids)
+
+
+def test_a_name_leads_nowhere_outside(tmp_path: Path) -> None:
+    write(tmp_path / "ids")
+    (tmp_path / "samples").mkdir()
+    assert not is_bin_dir(tmp_path / "samples", [InputSpec("../ids", (None, 5), np.dtype(np.int64))])
+
+
 @pytest.mark.parametrize("stored", ["<f4", "<f2"])
 def test_half_precision_input_takes_both_widths(tmp_path: Path, stored: str) -> None:
     spec = InputSpec("input", (1, 3, 4, 4), np.dtype(np.float16))

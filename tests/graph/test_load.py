@@ -4,47 +4,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
+from loaded import assert_same, load_model, ops
 from networks import network, saved, tiny_cnn
 
 from dipo.errors import UserError
-from dipo.export.runtime import run_model
 from dipo.graph.accessors import array_of, name_of, node_name
 from dipo.graph.layers import layers_of
 from dipo.graph.load import load
-from dipo.graph.passes.invariants import INVARIANTS
-from dipo.graph.torch_module import GraphModule
 
 IMAGE = "(float[{batch},3,8,8] x) => (float[{batch},{out}] y)"
-
-
-def load_model(model: onnx.ModelProto, folder: Path):
-    return load(saved(model, folder))
-
-
-def ops(model) -> list[str]:
-    return [node.op_type for node in model.graph]
-
-
-def assert_same(model: onnx.ModelProto, folder: Path, *, batch: int = 3):
-    """The loaded model computes what the file does, for any batch."""
-    path = saved(model, folder)
-    loaded = load(path)
-    rng = np.random.default_rng(1)
-    shapes = {
-        value.name: [d.dim_value for d in value.type.tensor_type.shape.dim][1:]
-        for value in model.graph.input
-        if value.name not in {tensor.name for tensor in model.graph.initializer}
-    }
-    inputs = {name: rng.normal(size=(batch, *shape)).astype(np.float32) for name, shape in shapes.items()}
-    for check in INVARIANTS:
-        check(loaded)
-    expected = run_model(path, [inputs], threads=1)
-    with torch.inference_mode():
-        found = GraphModule(loaded)({name: torch.from_numpy(array) for name, array in inputs.items()})
-    for name, array in expected.items():
-        np.testing.assert_allclose(found[name].numpy(), array, atol=1e-5, rtol=1e-4)
-    return loaded
 
 
 BATCH_NORM = {"s": (4,), "t": (4,), "mean": (4,), "var": np.full(4, 0.5, np.float32)}
@@ -253,6 +221,38 @@ def test_a_batch_that_is_merged_with_another_dimension_and_parted_again_is_made_
         down=np.array([6, 4]), up=np.array([2, 3, 4]), w=(4, 4),
     )  # fmt: skip
     assert_same(model, tmp_path, batch=5)
+
+
+def test_a_batch_that_a_shuffle_moves_to_an_inner_axis_is_made_dynamic(tmp_path):
+    model = network(
+        """(float[1,8,4,4] x) => (float[1,4,4,4] y) {
+          [conv] a = Conv(x, w)
+          [part] b = Reshape(a, pairs)
+          [turn] c = Transpose<perm=[1,0,2]>(b)
+          [back] d = Reshape(c, halves)
+          [half] y = Gather<axis=0>(d, second)
+        }""",
+        w=(8, 8, 1, 1), pairs=np.array([4, 2, 16]), halves=np.array([2, -1, 4, 4, 4]), second=np.array(1),
+    )  # fmt: skip
+    loaded = assert_same(model, tmp_path)
+    assert list(loaded.graph.outputs[0].shape[1:]) == [4, 4, 4]
+
+
+@pytest.mark.parametrize("axis", [1, -2])
+def test_a_constant_that_is_joined_to_every_sample_fixes_no_batch(tmp_path, axis):
+    """A class token, in a network that was exported for one sample."""
+    model = network(
+        f"""(float[1,4,6] x) => (float[1,5,3] y) {{
+          [tokens] a = MatMul(x, w)
+          [join] b = Concat<axis={axis}>(token, a)
+          [place] c = Add(b, positions)
+          [head] y = MatMul(c, v)
+        }}""",
+        w=(6, 6), v=(6, 3), token=(1, 1, 6), positions=(1, 5, 6),
+    )  # fmt: skip
+    loaded = assert_same(model, tmp_path)
+    assert [value.name for value in loaded.graph.inputs] == ["x"]
+    assert [str(value.shape[0]) for value in loaded.graph.outputs] == ["batch"]
 
 
 def test_a_graph_that_depends_on_its_batch_is_refused(tmp_path):

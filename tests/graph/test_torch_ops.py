@@ -396,33 +396,38 @@ def test_pow_keeps_type_and_shape(exponent: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("coordinates", ["half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric"])
-@pytest.mark.parametrize(("mode", "nearest_mode"), [("linear", "floor"), ("nearest", "floor"), ("nearest", None)])
-@pytest.mark.parametrize("scale", [2.0, 3.0, 1.5, 0.6])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"mode": "linear"},
+        {"mode": "cubic"},
+        {"mode": "cubic", "cubic_coeff_a": -0.5},
+        {"mode": "nearest"},
+        *({"mode": "nearest", "nearest_mode": mode} for mode in ("floor", "ceil", "round_prefer_ceil")),
+    ],
+    ids=lambda how: "-".join(str(value) for value in how.values()),
+)
+@pytest.mark.parametrize("scale", [2.0, 3.0, 1.5, 0.6, 0.2])
 @pytest.mark.parametrize("by_sizes", [True, False])
 def test_resize_equals_onnxruntime_or_is_refused(
-    coordinates: str, mode: str, nearest_mode: str | None, scale: float, by_sizes: bool
+    coordinates: str, how: dict[str, object], scale: float, by_sizes: bool
 ) -> None:
     x = random(2, 3, 5, 7)
-    sizes = ints(2, 3, int(5 * scale), int(7 * scale))
     inputs = {"x": x, "_roi": ints()}
-    inputs |= (
-        {"_scales": ints(), "sizes": sizes} if by_sizes else {"scales": np.array([1, 1, scale, scale], np.float32)}
-    )
-    options = {"constants": list(inputs)[2 + by_sizes :], "coordinate_transformation_mode": coordinates, "mode": mode}
-    options |= {"nearest_mode": nearest_mode} if nearest_mode else {}
-    (node,) = ir.serde.deserialize_model(make("Resize", inputs, **options)).graph
-    whole = scale.is_integer()
-    common = {
-        ("linear", "half_pixel"): True,
-        ("linear", "pytorch_half_pixel"): by_sizes or scale >= 1,
-        ("linear", "align_corners"): by_sizes or whole,
-        ("nearest", "half_pixel"): nearest_mode is None and whole,
-        ("nearest", "pytorch_half_pixel"): nearest_mode is None and whole,
-        ("nearest", "asymmetric"): nearest_mode == "floor",
-    }.get((mode, coordinates), False)
-    assert supported(node) == common
-    if common:
+    sizes = {"_scales": ints(), "sizes": ints(2, 3, int(5 * scale), int(7 * scale))}
+    inputs |= sizes if by_sizes else {"scales": np.array([1, 1, scale, scale], np.float32)}
+    options = {"constants": list(inputs)[2 + by_sizes :], "coordinate_transformation_mode": coordinates, **how}
+    ties = coordinates == "asymmetric" and how.get("nearest_mode") == "round_prefer_ceil"
+    if ties or (coordinates == "align_corners" and not by_sizes and not scale.is_integer()):
+        (node,) = ir.serde.deserialize_model(make("Resize", inputs, **options)).graph
+        assert not supported(node)
+    else:
         check("Resize", inputs, **options)
+
+
+def test_resize_of_other_axes_than_the_spatial_ones() -> None:
+    inputs = {"x": random(2, 3, 5), "_roi": ints(), "scales": np.array([1, 2, 1.5], np.float32)}
+    check("Resize", inputs, constants=["scales"], mode="nearest", nearest_mode="floor")
 
 
 def test_resize_ignores_a_batch_written_into_its_sizes() -> None:

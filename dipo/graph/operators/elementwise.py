@@ -59,14 +59,14 @@ OPERATORS = (
     _of_one(name="Cast", torch=built_by(f"{_OPS}:cast"), sign=Sign.KEPT, moments=None, full_integer=False),
     _of_two(
         name="Add", torch=same_as("torch:add"), sign=Sign.KEPT, moments=MomentRule.SUM, operand=Operand.SUMMAND,
-        integer_kernel=IntegerKernel.CODES, qoperator="QLinearAdd",
+        neutral=0, integer_kernel=IntegerKernel.CODES, qoperator="QLinearAdd",
     ),
-    _of_two(name="Sub", torch=same_as("torch:sub"), sign=Sign.ANY, moments=MomentRule.DIFFERENCE),
+    _of_two(name="Sub", torch=same_as("torch:sub"), sign=Sign.ANY, moments=MomentRule.DIFFERENCE, neutral=0),
     _of_two(
         name="Mul", torch=same_as("torch:mul"), sign=Sign.KEPT, moments=MomentRule.PRODUCT, operand=Operand.FACTOR,
-        integer_kernel=IntegerKernel.CODES, qoperator="QLinearMul",
+        neutral=1, integer_kernel=IntegerKernel.CODES, qoperator="QLinearMul",
     ),
-    _of_two(name="Div", torch=same_as(f"{_OPS}:divide"), sign=Sign.KEPT, moments=MomentRule.QUOTIENT),
+    _of_two(name="Div", torch=same_as(f"{_OPS}:divide"), sign=Sign.KEPT, moments=MomentRule.QUOTIENT, neutral=1),
     # The exponent is an option.
     _of_two(name="Pow", torch=built_by(f"{_OPS}:power"), sign=Sign.KEPT, moments=None, data_constants=False),
     _of_many(

@@ -32,6 +32,7 @@ _interpolation = partial(
     keeps_shifts=False,
     full_integer=True,
     resizes=True,
+    interpolates=True,
 )
 _reduction = partial(
     Operator,

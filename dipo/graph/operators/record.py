@@ -202,6 +202,8 @@ class Operator:
     otherwise they are options, such as the scales of a Resize."""
     operand: Operand | None = None
     """Role of each of two operands, whose order does not matter."""
+    neutral: int | None = None
+    """Number that leaves the other operand as it is; the second one, unless the order does not matter (`operand`)."""
     weight: Weight | None = None
     moves: Moves | None = None
     on_codes: bool = False
@@ -213,6 +215,8 @@ class Operator:
     """Whether integer kernels write a fixed grid over `output_range`, in steps of a power of two."""
     resizes: bool = False
     """Whether it changes the resolution without strides."""
+    interpolates: bool = False
+    """Whether it resizes by given factors or sizes, to numbers between those of the input."""
     integer_kernel: IntegerKernel | None = None
     qoperator: str | None = None
     """Integer operator, ONNX's own or ONNX Runtime's, that can replace it in a file."""

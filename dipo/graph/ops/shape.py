@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dipo.graph.constants import single_rows
 from dipo.graph.ops.reader import NodeReader, TorchOp
 from dipo.graph.ops.window import torch_pads
 
@@ -61,9 +62,17 @@ def unsqueeze(node: NodeReader) -> TorchOp:
 
 
 def concat(node: NodeReader) -> TorchOp:
-    """Concat along an axis."""
+    """Concat along an axis; a constant of one row stands for every sample (`graph.constants.single_rows`)."""
     axis = node.get_int("axis", 1)
-    return lambda *xs: torch.cat(xs, axis)
+    single = set(single_rows(node.node))
+    if not single:
+        return lambda *xs: torch.cat(xs, axis)
+
+    def run(*xs: Tensor) -> Tensor:
+        batch = max(x.shape[0] for x in xs)
+        return torch.cat([x.expand(batch, *x.shape[1:]) if i in single else x for i, x in enumerate(xs)], axis)
+
+    return run
 
 
 def split(node: NodeReader) -> TorchOp:

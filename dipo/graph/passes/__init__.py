@@ -7,23 +7,45 @@ from __future__ import annotations
 
 import onnx_ir as ir
 from onnx_ir.passes import PassBase
-from onnx_ir.passes.common import RemoveInitializersFromInputsPass
+from onnx_ir.passes.common import TopologicalSortPass
 
+from dipo.graph.passes.constant_parameters import ConstantParameters
+from dipo.graph.passes.default_domain import DefaultDomain
+from dipo.graph.passes.drop_no_ops import DropNoOps
+from dipo.graph.passes.fold_weights import FoldWeights
 from dipo.graph.passes.free_batch import FreeBatch
 from dipo.graph.passes.infer_shapes import InferShapes
+from dipo.graph.passes.inline import Inline
 from dipo.graph.passes.interface import RecordInterface, RestoreInterface
+from dipo.graph.passes.modern_opset import ModernOpset
 from dipo.graph.passes.name_nodes import NameNodes, RecordLayerNames
 from dipo.graph.passes.own_parameters import OwnParameters, UntieParameters
 from dipo.graph.passes.refuse_constant_outputs import RefuseConstantOutputs
+from dipo.graph.passes.resize_scales import ResizeScales
+from dipo.graph.passes.scalar_limits import ScalarLimits
 from dipo.graph.passes.simplify import Simplify
 
+READING: tuple[PassBase, ...] = (
+    DefaultDomain(),
+    TopologicalSortPass(),
+)
+"""The passes that bring the ways in which a file may be written to one; they hold for any file that ONNX allows."""
+
 NORMALISATION: tuple[PassBase, ...] = (
-    RemoveInitializersFromInputsPass(),
+    ConstantParameters(),
+    ModernOpset(),
     RecordInterface(),
+    Inline(),
+    FoldWeights(),
     UntieParameters(),
     RecordLayerNames(),
     Simplify(),
+    # Once more: the optimizer may have found out what a weight depends on, such as a shape.
+    FoldWeights(),
+    ScalarLimits(),
     InferShapes(),
+    DropNoOps(),
+    ResizeScales(),
     FreeBatch(),
     RefuseConstantOutputs(),
     NameNodes(),

@@ -9,7 +9,9 @@ from onnx_ir.passes import InPlacePass, PassResult
 from onnx_ir.passes.common import ShapeInferencePass
 
 from dipo.errors import UserError
-from dipo.graph.constants import drop_unused, record_constants, replace_input
+from dipo.graph.batch_axis import batch_axes, reshaped_axis
+from dipo.graph.constants import record_constants, replace_input, single_rows
+from dipo.graph.passes.resize_scales import exact_scales, set_scales
 
 
 class FreeBatch(InPlacePass):
@@ -18,6 +20,7 @@ class FreeBatch(InPlacePass):
     1. No input or output has a fixed first dimension, if all inputs had the same one.
     2. Shapes between them are inferred anew.
     3. Nodes whose constants were replaced have a record of the former ones, for `RestoreInterface`.
+    4. A constant that is joined to activations along another axis (a class token, coordinates) stands for every sample.
     """
 
     def call(self, model: ir.Model) -> PassResult:
@@ -35,7 +38,7 @@ class FreeBatch(InPlacePass):
         declared = {value: value.shape for value in model.graph.outputs}
         for value in (*inputs, *(output for node in model.graph for output in node.outputs)):
             value.shape = ir.Shape(["batch", *value.shape[1:]]) if value.is_graph_input() and value.shape else None
-        ShapeInferencePass()(model)
+        _infer_shapes(model)
         for value, shape in declared.items():
             if value.shape is not None and (not len(value.shape) or isinstance(value.shape[0], int)):
                 raise UserError(
@@ -47,19 +50,37 @@ class FreeBatch(InPlacePass):
         return PassResult(model, modified=True)
 
 
+def _infer_shapes(model: ir.Model) -> None:
+    """Infer shapes, with a row for each sample of constants that are joined to activations (`ops.shape.concat`)."""
+    single = [(node, port) for node in model.graph for port in single_rows(node)]
+    stand_ins = []
+    for index, (node, port) in enumerate(single):
+        value = node.inputs[port]
+        assert value is not None and value.shape is not None
+        shape = ir.Shape(["batch", *value.shape[1:]])
+        stand_in = ir.Input(f"dipo.samples_of_constant_{index}", shape=shape, type=value.type)
+        model.graph.inputs.append(stand_in)
+        node.replace_input_with(port, stand_in)
+        stand_ins.append((node, port, value))
+    ShapeInferencePass()(model)
+    for node, port, value in stand_ins:
+        node.replace_input_with(port, value)
+        model.graph.inputs.pop()
+
+
 def _free_nodes(model: ir.Model, batch: int) -> None:
     """Replace the constants that contain the batch size."""
+    axes = batch_axes(model, batch)
     for node in model.graph:
-        target, scales = _freed_target(node, batch), _freed_scales(node)
+        axis = axes.get(node.inputs[0], 0) if node.inputs and node.inputs[0] is not None else 0
+        target = _freed_target(node, batch) if axis == 0 else _freed_inner_target(node, axis, batch)
+        scales = _freed_scales(node)
         if target is not None or scales is not None:
             record_constants(node)
         if target is not None:
             replace_input(model, node, 1, f"{node.outputs[0].name}_shape", target)
         if scales is not None:
-            sizes = node.inputs[3]
-            replace_input(model, node, 2, f"{node.outputs[0].name}_scales", scales)
-            node.resize_inputs(3)
-            drop_unused(model, sizes)
+            set_scales(model, node, scales)
 
 
 def _freed_target(node: ir.Node, batch: int) -> NDArray[np.int64] | None:
@@ -79,6 +100,23 @@ def _freed_target(node: ir.Node, batch: int) -> NDArray[np.int64] | None:
     return shape
 
 
+def _freed_inner_target(node: ir.Node, axis: int, batch: int) -> NDArray[np.int64] | None:
+    """Return a Reshape's target with the batch, which is part of the input's `axis`, made free; None if it is free."""
+    target = node.inputs[1] if node.op_type == "Reshape" else None
+    source = node.inputs[0].shape if target is not None and node.inputs[0] is not None else None
+    output = node.outputs[0].shape
+    if target is None or target.const_value is None or source is None or output is None:
+        return None
+    if not (source.is_static() and output.is_static()):
+        return None
+    behind = reshaped_axis(source, output, axis, batch=batch)
+    if behind is None or target.const_value.numpy()[behind] == -1:
+        return None
+    shape = np.array(output.numpy(), np.int64)
+    shape[behind] = -1
+    return shape
+
+
 def _freed_scales(node: ir.Node) -> NDArray[np.float32] | None:
     """Return scales in place of a Resize's sizes, which contain the batch; None if they would not give these sizes."""
     sizes = node.inputs[3] if node.op_type == "Resize" and len(node.inputs) > 3 else None
@@ -87,6 +125,4 @@ def _freed_scales(node: ir.Node) -> NDArray[np.float32] | None:
         return None
     if "axes" in node.attributes or "keep_aspect_ratio_policy" in node.attributes:
         return None
-    wanted = sizes.const_value.numpy()
-    scales = (wanted / source.numpy()).astype(np.float32)
-    return scales if np.array_equal(np.floor(source.numpy() * scales), wanted) else None
+    return exact_scales(np.array(source.numpy(), np.int64), sizes.const_value.numpy())

@@ -1,49 +1,81 @@
-"""Inlining of functions, and folding of constants, BatchNormalization and Pad."""
+"""Folding of constants, BatchNormalization and Pad, and what the optimizer leaves to be mended."""
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
-from onnx_ir.passes.common import InlinePass
 from onnxscript import optimizer
 
-from dipo.errors import UserError
 from dipo.graph.batch_norm import BatchNorm, batch_norm_in, set_batch_norm
-from dipo.graph.passes.invariants import check_inlined
+from dipo.graph.constants import replace_input
+from dipo.graph.passes.inline import invalid
 
 
 class Simplify(InPlacePass):
-    """Inline functions and fold constants, BatchNormalization and Pad.
+    """Fold constants, BatchNormalization and Pad.
 
-    1. Functions are inlined: nodes are ONNX's own operators, or those of other domains that are no functions.
-    2. Values that depend on constants alone are constants.
-    3. BatchNormalization and Pad are folded into the adjacent convolution.
-    4. A layer into which BatchNormalization was folded has a record of it (`batch_norm.batch_norm_of`).
+    1. Values that depend on constants alone are constants, unless they are large.
+    2. BatchNormalization and Pad are folded into the adjacent convolution.
+    3. A layer into which BatchNormalization was folded has a record of it (`batch_norm.batch_norm_of`).
+    4. An If with a constant condition is replaced by the branch that it takes; the other one reads nothing any more.
+    5. A Split has its sizes, where the optimizer made it in a form that is newer than the model's operator set.
     """
 
     def call(self, model: ir.Model) -> PassResult:
-        """Inline, then fold.
+        """Run the optimizer, and mend what it leaves.
 
         Raises:
             UserError: The graph is not valid.
         """
+        batch_norms = _find_batch_norms(model)
         try:
-            # Inlined first: a function's values get the names that they keep.
-            InlinePass()(model)
-            batch_norms = _find_batch_norms(model)
             optimizer.optimize(model)
         except Exception as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise UserError(f"not a valid ONNX graph ({reason}), export it again") from error
+            raise invalid(error) from error
         for node in model.graph:
             norm = batch_norms.get(node.outputs[0].name or "")
             if norm is not None and node.op_type != "BatchNormalization":
                 set_batch_norm(node, norm)
+        _detach_removed(model)
+        for node in model.graph:
+            if node.op_type == "Split" and "num_outputs" in node.attributes and model.opset_imports[""] < _NUM_OUTPUTS:
+                _give_sizes(model, node)
         return PassResult(model, modified=True)
 
-    def ensures(self, model: ir.Model) -> None:
-        """Check that no function is left."""
-        check_inlined(model)
+
+_NUM_OUTPUTS = 18
+"""First operator set whose Split may have a number of outputs in place of their sizes."""
+
+
+def _detach_removed(model: ir.Model) -> None:
+    """Let nodes that are no longer in the graph read nothing: those of branches that are never taken."""
+    present = set(model.graph.all_nodes())
+    values = (*model.graph.inputs, *model.graph.initializers.values(), *(v for node in present for v in node.outputs))
+    for value in values:
+        for use in value.uses():
+            if use.node not in present:
+                use.node.replace_input_with(use.idx, None)
+
+
+def _give_sizes(model: ir.Model, node: ir.Node) -> None:
+    """Give a Split of a known size, in equal parts, the sizes of these."""
+    source, num = node.inputs[0], len(node.outputs)
+    axis = node.attributes.get_int("axis", 0)
+    size = None if source is None or source.shape is None else source.shape[axis]
+    assert isinstance(size, int), node.name
+    del node.attributes["num_outputs"]
+    node.resize_inputs(2)
+    part = -(-size // num)
+    sizes = [min(part, size - part * index) for index in range(num)]
+    if model.opset_imports[""] < _SIZES_ARE_INPUTS:
+        node.resize_inputs(1)
+        node.attributes.add(ir.AttrInt64s("split", sizes))
+    else:
+        replace_input(model, node, 1, f"{node.outputs[0].name}_sizes", np.array(sizes, np.int64))
+
+
+_SIZES_ARE_INPUTS = 13
 
 
 def _find_batch_norms(model: ir.Model) -> dict[str, BatchNorm]:
