@@ -88,7 +88,7 @@ def row(network: str, extra: str) -> str:
         if config.platform.name == "openvino":
             error = openvino.check(file, Probe(inputs, simulated)).error
             assert error is not None
-            figures += f" {error.agreement:6.2f} {error.cosine:9.6f}"
+            figures += f" {_per_cent(error.agreement)} {error.cosine:9.6f}"
         return f"{extra:56}| {figures}".rstrip()
 
 
@@ -118,7 +118,11 @@ def simulation(config: Config, folder: Path) -> tuple[Outputs, Outputs]:
 
 def _same(reference: Outputs, other: Outputs) -> str:
     error = output_error(reference, other)
-    return f"{error.agreement:6.2f} {error.cosine:9.6f}"
+    return f"{_per_cent(error.agreement)} {error.cosine:9.6f}"
+
+
+def _per_cent(value: float | None) -> str:
+    return f"{'-':>6}" if value is None else f"{value:6.2f}"
 
 
 def _within(reference: Outputs, other: Outputs) -> float:

@@ -163,7 +163,7 @@ class Option:
         if isinstance(self.limit, OneOf):
             words = f"{'any' if self.is_list else 'one'} of {', '.join(self.limit.choices)}"
         elif self.type is dict:
-            words = "a mapping such as {/conv1:{weight_bits:4}}"
+            words = self.noun or "a mapping such as {/conv1:{weight_bits:4}}"
         else:
             words = (self.noun or _NOUNS[self.type]) + (f" {self.limit}" if self.limit else "")
         if self.nests:

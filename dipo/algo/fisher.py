@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from dipo.algo.activation_cache import Batch, CachedActivation
 from dipo.algo.collectives import Collectives
+from dipo.algo.fitted_values import fitted_values
 from dipo.graph.accessors import name_of
 from dipo.graph.sample_axis import SampleAxes, SampleAxis
 from dipo.graph.torch_module import GraphModule
@@ -46,7 +47,7 @@ def fisher_diagonals(
     Returns:
         By name of the value the squared gradients, float32, in the order of a `CachedActivation`.
     """
-    judged = [_judged(value) for value in model.graph.outputs]
+    judged = _judged(model)
     module = GraphModule(model, outputs=judged).to(device).eval().requires_grad_(requires_grad=False)
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in values}
     for batch in batches:
@@ -59,7 +60,7 @@ def fisher_diagonals(
         taps = [seen[name] for name in values]
         gradients = torch.autograd.grad(list(outputs.values()), taps, slopes, allow_unused=True)
         for name, tap, grad in zip(values, taps, gradients, strict=True):
-            parts[name].append(torch.zeros_like(tap) if grad is None else grad.square())
+            parts[name].append((torch.zeros_like(tap) if grad is None else grad).float().square())
     return {name: CachedActivation.gather(pieces, None, samples.of(name)) for name, pieces in parts.items()}
 
 
@@ -91,8 +92,18 @@ def normalised(
     return {name: dataclasses.replace(c, data=c.data / mean) for name, c in diagonals.items()}
 
 
-def _judged(output: ir.Value) -> str:
-    """Return the name of the value that determines the likelihood: an output, or the logits before its Softmax."""
+def _judged(model: ir.Model) -> list[str]:
+    """Return the names of the values that determine the likelihood: the outputs, or the logits before their Softmax.
+
+    For an output of integers stand the floats that it is made from.
+    """
+    nodes = list(model.graph)
+    values = {name_of(value): value for node in nodes for value in node.outputs if value.name}
+    names = fitted_values(nodes, map(name_of, model.graph.outputs))
+    return list(dict.fromkeys(_before_softmax(values[name]) for name in names))
+
+
+def _before_softmax(output: ir.Value) -> str:
     node = output.producer()
     if node is None or node.op_type != "Softmax" or output.shape is None or len(output.shape) != 2:
         return name_of(output)

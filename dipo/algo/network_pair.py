@@ -14,6 +14,7 @@ import torch
 
 from dipo.algo.activation_cache import Batch, CachedActivation, StoredRows
 from dipo.algo.collectives import Collectives
+from dipo.algo.fitted_values import fitted_values
 from dipo.graph.accessors import name_of, node_name
 from dipo.graph.layers import layers_of
 from dipo.graph.plan import Plan, QuantizedLayer, QuantizedModel
@@ -128,9 +129,14 @@ class NetworkPair:
         """Return the nodes that compute a unit, in topological order: those that it makes again, then its own."""
         return [self.nodes[name] for name in (*unit.remade, *unit.nodes)]
 
+    def fitted(self, unit: Unit) -> tuple[str, ...]:
+        """Return the names of the values by which a unit is fitted to the float network: see `fitted_values`."""
+        return fitted_values([self.nodes[name] for name in unit.nodes], unit.outputs)
+
     def targets(self, unit: Unit) -> dict[str, CachedActivation]:
-        """Return the next unit's outputs in the float network, by name."""
-        module = self.module(self.nodes_of(unit), unit.outputs)
+        """Return the next unit's outputs in the float network, and the values that it is fitted by, by name."""
+        names = list(dict.fromkeys((*unit.outputs, *self.fitted(unit))))
+        module = self.module(self.nodes_of(unit), names)
         return self.run(module, self.reads(self.fp, module), constants={}, hook=None, codes=False)
 
     def layer_outputs(self, unit: Unit) -> LayerOutputs | None:

@@ -27,15 +27,18 @@ class ChannelMoments:
 def output_error(
     pair: NetworkPair, unit: Unit, targets: Mapping[str, CachedActivation], chosen: Sequence[tuple[Batch, slice]]
 ) -> float:
-    """Return the sum of the squared differences of the unit's outputs from the float ones, over the chosen batches."""
+    """Return the sum of the squared differences of the unit's outputs from the float ones, over the chosen batches.
+
+    For outputs that are no floats count those that they are made from.
+    """
     nodes = pair.nodes_of(unit)
-    module, hook, weights = pair.module(nodes, unit.outputs), pair.hook(nodes), pair.weights(unit.layers)
+    module, hook, weights = pair.module(nodes, pair.fitted(unit)), pair.hook(nodes), pair.weights(unit.layers)
     sums = {batch.index: torch.zeros(1, dtype=torch.float64, device=pair.device) for batch in pair.batches}
     for batch, rows in chosen:
         made = module(pair.read(pair.q, module.inputs, rows), hook=hook, constants=weights)
         for name, value in made.items():
-            seen = hook(name, value)
-            sums[batch.index] += (seen - targets[name].rows(rows.start, rows.stop)).square().sum().double()
+            seen, wanted = hook(name, value).float(), targets[name].rows(rows.start, rows.stop).float()
+            sums[batch.index] += (seen - wanted).square().sum().double()
     return float(pair.collectives.all_reduce_ordered(sums, owners=pair.owners))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from dipo.algo.activation_cache import Batch, StoredRows, read_ahead
 from dipo.algo.bench import Bench, Shared
 from dipo.algo.integer_kernels import IntegerKernels, integer_kernels
+from dipo.algo.joined_inputs import JoinedInput, joined_errors, joined_inputs, joins, values_of
 from dipo.data.samples import Dataset
 from dipo.graph.accessors import name_of, node_name, opset_of
 from dipo.graph.layers import layers_of
@@ -33,11 +34,31 @@ from dipo.quant.functional import TorchQParams, fake_quantize
 class Simulated:
     """Outputs of both networks for some batches."""
 
-    fp_outputs: dict[str, NDArray[np.float32]]
+    fp_outputs: dict[str, NDArray[Any]]
     """By name of the network output, [samples, ...] in order."""
-    q_outputs: dict[str, NDArray[np.float32]]
+    q_outputs: dict[str, NDArray[Any]]
     layers: dict[str, ErrorSums]
     """By name of the layer: errors of its output, those of all layers before it included."""
+    concats: dict[JoinedInput, ErrorSums]
+    """Errors of the inputs of Concats behind the Concats' grids, likewise."""
+
+    @staticmethod
+    def joined(parts: Sequence[Simulated]) -> Simulated:
+        """Return the outputs of all batches, in order, and the sums of their errors."""
+        layers: dict[str, ErrorSums] = {}
+        concats: dict[JoinedInput, ErrorSums] = {}
+        for part in parts:
+            for name, error in part.layers.items():
+                layers[name] = layers.get(name, ErrorSums()) + error
+            for each, error in part.concats.items():
+                concats[each] = concats.get(each, ErrorSums()) + error
+        names = parts[0].fp_outputs
+        return Simulated(
+            {name: np.concatenate([part.fp_outputs[name] for part in parts]) for name in names},
+            {name: np.concatenate([part.q_outputs[name] for part in parts]) for name in names},
+            layers,
+            concats,
+        )
 
 
 def simulate(
@@ -73,10 +94,10 @@ def simulate(
     """
     samples = samples or SampleAxes()
     taps = {name_of(layer.output): layer.name for layer in layers_of(model)}
-    names = [name_of(value) for value in model.graph.outputs]
+    names, concats = [name_of(value) for value in model.graph.outputs], joins(model)
     short, tapped = (
         GraphModule(model, outputs=outputs).to(device).eval()
-        for outputs in (names, [*names, *(t for t in taps if t not in names)])
+        for outputs in (names, list(dict.fromkeys((*names, *taps, *values_of(concats)))))
     )
     kernels = _kernels(model, module=short, plan=plan, quantized=quantized, rules=rules, device=device)
     constants = simulated_constants(model, plan=plan, quantized=quantized, rules=rules, device=device)
@@ -85,9 +106,10 @@ def simulate(
     hook = _quantizers(plan, quantized, kernels, device=device)
     quantized_outputs = [name for name in names if rules.quantize_outputs and name in plan.activations]
 
-    fp_parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
-    q_parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
+    fp_parts: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
+    q_parts: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
     layers: dict[str, ErrorSums] = {}
+    joined: dict[JoinedInput, ErrorSums] = {}
     done = 0
     with torch.inference_mode():
         for batch, values in read_ahead(batches, inputs):
@@ -95,14 +117,19 @@ def simulate(
             fp = (tapped if profiled else short)(values)
             q = (q_tapped if profiled else q_short)(values, hook=hook, constants=constants)
             if profiled:
-                _add_errors(layers, taps, fp, kernels.in_numbers(q))
+                numbers = kernels.in_numbers(q)
+                _add_errors(layers, taps, fp, numbers)
+                for join in concats:
+                    behind = hook(join.output, numbers[join.output])
+                    for each, error in joined_errors(join, joined_inputs(join, plan), fp, behind).items():
+                        joined[each] = joined.get(each, ErrorSums()) + error
             q |= {name: hook(name, q[name]) for name in quantized_outputs}
             for name in names:
                 for parts, made in ((fp_parts, fp), (q_parts, q)):
                     parts[name].append(samples.by_sample(name, made[name].cpu().numpy(), len(batch)))
             done += len(batch)
             progress(done)
-    return Simulated(_join(fp_parts), _join(q_parts), layers)
+    return Simulated(_join(fp_parts), _join(q_parts), layers, joined)
 
 
 def _kernels(
@@ -214,5 +241,5 @@ def _ordered_convs(model: ir.Model) -> dict[str, TorchOp]:
     }
 
 
-def _join(parts: Mapping[str, Sequence[NDArray[np.float32]]]) -> dict[str, NDArray[np.float32]]:
+def _join(parts: Mapping[str, Sequence[NDArray[Any]]]) -> dict[str, NDArray[Any]]:
     return {name: np.concatenate(arrays) if arrays else np.zeros((0,), np.float32) for name, arrays in parts.items()}

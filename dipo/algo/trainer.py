@@ -152,12 +152,13 @@ class Trainer:
         gradients, loss = [], torch.zeros((), device=self.device)
         for name, out in outputs.items():
             target = self.targets[name]
-            given, rows = target.axis.to_rows(out.detach()).view(-1), self._rows(self.targets, name, index)
+            given = target.axis.to_rows(out.detach()).view(-1).float()
+            rows = self._rows(self.targets, name, index).float()
             weights = None if self.problem.weights is None else self._rows(self.problem.weights, name, index)
             gradient = self.losses[name].gradient(given, rows, weights)
             if wants_loss:
                 loss = loss + self.losses[name].value(given, rows, gradient)
-            gradients.append(target.view(gradient))
+            gradients.append(target.view(gradient).to(out.dtype))
         return torch.cat([*self._gradients(list(outputs.values()), gradients), loss.view(1)])
 
     def _gradients(self, outputs: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -76,7 +76,7 @@ def unit_problem(
         activations=activations,
         fp_inputs=fp_inputs,
         q_inputs=fp_inputs if cfg.inputs == "float" else {name: pair.q[name] for name in module.inputs},
-        targets=work.targets,
+        targets={name: work.targets[name] for name in pair.fitted(unit)},
         weights=_fisher(work, seed) if cfg.loss == "fisher" else None,
         rounding=None if work.warm_start is None else work.warm_start.rounding,
         freeze_rounding=freeze_rounding,
@@ -88,7 +88,7 @@ def _fisher(work: UnitWork, seed: int) -> dict[str, CachedActivation]:
     pair = work.pair
     diagonals = fisher_diagonals(
         pair.model,
-        work.unit.outputs,
+        pair.fitted(work.unit),
         pair.batches,
         work.bench.calib_inputs,
         seed=seed,

@@ -143,7 +143,9 @@ def source_of(quantized: Quantized) -> QuantizedRun:
     """Return the network on its target's grids, as writers of files take it."""
     loaded, state = quantized.network.loaded, quantized.state
     on_grids = TARGETS[quantized.config.platform.name].on_grids(loaded.model, state.quantized)
-    return QuantizedRun(quantized.config, loaded.model, loaded.plan, on_grids, state.calibration.statistics)
+    return QuantizedRun(
+        quantized.config, loaded.model, loaded.plan, on_grids, state.calibration.statistics, loaded.inputs
+    )
 
 
 def _with_step(config: Config, step: str, options: Mapping[str, Any]) -> Config:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import yaml
 from numpy.typing import NDArray
@@ -27,8 +26,9 @@ from dipo.data.samples import Dataset
 from dipo.errors import UserError
 from dipo.export.runtime import run_model
 from dipo.export.targets import TARGETS
+from dipo.graph.class_axes import class_axes
 from dipo.report.measures import OutputError, output_error
-from dipo.report.report import Report
+from dipo.report.report import Report, worst_output
 from dipo.run import CONFIG, RunFolder
 from dipo.stages.load import input_specs
 from dipo.stages.pipeline import Finished
@@ -141,7 +141,8 @@ class Result:
             data: Samples, as for `quantize`; None: those that the report was made on.
 
         Returns:
-            By name of the output: `agreement` in per cent of the largest entries, `cosine` and `sqnr_db`.
+            By name of the output: `agreement`, the per cent of the same top-1 where it has classes, of the same
+            numbers where it holds integers or booleans, else None; `cosine` and `sqnr_db`.
 
         Raises:
             UserError: The samples or the other model are wrong.
@@ -161,14 +162,16 @@ class Result:
                     f"compare: output '{name}' of the other model has the shape {list(reference[name].shape)}, not "
                     f"{list(array.shape)}, give one with the same outputs"
                 )
-        return {name: output_error({name: reference[name]}, {name: own[name]}) for name in own}
+        axes = class_axes(self._source.model, self._config.data.class_axis)
+        return {name: output_error({name: reference[name]}, {name: own[name]}, class_axes=axes) for name in own}
 
     def __repr__(self) -> str:
         """Say in a line what came out."""
-        error = self.report.error["deployed_vs_fp32"]
+        error, worst = self.report.error["deployed_vs_fp32"], worst_output(self.report.outputs)
+        beside = "" if worst is None else f" (worst output {worst[0]} {worst[1]:.2f} dB)"
         return (
             f"<dipo.Result {self.report.model}: {self.report.algo}, {self.report.precision} for "
-            f"{self.report.platform}, {error.sqnr_db:.2f} dB, {self.folder}>"
+            f"{self.report.platform}, {error.sqnr_db:.2f} dB{beside}, {self.folder}>"
         )
 
     def _dataset(self, data: Data | None, folder: Path) -> Dataset:
@@ -199,7 +202,7 @@ class Result:
         assert path is not None
         return _Written(resolve_path(path))
 
-    def _outputs(self, written: _Written, dataset: Dataset) -> dict[str, NDArray[np.float32]]:
+    def _outputs(self, written: _Written, dataset: Dataset) -> dict[str, NDArray[Any]]:
         def batches() -> Iterator[dict[str, NDArray[Any]]]:
             for batch in cut(len(dataset), self._config.data.batch_size):
                 yield dataset.read(batch.start, batch.stop).inputs

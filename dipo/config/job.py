@@ -20,7 +20,7 @@ from dipo.export.targets.qualcomm import EncodingsOptions
 from dipo.export.targets.stpu import StpuOptions
 from dipo.export.targets.trt import TensorRtOptions
 from dipo.recipe import CalibConfig, PrecisionConfig
-from dipo.section import Between, OneOf, Section, show
+from dipo.section import Between, Called, OneOf, Section, show
 
 ZOO = Path(__file__).parents[1] / "zoo"
 SOURCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -72,6 +72,9 @@ class DataConfig(Section):
     """Pixels to which an image's shorter side is resized before the centre is cropped; null: the model's height."""
     layout: Annotated[str, OneOf(("auto", "nchw", "nhwc"))] = "auto"
     """Order of the axes of stored arrays; auto: the one that fits the model's input."""
+    class_axis: Annotated[dict[str, Any], Called("a mapping such as {logits:2}")] = field(default_factory=dict)
+    """Axis of the classes of outputs, by name or pattern, on which top-1 agreement is told; 0, the samples' axis: none.
+    It is found out for outputs that are not named (docs/report.md)."""
 
     def __post_init__(self) -> None:
         """Check each option, then mean against std."""
@@ -81,6 +84,9 @@ class DataConfig(Section):
             raise UserError(
                 f"data.mean {show(self.mean)} and data.std {show(self.std)}: give one number, or one for each channel"
             )
+        for output, axis in self.class_axis.items():
+            if not isinstance(axis, int) or isinstance(axis, bool):
+                raise UserError(f"data.class_axis {output!r}: {show(axis)}, give the number of an axis, 0 for none")
         for name in ("", "eval_"):
             path, source = getattr(self, f"{name}path"), getattr(self, f"{name}source")
             if source is not None and not SOURCE.fullmatch(source):

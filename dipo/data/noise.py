@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,15 +16,19 @@ from dipo.errors import UserError
 
 @dataclass(frozen=True)
 class NoiseDataset:
-    """Smooth noise with the spectrum of photographs; each number is normal with mean 0 and deviation 1."""
+    """Smooth noise with the spectrum of photographs, within the limits of pixels.
+
+    Where `mean` is given, numbers are those of pixels that are normalised by it: normal with mean 0 and deviation 1.
+    Otherwise they are pixels, with the mean and the deviation of an even distribution from 0 to 1, over `std`.
+    """
 
     inputs: tuple[InputSpec, ...]
     num: int
     seed: int
     mean: tuple[float, ...] | None = None
-    """Mean of pixels in 0 .. 1, for each channel or for all; None: the noise is not clipped."""
+    """Mean of pixels in 0 .. 1, for each channel or for all; None: they are not centred."""
     std: tuple[float, ...] | None = None
-    """Standard deviation, likewise; with `mean` it gives the limits of preprocessed pixels."""
+    """What they are divided by, likewise; None: 1."""
 
     def __len__(self) -> int:
         return self.num
@@ -54,10 +59,15 @@ class NoiseDataset:
     def _sample(self, number: int, spec: InputSpec, index: int) -> NDArray[np.floating]:
         generator = np.random.default_rng([self.seed, number, index])
         noise = _smooth_noise(tuple(size or 1 for size in spec.sample_shape), generator)
-        if self.mean is not None and self.std is not None:
-            behind = (1,) * (noise.ndim - 1)
-            mean, std = (np.asarray(each).reshape(-1, *behind) for each in (self.mean, self.std))
-            noise = np.clip(noise, (0 - mean) / std, (1 - mean) / std)
+        behind = (1,) * (noise.ndim - 1)
+        mean, std = (
+            np.asarray(default if each is None else each).reshape(-1, *behind)
+            for each, default in ((self.mean, 0.0), (self.std, 1.0))
+        )
+        low, high = (0 - mean) / std, (1 - mean) / std
+        if self.mean is None:
+            noise = (low + high) / 2 + noise * (high - low) / math.sqrt(12)
+        noise = np.clip(noise, low, high)
         return np.ascontiguousarray(noise, dtype=spec.dtype)
 
 
@@ -75,8 +85,8 @@ def make_noise(
         inputs: The network's inputs.
         num: Number of samples.
         seed: Seed of the numbers.
-        mean: Mean of pixels in 0 .. 1, for each channel or for all; with `std`, noise is clipped to possible pixels.
-        std: Standard deviation, likewise.
+        mean: Mean of pixels in 0 .. 1, for each channel or for all; None: they are not centred.
+        std: Their standard deviation, likewise; None: 1.
 
     Raises:
         UserError: An input is no float tensor of a fixed shape, or has another number of channels.
@@ -91,14 +101,8 @@ def make_noise(
         for key, values in (("mean", mean), ("std", std)):
             if values is not None and len(values) not in (1, channels):
                 raise UserError(f"data.{key} has {len(values)} numbers for {channels} channels of input '{spec.name}'")
-    as_images = mean is not None or std is not None
-    return NoiseDataset(
-        tuple(inputs),
-        num,
-        seed,
-        mean=tuple(mean or (0.0,)) if as_images else None,
-        std=tuple(std or (1.0,)) if as_images else None,
-    )
+    given = (None if values is None else tuple(values) for values in (mean, std))
+    return NoiseDataset(tuple(inputs), num, seed, *given)
 
 
 def _smooth_noise(shape: tuple[int, ...], generator: np.random.Generator) -> NDArray[np.float64]:

@@ -25,7 +25,7 @@ def run_model(
     cuda: bool = False,
     float_biases: bool = False,
     by_sample: BySample | None = None,
-) -> dict[str, NDArray[np.float32]]:
+) -> dict[str, NDArray[Any]]:
     """Return all outputs of a model, by name, for batches of its inputs.
 
     A model with a fixed batch size gets pieces of that size; the last is filled up with repeated samples, whose outputs

@@ -12,6 +12,9 @@ from dipo.graph.layers import is_layer
 from dipo.graph.operators import Kind, Moves, Operand
 from dipo.graph.target_spec import TargetSpec
 
+SHAPE_OPERATORS = frozenset({"Shape", "Size"})
+"""Operators whose result does not depend on the numbers that they read."""
+
 
 def quantized_values(nodes: Iterable[ir.Node], rules: TargetSpec, *, placement: str) -> set[str]:
     """Return the names of the quantized values: those with a quantizer, and rearrangements of these, which share codes.
@@ -34,6 +37,22 @@ def quantized_values(nodes: Iterable[ir.Node], rules: TargetSpec, *, placement: 
 def is_float(value: ir.Value) -> bool:
     """Return whether the value may hold floats; one of unknown type may."""
     return value.dtype is None or value.dtype == ir.DataType.FLOAT
+
+
+def final_floats(model: ir.Model) -> set[str]:
+    """Return the names of the floats with which the network ends for a device that computes with integers alone.
+
+    These are its outputs, and values that go only into nodes which make integers, booleans or floats of another width
+    of them, such as the logits before an ArgMax or a Cast.
+    """
+    values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
+    return {name_of(v) for v in values if v.name and is_float(v) and (v.is_graph_output() or _is_last_float(v))}
+
+
+def _is_last_float(value: ir.Value) -> bool:
+    readers = [use.node for use in value.uses()]
+    ends = [node.op_type not in SHAPE_OPERATORS and not any(map(is_float, node.outputs)) for node in readers]
+    return bool(ends) and all(ends)
 
 
 def _read(node: ir.Node, rules: TargetSpec) -> list[ir.Value]:

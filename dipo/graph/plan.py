@@ -15,7 +15,7 @@ from dipo.graph import operators
 from dipo.graph.accessors import name_of, node_name
 from dipo.graph.constraints import check_constraints, check_patterns, check_widths
 from dipo.graph.layers import Layer, is_layer, layer_of, layers_of
-from dipo.graph.placement import is_float, pass_through_source, quantized_values
+from dipo.graph.placement import final_floats, is_float, pass_through_source, quantized_values
 from dipo.graph.scheme import LayerScheme, act_spec, layer_scheme, weight_spec
 from dipo.graph.target_spec import TargetSpec
 from dipo.graph.value_signs import positive_values
@@ -150,7 +150,7 @@ def make_plan(model: ir.Model, rules: TargetSpec, precision: PrecisionConfig) ->
     }
     quantized = quantized_values(nodes, rules, placement=precision.placement)
     if rules.quantize_outputs:
-        quantized |= {name_of(value) for value in model.graph.outputs}
+        quantized |= final_floats(model)
     activations, aliases = _activations(model, quantized, _input_bits(schemes), act_spec(rules, precision))
     if rules.unsigned_where_positive and precision.act_signed is None:
         activations = _unsigned_where_positive(model, activations)

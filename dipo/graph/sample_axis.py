@@ -78,6 +78,12 @@ class SampleAxis:
         apart = np.moveaxis(value.reshape(*before, self.outer, -1, self.inner, *behind), self.axis + 1, 0)
         return apart.reshape(len(apart), *before, *(size for size in (self.outer, self.inner) if size > 1), *behind)
 
+    def moved(self, axis: int) -> int | None:
+        """Return where another axis of a value is in the result of `by_sample`; None for that of the samples."""
+        if axis == self.axis:
+            return None
+        return axis + 1 if axis < self.axis else axis + sum(size > 1 for size in (self.outer, self.inner))
+
     def from_samples(self, value: NDArray[Any], shape: Sequence[int]) -> NDArray[Any]:
         """Return the inverse of `by_sample`, for a value of that shape."""
         before, behind = shape[: self.axis], shape[self.axis + 1 :]
@@ -113,6 +119,10 @@ class SampleAxes:
         if name in self.same:
             return np.broadcast_to(value, (num_samples, *value.shape))
         return self.of(name).by_sample(value)
+
+    def moved(self, name: str, axis: int) -> int | None:
+        """Return where an axis of a value is in the result of `by_sample`; None for that of the samples."""
+        return axis + 1 if name in self.same else self.of(name).moved(axis)
 
 
 def find_sample_axes(model: ir.Model, samples: Mapping[str, NDArray[Any]]) -> SampleAxes:

@@ -30,7 +30,7 @@ def judge(
         gate: The job's gates.
         fp32: Top-1 of the float network, in per cent.
         deployed: Top-1 of the deployed network, in per cent.
-        cosine: Cosine of the deployed network's outputs with the float network's.
+        cosine: Cosine of the deployed network's worst output with the float network's.
         seconds: The job's, from its start to its end.
     """
     outcomes = []

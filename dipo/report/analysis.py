@@ -210,7 +210,7 @@ def report_analysis(
         advice = _advice(row, rules, num_layers=len(nodes))
         rows.append(row if advice is None else replace(row, advice=advice.text))
         if advice is not None:
-            advices[_pattern(name)] = advice
+            advices[pattern_of(name)] = advice
     return AnalysisReport(
         found.samples,
         found.sensitivity_samples,
@@ -280,6 +280,6 @@ def _advice(row: AnalysisRow, rules: TargetSpec, *, num_layers: int) -> Advice |
     return KEEP_FLOAT if row.sensitivity.sqnr_db < SKIP_BELOW_DB else None
 
 
-def _pattern(name: str) -> str:
+def pattern_of(name: str) -> str:
     """Return a pattern of that name that the command line takes without quotes inside of it."""
     return re.sub(r"[^\w/.\-]|^[^A-Za-z_/]", "?", name, flags=re.ASCII)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,29 +40,99 @@ class Distance:
 class OutputError:
     """The error of a network against a reference, over all its outputs and samples."""
 
-    agreement: float
-    """Per cent of the samples with the same top-1 of the first output."""
+    agreement: float | None
+    """Per cent of the positions with the same top-1 in the first output that has classes, else of the equal elements in
+    the first output of integers or booleans; null where there is neither."""
     cosine: float
-    """Cosine of all output values as one vector."""
+    """Cosine of all values of outputs that hold floats as one vector; of all outputs where none does."""
     sqnr_db: float
-    """10 log10(sum reference^2 / sum (reference - other)^2)."""
+    """10 log10(sum reference^2 / sum (reference - other)^2), of the same."""
 
 
-def output_error(reference: Mapping[str, NDArray[np.float32]], other: Mapping[str, NDArray[np.float32]]) -> OutputError:
-    """Compare the outputs of two networks, by name, each [samples, ...] of at least one sample."""
-    first = next(iter(reference))
+@dataclass(frozen=True)
+class OutputFigures:
+    """The error of one output of a network against a reference, over all samples."""
+
+    agreement: float | None
+    """Per cent of the positions with the same top-1; null where the output has no classes."""
+    cosine: float | None
+    """Null, as the two that follow, for integers and booleans."""
+    sqnr_db: float | None
+    max_error: float | None
+    """Largest difference; null where it is not finite."""
+    equal: float | None
+    """Per cent of the elements that are equal; null for floats."""
+
+
+Outputs = Mapping[str, NDArray[Any]]
+"""Outputs [samples, ...] of a network, by name."""
+
+
+def output_error(
+    reference: Outputs, other: Outputs, *, class_axes: Mapping[str, int | None] | None = None
+) -> OutputError:
+    """Compare the outputs of two networks, of at least one sample.
+
+    Args:
+        reference: Outputs of the network that counts as right.
+        other: Outputs of the other one.
+        class_axes: Axis of the classes of each output, None where it has none (`graph.class_axes`); None: outputs
+            [samples, classes] have classes, others have none.
+    """
+    compared = {name: each for name, each in reference.items() if is_float(each)} or reference
     sums = ErrorSums()
-    for name, array in reference.items():
-        a, b = array.reshape(-1).astype(np.float64), other[name].reshape(-1).astype(np.float64)
-        sums += ErrorSums(float(a @ a), float(b @ b), float(a @ b), float(((a - b) ** 2).sum()), a.size)
+    for name, array in compared.items():
+        sums += _sums(*_pair(array, other[name]))
+    axes = {name: class_axis(array, name, class_axes) for name, array in reference.items()}
+    agreements = [top1_agreement(reference[name], other[name], axis) for name, axis in axes.items() if axis is not None]
+    agreements += [_equal(array, other[name]) for name, array in reference.items() if not is_float(array)]
     return OutputError(
-        agreement=100.0 * float((_top1(reference[first]) == _top1(other[first])).mean()),
+        agreement=next(iter(agreements), None),
         cosine=cosine(sums.fp_fp, sums.q_q, sums.fp_q),
         sqnr_db=sqnr_db(sums.fp_fp, sums.noise),
     )
 
 
-def accuracy(outputs: Mapping[str, NDArray[np.float32]], labels: NDArray[np.int64]) -> float:
+def output_figures(reference: NDArray[Any], other: NDArray[Any], *, axis: int | None) -> OutputFigures:
+    """Compare one output [samples, ...] of two networks.
+
+    Args:
+        reference: The output that counts as right.
+        other: That of the other network.
+        axis: Axis of its classes; None where it has none.
+    """
+    if not is_float(reference):
+        return OutputFigures(None, None, None, None, _equal(reference, other))
+    a, b = _pair(reference, other)
+    sums, largest = _sums(a, b), float(np.abs(a - b).max(initial=0.0))
+    return OutputFigures(
+        agreement=None if axis is None else top1_agreement(reference, other, axis),
+        cosine=cosine(sums.fp_fp, sums.q_q, sums.fp_q),
+        sqnr_db=sqnr_db(sums.fp_fp, sums.noise),
+        max_error=largest if math.isfinite(largest) else None,
+        equal=None,
+    )
+
+
+def is_float(array: NDArray[Any]) -> bool:
+    """Return whether the array holds floats, of any width."""
+    return np.issubdtype(array.dtype, np.floating)
+
+
+def class_axis(array: NDArray[Any], name: str, axes: Mapping[str, int | None] | None) -> int | None:
+    """Return the axis of an output's classes; None where it has none, or only one class."""
+    axis = (1 if array.ndim == 2 else None) if axes is None else axes.get(name)
+    usable = axis is not None and axis < array.ndim and array.shape[axis] > 1 and is_float(array)
+    return axis if usable else None
+
+
+def top1_agreement(reference: NDArray[Any], other: NDArray[Any], axis: int) -> float:
+    """Return the per cent of positions at which both have their largest number at the same place along the axis."""
+    same = np.argmax(reference, axis=axis) == np.argmax(other.reshape(reference.shape), axis=axis)
+    return 100.0 * float(same.mean())
+
+
+def accuracy(outputs: Outputs, labels: NDArray[np.int64]) -> float:
     """Return the per cent of samples whose top-1 of the first output is their label."""
     return 100.0 * float((_top1(next(iter(outputs.values()))) == labels).mean())
 
@@ -86,6 +157,26 @@ def sqnr_db(signal: float, noise: float) -> float:
     return max(-NO_NOISE_DB, min(NO_NOISE_DB, 10 * (math.log10(signal) - math.log10(noise))))
 
 
-def _top1(outputs: NDArray[np.float32]) -> NDArray[np.int64]:
-    top: NDArray[np.int64] = np.argmax(outputs.reshape(len(outputs), -1), axis=1)
+def _pair(reference: NDArray[Any], other: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return both as flat float64, without elements at which both have the same infinity, such as a mask's."""
+    a, b = reference.reshape(-1).astype(np.float64), other.reshape(-1).astype(np.float64)
+    masked = np.isinf(a) & (a == b)
+    return (a[~masked], b[~masked]) if masked.any() else (a, b)
+
+
+def _sums(a: NDArray[np.float64], b: NDArray[np.float64]) -> ErrorSums:
+    return ErrorSums(float(a @ a), float(b @ b), float(a @ b), float(((a - b) ** 2).sum()), a.size)
+
+
+def _equal(reference: NDArray[Any], other: NDArray[Any]) -> float:
+    """Return the per cent of equal elements."""
+    return 100.0 * float((reference == other.reshape(reference.shape)).mean())
+
+
+def _top1(outputs: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the class of each sample: a number that is one already, else the largest of all."""
+    rows = outputs.reshape(len(outputs), -1)
+    if rows.shape[1] == 1 and not is_float(outputs):
+        return rows[:, 0].astype(np.int64)
+    top: NDArray[np.int64] = np.argmax(rows, axis=1)
     return top

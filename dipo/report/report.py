@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from dipo.report.analysis import AnalysisReport
-from dipo.report.measures import OutputError
+from dipo.report.measures import OutputError, OutputFigures
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,40 @@ class LayerRow:
     name: str
     cosine: float
     sqnr_db: float
+
+
+@dataclass(frozen=True)
+class OutputRow:
+    """One output of the network, against the float network's."""
+
+    name: str
+    shape: list[int]
+    """Shape of one sample."""
+    type: str
+    """Such as float32 or int64."""
+    class_axis: int | None
+    """Axis of its classes, that of the samples being 0; null where it has none."""
+    simulated: OutputFigures
+    deployed: OutputFigures | None
+    """Null where the file was not run."""
+
+
+@dataclass(frozen=True)
+class ConcatRow:
+    """One input of a Concat at which something is quantized, behind the Concat's grid, against the float network's.
+
+    All errors before it are included.
+    """
+
+    name: str
+    """Name of the input."""
+    concat: str
+    """Name of the node."""
+    cosine: float
+    sqnr_db: float
+    steps: float | None
+    """Its range on the calibration samples, in steps of the coarsest grid that it is put on; null where one of the two
+    is not known."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +109,8 @@ class TargetRow:
     """What the user should know of the files."""
     files: dict[str, int]
     """Bytes of each file."""
+    outputs: list[OutputRow] = field(default_factory=list)
+    """Each output of the simulation of this target; empty without samples."""
 
     def with_notes(self, notes: Sequence[str]) -> TargetRow:
         """Return the row with more notes."""
@@ -100,7 +136,11 @@ class Report:
     """`fp32`, `simulated`, `deployed` in per cent; null without labels."""
     error: dict[str, OutputError]
     """`simulated_vs_fp32`, `deployed_vs_fp32`, `deployed_vs_simulated`."""
+    outputs: list[OutputRow]
+    """Each output of the network."""
     layers: list[LayerRow]
+    concats: list[ConcatRow]
+    """Each input of a Concat at which something is quantized."""
     units: list[UnitRow]
     not_reconstructed: list[str]
     """Layers that stay float."""
@@ -129,6 +169,22 @@ class Report:
         """Return the bytes of a written model, including its file of tensors."""
         return self.files[name] + self.files.get(f"{name}.data", 0)
 
-    def worst_layers(self, count: int) -> list[LayerRow]:
-        """Return the layers with the lowest SQNR."""
-        return sorted(self.layers, key=lambda row: row.sqnr_db)[:count]
+    def worst_layers(self, count: int) -> list[LayerRow | ConcatRow]:
+        """Return the layers and inputs of Concats with the lowest SQNR."""
+        rows: list[LayerRow | ConcatRow] = [*self.layers, *self.concats]
+        return sorted(rows, key=lambda row: row.sqnr_db)[:count]
+
+
+def worst_output(rows: Sequence[OutputRow], *, deployed: bool = True) -> tuple[str, float] | None:
+    """Return the name and the SQNR in dB of the worst of several outputs that hold floats; None where there is but one.
+
+    Args:
+        rows: The outputs.
+        deployed: Of the written file, else of the simulation.
+    """
+    figures = {row.name: row.deployed if deployed else row.simulated for row in rows}
+    known = {name: each.sqnr_db for name, each in figures.items() if each is not None and each.sqnr_db is not None}
+    if len(known) < 2:
+        return None
+    name = min(known, key=known.__getitem__)
+    return name, known[name]

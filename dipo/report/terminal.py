@@ -16,7 +16,7 @@ from rich.text import Text
 
 from dipo.report.analysis import AnalysisReport, AnalysisRow
 from dipo.report.measures import OutputError
-from dipo.report.report import Note, Report, TargetRow
+from dipo.report.report import ConcatRow, Note, Report, TargetRow, worst_output
 from dipo.run import REPORT
 
 PLAIN_SECONDS = 10.0
@@ -67,7 +67,8 @@ class Terminal:
 
     def show(self, report: Report) -> None:
         """Print the table at the end of a run."""
-        self.console.print(Group(Text(""), _outputs(report), _layers(report), _costs(report)))
+        each = [_each_output(report)] if len(report.outputs) > 1 else []
+        self.console.print(Group(Text(""), _outputs(report), *each, _layers(report), _costs(report)))
 
     def show_analysis(self, analysis: AnalysisReport) -> None:
         """Print the layers that cost most accuracy, and the options that would help them."""
@@ -79,7 +80,10 @@ class Terminal:
         """Print a line on another target's files, and one on each difference."""
         parts = [f"{folder}: {', '.join(row.files)}"]
         if row.error is not None:
-            parts.append(f"simulation against FP32: {row.error.agreement:.2f} % / {row.error.sqnr_db:.2f} dB")
+            agreement = "" if row.error.agreement is None else f"{row.error.agreement:.2f} % / "
+            lowest = worst_output(row.outputs, deployed=False)
+            beside = "" if lowest is None else f", worst output {lowest[0]} {lowest[1]:.2f} dB"
+            parts.append(f"simulation against FP32: {agreement}{row.error.sqnr_db:.2f} dB{beside}")
         if row.weights:
             worst = min(row.weights, key=row.weights.__getitem__)
             parts.append(f"{len(row.weights)} weights rounded again, worst {worst} {row.weights[worst]:.1f} dB")
@@ -121,21 +125,46 @@ def _outputs(report: Report) -> Table:
     table.add_row("FP32", _percent(report.accuracy["fp32"]), "", "", "")
     for name in ("simulated", "deployed"):
         table.add_row(name, _percent(report.accuracy[name]), *_error_cells(report.error[f"{name}_vs_fp32"]))
+        worst = worst_output(report.outputs, deployed=name == "deployed")
+        if worst is not None:
+            table.add_row(Text(f"  worst output {worst[0]}"), "", "", "", f"{worst[1]:.2f}")
     table.add_row("deployed against simulated", "", *_error_cells(report.error["deployed_vs_simulated"]))
     return table
 
 
 def _error_cells(error: OutputError) -> tuple[str, str, str]:
-    return f"{error.agreement:.2f}", f"{error.cosine:.5f}", f"{error.sqnr_db:.2f}"
+    return _percent(error.agreement), f"{error.cosine:.5f}", f"{error.sqnr_db:.2f}"
+
+
+def _each_output(report: Report) -> Table:
+    """Return a table of the outputs, for a network with several; a single one's row is that of the network."""
+    table = Table(title="outputs of the deployed network", title_justify="left", title_style="bold")
+    table.add_column("output", overflow="fold")
+    for name in ("sample", "same %", "cosine", "SQNR dB", "largest error"):
+        table.add_column(name, justify="right")
+    for row in report.outputs:
+        error = row.deployed or row.simulated
+        same = error.equal if error.agreement is None else error.agreement
+        table.add_row(
+            Text(row.name),
+            "x".join(map(str, row.shape)) or "1",
+            _percent(same),
+            "-" if error.cosine is None else f"{error.cosine:.5f}",
+            _percent(error.sqnr_db),
+            "-" if error.max_error is None else f"{error.max_error:.3g}",
+        )
+    return table
 
 
 def _layers(report: Report) -> Table:
-    table = Table(title="worst layers, with the errors of those before", title_justify="left", title_style="bold")
+    what = "layers and inputs of Concats" if report.concats else "layers"
+    table = Table(title=f"worst {what}, with the errors of those before", title_justify="left", title_style="bold")
     table.add_column("layer", overflow="fold")
     table.add_column("cosine", justify="right")
     table.add_column("SQNR dB", justify="right")
     for row in report.worst_layers(WORST_LAYERS):
-        table.add_row(Text(row.name), f"{row.cosine:.5f}", f"{row.sqnr_db:.2f}")
+        name = f"{row.name}, input of {row.concat}" if isinstance(row, ConcatRow) else row.name
+        table.add_row(Text(name), f"{row.cosine:.5f}", f"{row.sqnr_db:.2f}")
     return table
 
 

@@ -12,7 +12,6 @@ from dipo.graph.plan import QuantizedModel
 from dipo.run import DamagedFileError
 from dipo.stages.checkpoint import STATISTICS, load_calibration, save_calibration, tell_of_damage
 from dipo.stages.context import Context
-from dipo.stages.load import moments_of_model
 
 
 def calibrate(context: Context, *, observe: bool) -> NetworkState:
@@ -37,7 +36,7 @@ def calibrate(context: Context, *, observe: bool) -> NetworkState:
         batch_size=config.data.batch_size,
         seed=config.seed,
         has_samples=loaded.has_samples,
-        moments=functools.partial(moments_of_model, loaded.model, config.data),
+        moments=functools.partial(loaded.inputs.moments, loaded.model),
     )
 
 
@@ -63,7 +62,7 @@ def _quantize(context: Context, calibration: Calibration) -> QuantizedModel:
     """Return the scales of activations from their ranges, and the weights rounded to nearest."""
     config, loaded = context.config, context.loaded
     if not config.calib.reads_statistics:
-        ranges = data_free_ranges(loaded.plan, moments_of_model(loaded.model, config.data), sigmas=config.calib.sigmas)
+        ranges = data_free_ranges(loaded.plan, loaded.inputs.moments(loaded.model), sigmas=config.calib.sigmas)
     else:
         ranges = activation_ranges(loaded.plan, calibration.statistics, cfg=config.calib)
     quantized = quantize_model(loaded.model, plan=loaded.plan, ranges=ranges, cfg=config.calib)

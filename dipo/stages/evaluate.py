@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,10 @@ from dipo.data.dataset import Dataset
 from dipo.errors import UserError
 from dipo.export.runtime import run_model
 from dipo.export.targets import TARGETS
+from dipo.graph.class_axes import class_axes
 from dipo.graph.plan import QuantizedModel
-from dipo.quant.error_sums import ErrorSums
-from dipo.report.measures import OutputError, accuracy, output_error
-from dipo.report.report import TargetRow
+from dipo.report.measures import OutputError, accuracy, class_axis, output_error, output_figures
+from dipo.report.report import OutputRow, TargetRow
 from dipo.stages.context import Context
 from dipo.stages.load import form_of
 from dipo.stages.retarget import QuantizedRun, Retargeted
@@ -36,8 +37,10 @@ class Evaluation:
 
     simulated: Simulated
     """The float and the simulated network, in torch."""
-    deployed: dict[str, NDArray[np.float32]]
+    deployed: dict[str, NDArray[Any]]
     """Outputs [samples, ...] of the written file in ONNX Runtime, by name."""
+    class_axes: dict[str, int | None]
+    """Axis of the classes of each output [samples, ...]; None where it has none."""
     labels: NDArray[np.int64] | None
     """Classes [samples]; None where the samples have none."""
     targets: list[TargetRow]
@@ -48,12 +51,17 @@ class Evaluation:
     @property
     def error(self) -> dict[str, OutputError]:
         """Distances of the three networks from each other."""
-        fp, q = self.simulated.fp_outputs, self.simulated.q_outputs
+        fp, q, axes = self.simulated.fp_outputs, self.simulated.q_outputs, self.class_axes
         return {
-            "simulated_vs_fp32": output_error(fp, q),
-            "deployed_vs_fp32": output_error(fp, self.deployed),
-            "deployed_vs_simulated": output_error(q, self.deployed),
+            "simulated_vs_fp32": output_error(fp, q, class_axes=axes),
+            "deployed_vs_fp32": output_error(fp, self.deployed, class_axes=axes),
+            "deployed_vs_simulated": output_error(q, self.deployed, class_axes=axes),
         }
+
+    @property
+    def outputs(self) -> list[OutputRow]:
+        """Each output of the simulated and of the deployed network against the float one's."""
+        return output_rows(self.simulated, self.deployed, self.class_axes)
 
     @property
     def accuracy(self) -> dict[str, float | None]:
@@ -81,13 +89,46 @@ def evaluate(
         UserError: The labels do not fit the network's outputs.
     """
     dataset = context.loaded.data.eval or context.loaded.data.calib
+    axes = _class_axes(context)
     with context.stage("verify"):
         simulated = _simulate(context, dataset, source.quantized)
-        targets = [_target_row(context, dataset, source, target, list(its)) for target, its in others.items()]
+        targets = [_target_row(context, dataset, source, target, list(its), axes) for target, its in others.items()]
         deployed, labels = _deploy(context, dataset, written_model(files))
         peaks = context.pool.ask(Worker.peak_rss_mb)
     _check_labels(labels, simulated.fp_outputs)
-    return Evaluation(simulated, deployed, labels, targets, peaks)
+    return Evaluation(simulated, deployed, axes, labels, targets, peaks)
+
+
+def _class_axes(context: Context) -> dict[str, int | None]:
+    """Return the axis of the classes of each output [samples, ...]; None where it has none."""
+    own, samples = class_axes(context.loaded.model, context.config.data.class_axis), context.loaded.samples
+    return {name: None if axis is None else samples.moved(name, axis) for name, axis in own.items()}
+
+
+def output_rows(
+    simulated: Simulated, deployed: Mapping[str, NDArray[Any]] | None, axes: Mapping[str, int | None]
+) -> list[OutputRow]:
+    """Return the rows of the report on the outputs.
+
+    Args:
+        simulated: The float and the simulated network.
+        deployed: Outputs of the written file; None where it was not run.
+        axes: Axis of the classes of each output.
+    """
+    rows = []
+    for name, expected in simulated.fp_outputs.items():
+        axis = class_axis(expected, name, axes)
+        rows.append(
+            OutputRow(
+                name=name,
+                shape=list(expected.shape[1:]),
+                type=str(expected.dtype),
+                class_axis=axis,
+                simulated=output_figures(expected, simulated.q_outputs[name], axis=axis),
+                deployed=None if deployed is None else output_figures(expected, deployed[name], axis=axis),
+            )
+        )
+    return rows
 
 
 def written_model(files: Sequence[Path]) -> Path:
@@ -98,15 +139,21 @@ def written_model(files: Sequence[Path]) -> Path:
 def source_of(context: Context, quantized: QuantizedModel, calibration: Calibration) -> QuantizedRun:
     """Return the network for targets' files."""
     loaded = context.loaded
-    return QuantizedRun(context.config, loaded.model, loaded.plan, quantized, calibration.statistics)
+    return QuantizedRun(context.config, loaded.model, loaded.plan, quantized, calibration.statistics, loaded.inputs)
 
 
 def _target_row(
-    context: Context, dataset: Dataset, source: QuantizedRun, target: Retargeted, files: list[Path]
+    context: Context,
+    dataset: Dataset,
+    source: QuantizedRun,
+    target: Retargeted,
+    files: list[Path],
+    axes: Mapping[str, int | None],
 ) -> TargetRow:
     found = _simulate(context, dataset, target.quantized, target)
-    error = output_error(found.fp_outputs, found.q_outputs)
+    error = output_error(found.fp_outputs, found.q_outputs, class_axes=axes)
     row = target.row(source, files, cfg=context.config.platform, error=error)
+    row = dataclasses.replace(row, outputs=output_rows(found, None, axes))
     return row.with_notes(TARGETS[target.name].form_remarks(form_of(context.config)))
 
 
@@ -122,21 +169,10 @@ def _simulate(
         title="verify" if target is None else f"verify {target.name}",
         num_samples=len(dataset),
     )
-    layers: dict[str, ErrorSums] = {}
-    for part in parts:
-        for name, error in part.layers.items():
-            layers[name] = layers[name] + error if name in layers else error
-    names = parts[0].fp_outputs
-    return Simulated(
-        {name: np.concatenate([part.fp_outputs[name] for part in parts]) for name in names},
-        {name: np.concatenate([part.q_outputs[name] for part in parts]) for name in names},
-        layers,
-    )
+    return Simulated.joined(parts)
 
 
-def _deploy(
-    context: Context, dataset: Dataset, path: Path
-) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.int64] | None]:
+def _deploy(context: Context, dataset: Dataset, path: Path) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64] | None]:
     config = context.config
     labels: list[NDArray[np.int64]] = []
 
@@ -157,7 +193,7 @@ def _deploy(
     return outputs, np.concatenate(labels) if labels else None
 
 
-def _check_labels(labels: NDArray[np.int64] | None, outputs: Mapping[str, NDArray[np.float32]]) -> None:
+def _check_labels(labels: NDArray[np.int64] | None, outputs: Mapping[str, NDArray[Any]]) -> None:
     classes = next(iter(outputs.values()))[0].size
     if labels is not None and (labels.min() < 0 or labels.max() >= classes):
         raise UserError(

@@ -85,7 +85,8 @@ def _source(folder: RunFolder, request: Request, config: Config) -> QuantizedRun
     """Read the network of the run."""
     from dipo.algo.step import FloatNetwork
     from dipo.stages.checkpoint import load_calibration
-    from dipo.stages.load import change_float, moments_of_model, plan_for
+    from dipo.stages.known_inputs import KnownInputs
+    from dipo.stages.load import change_float, plan_for
     from dipo.stages.network import load_network
     from dipo.stages.retarget import QuantizedRun
 
@@ -103,11 +104,12 @@ def _source(folder: RunFolder, request: Request, config: Config) -> QuantizedRun
             f"run={folder.path}: its {error} is missing or damaged, do the run again with dipo {dipo.__version__}"
         ) from error
     plan = plan_for(config.platform.name, config, model)
-    moments = functools.partial(moments_of_model, model, config.data)
+    inputs = KnownInputs(config.data, saved=kept.inputs)
+    moments = functools.partial(inputs.moments, model)
     network = FloatNetwork(model, plan, samples=None, has_samples=False, moments=moments)
-    model = change_float(network, config.algo.make_steps(), config, record=kept.record).model
+    model = change_float(network, config.algo.make_steps(), config, inputs=inputs, record=kept.record).model
     plan = plan_for(config.platform.name, config, model)
-    return QuantizedRun(config, model, plan, kept.quantized, statistics)
+    return QuantizedRun(config, model, plan, kept.quantized, statistics, inputs)
 
 
 def _check_config(folder: RunFolder, config: Config) -> None:

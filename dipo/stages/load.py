@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from dipo.algo.moments import input_moments, moments_of
+from dipo.algo.joined_inputs import joins
 from dipo.algo.step import FloatChange, FloatNetwork, FloatStep, Step
-from dipo.config import Config, DataConfig, resolve_path
+from dipo.config import Config, resolve_path
 from dipo.data.dataset import Datasets, InputSpec, open_datasets
 from dipo.data.noise import make_noise
 from dipo.errors import UserError
 from dipo.export.formats import OnnxFormat
 from dipo.export.targets import TARGETS, check_options
 from dipo.graph.accessors import name_of
+from dipo.graph.class_axes import class_axes
 from dipo.graph.constraints import fitting
 from dipo.graph.load import load
+from dipo.graph.placement import is_float
 from dipo.graph.plan import Plan, make_plan
 from dipo.graph.sample_axis import SampleAxes, find_sample_axes
-from dipo.quant.gaussian import Moments
+from dipo.stages.known_inputs import KnownInputs
 
 NOISE_SAMPLES = 64
 """Number of noise samples on which a job without others is checked."""
@@ -46,8 +46,23 @@ class JobInputs:
     """Steps of the algorithm, in their order."""
     change: FloatChange
     """Changes by the steps on the float network."""
+    inputs: KnownInputs
+    """What is known of the network's inputs by themselves."""
     has_samples: bool = True
     """Whether `data` holds the user's samples, not noise."""
+    original: ir.Model | None = None
+    """The float network before the steps on it; None: there were none."""
+
+    @property
+    def comparable(self) -> JobInputs:
+        """The job with the network that has to compute on its samples what the file does.
+
+        Without samples, steps on the float network go by what BatchNormalization says of real inputs, which noise does
+        not keep to: then that is the network before them.
+        """
+        if self.has_samples or self.original is None or self.original is self.model:
+            return self
+        return dataclasses.replace(self, model=self.original)
 
     @functools.cached_property
     def samples(self) -> SampleAxes:
@@ -73,10 +88,11 @@ def load_job(config: Config, *, model: ir.Model | None = None) -> JobInputs:
     data = _samples(config, model, path)
     has_samples = config.data.is_given
     check_options([config.platform.name, *config.export.also], config.platform.given, form=form_of(config))
+    class_axes(model, config.data.class_axis)  # what is wrong with the option shows before the work
     steps = config.algo.make_steps()
-    loaded = JobInputs(
-        path, model, data, plan_for(config.platform.name, config, model), [], FloatChange(model), has_samples
-    )
+    plan = plan_for(config.platform.name, config, model)
+    inputs = KnownInputs(config.data, data.calib if has_samples else None)
+    loaded = JobInputs(path, model, data, plan, [], FloatChange(model), inputs, has_samples)
     return with_float_steps(loaded, steps, config)
 
 
@@ -95,10 +111,16 @@ def with_float_steps(loaded: JobInputs, steps: Sequence[Step], config: Config) -
         step.check(loaded.plan)
     change = loaded.change
     if loaded.plan.layers:
-        moments = functools.partial(moments_of_model, loaded.model, config.data)
+        moments = functools.partial(loaded.inputs.moments, loaded.model)
         network = FloatNetwork(loaded.model, loaded.plan, loaded.data.calib, loaded.has_samples, moments)
-        change = _joined(change, change_float(network, steps, config))
-    loaded = dataclasses.replace(loaded, model=change.model, steps=[*loaded.steps, *steps], change=change)
+        change = _joined(change, change_float(network, steps, config, inputs=loaded.inputs))
+    loaded = dataclasses.replace(
+        loaded,
+        model=change.model,
+        steps=[*loaded.steps, *steps],
+        change=change,
+        original=loaded.original or loaded.model,
+    )
     return planned(loaded, config)
 
 
@@ -120,7 +142,12 @@ def planned(loaded: JobInputs, config: Config) -> JobInputs:
 
 
 def change_float(
-    network: FloatNetwork, steps: Sequence[Step], config: Config, *, record: Mapping[str, NDArray[Any]] | None = None
+    network: FloatNetwork,
+    steps: Sequence[Step],
+    config: Config,
+    *,
+    inputs: KnownInputs,
+    record: Mapping[str, NDArray[Any]] | None = None,
 ) -> FloatChange:
     """Run the steps on the float network, in their order.
 
@@ -128,6 +155,7 @@ def change_float(
         network: The network before the steps.
         steps: All steps of the job.
         config: The job.
+        inputs: What is known of the network's inputs.
         record: Arrays of an earlier run of these steps, which is repeated; None: this is the first run.
     """
     done = FloatChange(network.model)
@@ -140,7 +168,7 @@ def change_float(
             network,
             model=change.model,
             plan=plan_for(config.platform.name, config, change.model),
-            moments=functools.partial(moments_of_model, change.model, config.data),
+            moments=functools.partial(inputs.moments, change.model),
         )
     return done
 
@@ -174,10 +202,16 @@ def form_of(config: Config) -> OnnxFormat:
 
 
 def _observed(config: Config, model: ir.Model, plan: Plan) -> tuple[str, ...]:
-    """Return the values that only other targets quantize, so that their files can be written from this run."""
+    """Return values that are no activations of the plan: those of other targets, and what is joined or leaves the net.
+
+    By the former other targets' files can be written from this run.
+    """
     specs = {name: target.spec for name, target in TARGETS.items()}
     likes = {(s.operators, s.fuse_residual_add, s.quantize_outputs): name for name, s in specs.items()}
     values = {value: None for name in likes.values() for value in plan_for(name, config, model, fit=True).activations}
+    # What one grid is made for several of has to be known of each: `stages.lost_values`.
+    joined = [value for join in joins(model) for value in join.made]
+    values |= dict.fromkeys(name_of(value) for value in [*joined, *model.graph.outputs] if is_float(value))
     return tuple(value for value in values if value not in plan.activations)
 
 
@@ -206,19 +240,6 @@ def _samples(config: Config, model: ir.Model, path: Path) -> Datasets:
         size=data.size,
         layout=data.layout,
     )
-
-
-def moments_of_model(model: ir.Model, data: DataConfig) -> dict[str, Moments]:
-    """Return the moments of every value of the network by name, from BatchNormalization's statistics.
-
-    Samples that are normalised by `data.mean` and `data.std` have mean 0 and standard deviation 1; others are assumed
-    to be pixels, evenly distributed between 0 and 1.
-    """
-    mean, std = (None if values is None else np.asarray(values) for values in (data.mean, data.std))
-    low = (0.0 - (0.0 if mean is None else mean)) / (1.0 if std is None else std)
-    high = (1.0 - (0.0 if mean is None else mean)) / (1.0 if std is None else std)
-    spread = {"mean": (low + high) / 2, "std": (high - low) / math.sqrt(12)} if mean is None else {}
-    return moments_of(model, input_moments(model, low=low, high=high, **spread))
 
 
 def input_specs(model: ir.Model, *, source: str) -> list[InputSpec]:

@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dipo.graph.plan import QuantizedLayer, QuantizedModel
+from dipo.quant.gaussian import Moments
 from dipo.quant.spec import Blocks, QParams
 from dipo.run import DamagedFileError, RunFolder
 from dipo.stages.checkpoint import by_name, narrowest
 
 NETWORK = "network.safetensors"
 LEAST = "least_output"
+INPUT, PARTS = "input_", ("mean", "std", "low", "high")
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class SavedNetwork:
     record: dict[str, NDArray[Any]] | None
     """Arrays by which steps on the float network are repeated: by name of the layer, the least number [C] of its
     output."""
+    inputs: Mapping[str, Moments] | None = None
+    """Moments of the network's inputs, by name, where the run has measured them for ranges or steps."""
 
 
 def save_network(folder: RunFolder, kept: SavedNetwork) -> None:
@@ -43,10 +47,13 @@ def save_network(folder: RunFolder, kept: SavedNetwork) -> None:
             arrays[f"{name}/bias"] = layer.bias
     for name, qparams in quantized.activations.items():
         arrays |= {f"{name}/act_scale": qparams.scale, f"{name}/act_zero_point": qparams.zero_point}
+    for name, moments in (kept.inputs or {}).items():
+        arrays |= {f"{name}/{INPUT}{part}": getattr(moments, part) for part in PARTS}
     about = {
         "layers": {name: _grid(layer.qparams) for name, layer in quantized.layers.items()},
         "activations": {name: _grid(qparams) for name, qparams in quantized.activations.items()},
         "least_outputs": kept.record is not None,
+        "inputs": {name: moments.num_dims_behind for name, moments in (kept.inputs or {}).items()},
     }
     folder.write_arrays(NETWORK, arrays, about)
 
@@ -67,7 +74,17 @@ def load_network(folder: RunFolder) -> SavedNetwork:
         for name, grid in about["activations"].items()
     }
     least = {name: own[LEAST] for name, own in parts.items() if LEAST in own}
-    return SavedNetwork(QuantizedModel(layers, activations), least if about["least_outputs"] else None)
+    inputs = {
+        name: Moments.of(
+            *(parts[name][f"{INPUT}{part}"] for part in PARTS[:2]),
+            low=parts[name][f"{INPUT}low"],
+            high=parts[name][f"{INPUT}high"],
+            num_dims_behind=num_dims_behind,
+        )
+        for name, num_dims_behind in about.get("inputs", {}).items()
+    }
+    record = least if about["least_outputs"] else None
+    return SavedNetwork(QuantizedModel(layers, activations), record, inputs or None)
 
 
 def _grid(qparams: QParams) -> dict[str, Any]:

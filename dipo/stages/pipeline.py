@@ -43,7 +43,7 @@ from dipo.stages.network import SavedNetwork, save_network
 from dipo.stages.parity import check_parity
 from dipo.stages.publish import RUN_TARGET, check_places, publish
 from dipo.stages.rehearse import rehearse
-from dipo.stages.report import FAR_DB, make_report, versions
+from dipo.stages.report import FAR_DB, early_notes, make_report, versions
 from dipo.stages.retarget import QuantizedRun, Retargeted, others, preflight_exports
 from dipo.stages.transform import Transformed, transform
 
@@ -98,7 +98,7 @@ def prepare(config: Config, *, clock: Clock, model: ir.Model | None = None) -> P
     torch.set_num_threads(config.cluster.threads)
     with clock.stage("load"):
         loaded = load_job(config, model=model)
-        parity = check_parity(loaded, threads=config.cluster.threads)
+        parity = check_parity(loaded.comparable, threads=config.cluster.threads)
     with clock.stage("rehearse"):
         rehearsed_db = rehearse(loaded, config)
     return PreparedJob(config, loaded, device, parity, rehearsed_db, clock)
@@ -203,6 +203,10 @@ def _run(prepared: PreparedJob, folder: RunFolder, identity: Identity, terminal:
 def _process(context: Context, *, parity: float) -> Finished:
     """Run the stages from calibration on."""
     state = calibrate(context, observe=context.needs_calibration)
+    early = early_notes(context.config, context.loaded, state.quantized, state.calibration)
+    context.terminal.show_notes(early)
+    for note in early:
+        log.warning("%s: %s", note.name, note.what)
     steps = context.loaded.steps
     if steps:
         preflight_exports(source_of(context, state.quantized, state.calibration))
@@ -226,7 +230,8 @@ def finish(context: Context, done: Transformed, calibration: Calibration, *, par
     done = dataclasses.replace(done, quantized=target.on_grids(context.loaded.model, done.quantized))
     source = source_of(context, done.quantized, calibration)
     with context.stage("export"):
-        save_network(context.folder, SavedNetwork(done.quantized, context.loaded.change.record))
+        loaded = context.loaded
+        save_network(context.folder, SavedNetwork(done.quantized, loaded.change.record, loaded.inputs.to_save))
         files, *its = _export(context, source).items()
     evaluation = evaluate(context, source=source, files=files[1], others=dict(its))
     report = make_report(context, evaluation, done=done, calibration=calibration, files=files[1], parity=parity)

@@ -11,19 +11,22 @@ from pathlib import Path
 import dipo
 from dipo.algo.calibrate import Calibration
 from dipo.algo.diagnostics import diagnose
+from dipo.algo.simulate import Simulated
 from dipo.algo.step import UnitStep
 from dipo.config import Config
 from dipo.export.targets import TARGETS
 from dipo.graph.layers import layers_of
 from dipo.graph.load import model_files
+from dipo.graph.plan import QuantizedModel
 from dipo.graph.sharing import stored_apart
 from dipo.quant.error_sums import ErrorSums
 from dipo.report.analysis import AnalysisReport, report_analysis
 from dipo.report.measures import NO_NOISE_DB, OutputError, cosine, sqnr_db
-from dipo.report.report import EqualizedRow, LayerRow, Note, Report
+from dipo.report.report import ConcatRow, EqualizedRow, LayerRow, Note, Report
 from dipo.stages.context import Context
 from dipo.stages.evaluate import Evaluation, written_model
 from dipo.stages.load import JobInputs
+from dipo.stages.lost_values import join_resolutions, lost_values
 from dipo.stages.transform import Transformed
 
 FAR_DB = 20.0
@@ -64,12 +67,15 @@ def make_report(
         parity=parity,
         accuracy=evaluation.accuracy,
         error=error,
+        outputs=evaluation.outputs,
         layers=[_layer_row(name, sums) for name, sums in evaluation.simulated.layers.items()],
+        concats=_concat_rows(loaded, evaluation.simulated, done.quantized, calibration),
         units=done.units,
         not_reconstructed=[layer.name for layer in layers_of(loaded.model) if layer.name not in loaded.plan.layers],
         analysis=_analysis(context, done),
         equalized=_equalized(loaded),
         notes=[
+            *early_notes(config, loaded, done.quantized, calibration),
             *_distance_notes(context, written_model(files), error["deployed_vs_simulated"]),
             *_option_notes(config, loaded),
             *_notes(loaded, calibration),
@@ -84,6 +90,12 @@ def make_report(
         versions=versions(),
         targets=evaluation.targets,
     )
+
+
+def early_notes(config: Config, loaded: JobInputs, quantized: QuantizedModel, calibration: Calibration) -> list[Note]:
+    """Return what is known to be lost once there are ranges: the user should hear it before the long work, too."""
+    lost = lost_values(loaded.model, quantized, calibration.statistics, TARGETS[config.platform.name].spec)
+    return lost + (loaded.inputs.assumptions(loaded.model) if not config.calib.reads_statistics else [])
 
 
 def _analysis(context: Context, done: Transformed) -> AnalysisReport | None:
@@ -171,6 +183,20 @@ def _equalized(loaded: JobInputs) -> list[EqualizedRow]:
 
 def _layer_row(name: str, error: ErrorSums) -> LayerRow:
     return LayerRow(name, cosine(error.fp_fp, error.q_q, error.fp_q), sqnr_db(error.fp_fp, error.noise))
+
+
+def _concat_rows(
+    loaded: JobInputs, simulated: Simulated, quantized: QuantizedModel, calibration: Calibration
+) -> list[ConcatRow]:
+    resolutions = join_resolutions(loaded.model, quantized, calibration.statistics)
+    rows = []
+    for each, error in simulated.concats.items():
+        found = resolutions.get((each.concat, each.value))
+        row = _layer_row(each.value, error)
+        rows.append(
+            ConcatRow(row.name, each.concat, row.cosine, row.sqnr_db, steps=None if found is None else found.steps)
+        )
+    return rows
 
 
 def _peaks(config: Config, peaks: Sequence[float]) -> dict[str, float]:

@@ -28,8 +28,10 @@ from dipo.quant.ranges import Range
 from dipo.quant.spec import QParams, QuantSpec, qparams_of
 from dipo.report.events import config_hash
 from dipo.report.measures import OutputError
-from dipo.report.report import TargetRow
-from dipo.stages.load import form_of, moments_of_model, plan_for
+from dipo.report.report import Note, TargetRow
+from dipo.stages.known_inputs import KnownInputs
+from dipo.stages.load import form_of, plan_for
+from dipo.stages.lost_values import lost_values
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class QuantizedRun:
     """Plan of the run's own target."""
     quantized: QuantizedModel
     statistics: Mapping[str, Statistics]
+    inputs: KnownInputs
+    """What is known of the network's inputs by themselves."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,11 +74,16 @@ class Retargeted:
             activations=dict(Counter(self.activations.values())),
             error=error,
             notes=[
+                *(f"{note.name}: {note.what}" for note in self._losses(source)),
                 *target.remarks(target.options_of(cfg.given)),
                 *(f"{name}: {what}" for name, what in stored_apart(source.model, self.quantized).items()),
             ],
             files={file.name: file.stat().st_size for file in files},
         )
+
+    def _losses(self, source: QuantizedRun) -> list[Note]:
+        """Return notes on values that the target's grids lose."""
+        return lost_values(source.model, self.quantized, source.statistics, TARGETS[self.name].spec)
 
 
 def target_of(name: str, source: QuantizedRun) -> Retargeted:
@@ -182,7 +191,7 @@ def _ranges(source: QuantizedRun, plan: Plan) -> dict[str, Range]:
     new = {name: spec for name, spec in plan.activations.items() if name not in source.quantized.activations}
     if not config.calib.reads_statistics:
         part = dataclasses.replace(plan, activations=new)
-        moments = moments_of_model(source.model, config.data) if new else {}
+        moments = source.inputs.moments(source.model) if new else {}
         return data_free_ranges(part, moments, sigmas=config.calib.sigmas)
     seen = {name: spec for name, spec in new.items() if name in source.statistics and source.statistics[name].count}
     return activation_ranges(dataclasses.replace(plan, activations=seen), source.statistics, cfg=config.calib)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dipo.report.measures import OutputError
 from dipo.verify.verdict import FAR_DB, State, TensorOutcome, Verdict
 
 SHOWN = 5
@@ -73,8 +74,12 @@ def _cells(verdict: Verdict) -> tuple[str, ...]:
         return *[""] * 5, "refused"
     counts = [str(verdict.count(state)) for state in (State.ACCEPTED, State.IGNORED, State.RECOMPUTED)]
     error = verdict.error
-    measured = ["-", "-"] if error is None else [f"{error.sqnr_db:.1f}", f"{error.agreement:.1f}"]
+    measured = ["-", "-"] if error is None else [f"{error.sqnr_db:.1f}", _agreement(error)]
     return *counts, *measured, "failed" if verdict.failed else "ok"
+
+
+def _agreement(error: OutputError) -> str:
+    return "-" if error.agreement is None else f"{error.agreement:.1f}"
 
 
 def _lines(verdict: Verdict, *, every: bool) -> list[str]:

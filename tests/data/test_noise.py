@@ -28,7 +28,8 @@ def test_any_part_and_any_reader_gives_the_same_numbers():
 
 
 def test_numbers_are_normal_and_neighbours_alike():
-    images = make_noise([IMAGE], num=200, seed=0).read(0, 200).inputs["image"]
+    # Pixels with this mean and deviation have ends so far out that hardly any number is cut.
+    images = make_noise([IMAGE], num=200, seed=0, mean=[0.5], std=[0.1]).read(0, 200).inputs["image"]
     assert abs(images.mean()) < 0.1
     assert abs(images.std() - 1) < 0.1
     neighbours = np.corrcoef(images[..., 1:].ravel(), images[..., :-1].ravel())[0, 1]
@@ -46,6 +47,16 @@ def test_preprocessed_pixels_have_ends():
     alone = make_noise([IMAGE], num=20, seed=0, std=[0.5]).read(0, 20).inputs["image"]
     assert alone.min() >= 0
     assert alone.max() <= 2
+
+
+def test_without_a_mean_they_are_pixels():
+    for std in (None, [0.25]):
+        factor = 1 if std is None else 4
+        images = make_noise([IMAGE], num=50, seed=0, std=std).read(0, 50).inputs["image"]
+        assert images.min() == 0
+        assert images.max() == factor
+        assert images.mean() == pytest.approx(0.5 * factor, rel=0.1)
+        assert images.std() == pytest.approx(factor / 12**0.5, rel=0.15)
 
 
 def test_the_digest_follows_what_the_numbers_follow():

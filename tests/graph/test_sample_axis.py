@@ -54,6 +54,24 @@ def test_each_value_has_its_axis(tmp_path, num):
 
 
 @pytest.mark.parametrize(
+    ("axis", "shape", "places"),
+    [
+        (FIRST, (3, 8, 4), {1: 1, 2: 2, 0: None}),
+        (SampleAxis(0, 1, 4), (12, 5), {1: 2}),
+        (SampleAxis(0, 2, 2), (12, 5, 7), {1: 3, 2: 4}),
+        (SampleAxis(1), (4, 3, 6), {0: 1, 1: None, 2: 2}),
+    ],
+)
+def test_other_axes_are_found_again_by_sample(axis, shape, places):
+    by_sample = axis.by_sample(draw(*shape))
+    for before, behind in places.items():
+        assert axis.moved(before) == behind
+        assert behind is None or by_sample.shape[behind] == shape[before]
+    assert SampleAxes(same=frozenset({"x"})).moved("x", 0) == 1
+    assert SampleAxes({"y": axis}).moved("y", 1) == axis.moved(1)
+
+
+@pytest.mark.parametrize(
     ("axis", "shape"),
     [
         (FIRST, (3, 8, 4, 5)),

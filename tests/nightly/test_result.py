@@ -57,6 +57,19 @@ def test_a_gate_that_fails_leaves_the_job_complete(job, run, tmp_path):
     assert result.failures == ["top-1 drop: 2.00 points (90.00 to 88.00), at most 1 allowed"]
 
 
+def test_a_run_without_agreement_is_judged_by_its_worst_output(jobs_file, run, tmp_path):
+    job = {"name": "a", "options": ["model.path=net.onnx", "data.path=x.npz"], "gate": {"min_cosine": 0.9}}
+    rows = [{"name": name, "deployed": {"cosine": cosine}} for name, cosine in (("boxes", 0.99), ("k", None))]
+    report = {**REPORT, "error": {"deployed_vs_fp32": {"agreement": None, "cosine": 0.99, "sqnr_db": 25.0}}}
+    outcomes = []
+    for outputs in (rows, [*rows, {"name": "scores", "deployed": {"cosine": 0.0}}]):
+        (run / "report.json").write_text(json.dumps({**report, "outputs": outputs}))
+        result = collect(read_jobs(jobs_file(jobs=[job]), {}).jobs[0], ended(tmp_path), run)
+        assert (result.agreement, result.cosine) == (None, 0.99)
+        outcomes.append((result.status, result.failures))
+    assert outcomes == [(Status.PASSED, []), (Status.FAILED, ["cosine: 0, at least 0.9 wanted"])]
+
+
 @pytest.mark.parametrize(
     ("log", "code", "reason"),
     [

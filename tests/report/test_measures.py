@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from dipo.report.measures import NO_NOISE_DB, accuracy, cosine, output_error, sqnr_db
+from dipo.report.measures import NO_NOISE_DB, OutputFigures, accuracy, cosine, output_error, output_figures, sqnr_db
 
 
 def test_equal_outputs_have_no_error():
@@ -23,6 +23,50 @@ def test_error_by_hand_over_two_outputs():
     assert error.agreement == 50.0, "of the first output of the reference"
     assert error.cosine == pytest.approx(25 / math.sqrt(25 * 51))
     assert error.sqnr_db == pytest.approx(10 * math.log10(25 / 26))
+
+
+def test_agreement_is_that_of_the_first_output_with_classes():
+    boxes = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
+    scores = np.array([[[3, 1], [1, 3], [3, 1]], [[1, 3], [3, 1], [1, 3]]], np.float32)
+    other = {"boxes": boxes + 1, "scores": scores.copy()}
+    other["scores"][0, 0] = (1, 3)
+    reference = {"boxes": boxes, "scores": scores}
+    assert output_error(reference, other, class_axes={"boxes": None, "scores": 2}).agreement == pytest.approx(500 / 6)
+    assert output_error(reference, other, class_axes={"boxes": None, "scores": 1}).agreement == pytest.approx(50)
+    assert output_error(reference, other, class_axes={"boxes": None, "scores": None}).agreement is None
+    assert output_error(reference, other).agreement is None, "nothing is known of them"
+
+
+def test_integers_are_equal_or_not():
+    reference = {"y": np.zeros((2, 2), np.float16), "k": np.array([[1, 2], [3, 4]]), "m": np.array([[True], [False]])}
+    other = {**reference, "k": np.array([[1, 2], [3, 5]])}
+    error = output_error(reference, other, class_axes={"y": None, "k": None, "m": None})
+    assert (error.agreement, error.cosine, error.sqnr_db) == (75.0, 1.0, NO_NOISE_DB), "floats alone have a distance"
+    assert output_error(reference, other).agreement == 100.0, "the first output with classes"
+    assert output_figures(reference["k"], other["k"], axis=None) == OutputFigures(None, None, None, None, 75.0)
+    assert output_figures(reference["m"], other["m"], axis=None).equal == 100.0
+    alone = output_error({"k": reference["k"]}, {"k": other["k"]})
+    assert (alone.agreement, alone.sqnr_db) == (75.0, pytest.approx(10 * math.log10(30)))
+
+
+def test_figures_of_an_output_by_hand():
+    reference, other = np.array([[3.0, 0.0], [0.0, 4.0]], "f2"), np.array([[3.0, 0.0], [5.0, 4.0]], "f2")
+    figures = output_figures(reference, other, axis=1)
+    assert (figures.agreement, figures.max_error, figures.equal) == (50.0, 5.0, None)
+    assert figures.sqnr_db == pytest.approx(0)
+    assert output_figures(reference, other, axis=None).agreement is None
+    assert output_figures(reference, np.full_like(other, np.inf), axis=None).max_error is None
+
+
+def test_infinities_that_both_have_are_no_error():
+    masked = np.array([[-np.inf, 1.0], [2.0, -np.inf]], np.float32)
+    figures = output_figures(masked, masked, axis=1)
+    assert (figures.sqnr_db, figures.max_error, figures.agreement) == (NO_NOISE_DB, 0.0, 100.0)
+    assert output_figures(masked, -masked, axis=None).sqnr_db == -NO_NOISE_DB
+
+
+def test_accuracy_of_a_class_is_the_class():
+    assert accuracy({"k": np.array([[1], [2], [3]])}, np.array([1, 2, 0])) == pytest.approx(200 / 3)
 
 
 def test_accuracy_counts_top_1_of_the_first_output():

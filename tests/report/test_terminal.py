@@ -1,11 +1,12 @@
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from dipo.report import terminal as module
-from dipo.report.measures import OutputError
-from dipo.report.report import LayerRow, Note, Report
+from dipo.report.measures import OutputError, OutputFigures
+from dipo.report.report import ConcatRow, LayerRow, Note, OutputRow, Report, TargetRow
 from dipo.report.terminal import WORST_LAYERS, Terminal
 
 
@@ -16,6 +17,9 @@ def console(width: int = 120, *, is_terminal: bool = False) -> Console:
 
 def shown(terminal: Terminal) -> str:
     return terminal.console.file.getvalue()
+
+
+FIGURES = OutputFigures(98.25, 0.99911, 27.29, 0.125, None)
 
 
 @pytest.fixture
@@ -34,7 +38,9 @@ def report() -> Report:
             "deployed_vs_fp32": OutputError(98.25, 0.99911, 27.29),
             "deployed_vs_simulated": OutputError(99.75, 0.99999, 61.5),
         },
+        outputs=[OutputRow("logits", [10], "float32", 1, FIGURES, FIGURES)],
         layers=[LayerRow(f"/features/{i}/[/b]/Conv", 0.99 - i / 100, 40.0 - i) for i in range(8)],
+        concats=[],
         units=[],
         not_reconstructed=[],
         analysis=None,
@@ -73,6 +79,56 @@ def test_the_worst_layers_come_first_and_their_names_are_no_markup(report):
     assert len(named) == WORST_LAYERS
     assert "/features/7/[/b]/Conv" in named[0]
     assert "33.00" in named[0]
+
+
+def cells(text: str, name: str) -> list[str]:
+    """Return the cells of the first row that begins with the name."""
+    line = next(line for line in text.splitlines() if line.strip("│ ").startswith(f"{name} "))
+    return [cell.strip() for cell in line.strip("│").split("│")]
+
+
+def test_the_worst_of_several_outputs_stands_in_the_headline_and_each_has_a_row(report):
+    boxes = OutputFigures(None, 0.9999, 42.5, 3.5, None)
+    lost = OutputFigures(None, 0.0, 0.0, 1.0, None)
+    mask = OutputFigures(None, None, None, None, 97.5)
+    rows = [
+        OutputRow("boxes", [64, 4], "float32", None, boxes, boxes),
+        OutputRow("[scores]", [64, 5], "float32", None, boxes, lost),
+        OutputRow("mask", [], "bool", None, mask, mask),
+    ]
+    error = {name: replace(error, agreement=None) for name, error in report.error.items()}
+    terminal = Terminal(console())
+    terminal.show(replace(report, outputs=rows, error=error))
+    text = shown(terminal)
+    assert cells(text, "deployed")[1:] == ["-", "-", "0.99911", "27.29"]
+    assert cells(text, "worst output [scores]")[-1] == "0.00"
+    assert cells(text, "worst output boxes")[-1] == "42.50"
+    assert cells(text, "boxes") == ["boxes", "64x4", "-", "0.99990", "42.50", "3.5"]
+    assert cells(text, "mask") == ["mask", "1", "97.50", "-", "-", "-"]
+
+
+def test_a_single_output_is_the_network_itself(report):
+    terminal = Terminal(console())
+    terminal.show(report)
+    assert "worst output" not in shown(terminal)
+    assert "outputs of" not in shown(terminal)
+
+
+def test_inputs_of_concats_stand_among_the_layers(report):
+    terminal = Terminal(console())
+    terminal.show(replace(report, concats=[ConcatRow("scores", "join", 0.0, 0.0, 0.4)]))
+    text = shown(terminal)
+    assert "worst layers and inputs of Concats" in text
+    assert cells(text, "scores, input of join") == ["scores, input of join", "0.00000", "0.00"]
+
+
+def test_the_worst_output_of_another_target_is_named():
+    boxes, lost = (OutputFigures(None, 1.0, sqnr, 0.0, None) for sqnr in (42.5, 0.25))
+    rows = [OutputRow(name, [4], "float32", None, each, None) for name, each in (("boxes", boxes), ("scores", lost))]
+    row = TargetRow("rk", [], {}, {}, OutputError(None, 0.99, 41.0), [], {"quantized.onnx": 1}, rows)
+    terminal = Terminal(console())
+    terminal.show_target(row, "run/rk")
+    assert "simulation against FP32: 41.00 dB, worst output scores 0.25 dB" in shown(terminal)
 
 
 @pytest.mark.parametrize("width", [120, 60, 40])
