@@ -75,7 +75,8 @@ def _quantized_on(sample: Mapping[str, torch.Tensor], loaded: JobInputs, config:
     ranges = activation_ranges(plan, found.statistics, cfg=calib)
     quantized = quantize_model(model, plan=plan, ranges=ranges, cfg=calib)
     quantized = TARGETS[config.platform.name].on_grids(model, quantized)
-    return QuantizedRun(dataclasses.replace(config, calib=calib), model, plan, quantized, found.statistics)
+    config = dataclasses.replace(config, calib=calib)
+    return QuantizedRun(config, model, plan, quantized, found.statistics, loaded.inputs)
 
 
 def _run(
