@@ -70,6 +70,7 @@ def make_report(
         analysis=_analysis(context, done),
         equalized=_equalized(loaded),
         notes=[
+            *done.notes,
             *_distance_notes(context, written_model(files), error["deployed_vs_simulated"]),
             *_option_notes(config, loaded),
             *_notes(loaded, calibration),

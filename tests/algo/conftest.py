@@ -12,6 +12,7 @@ import torch
 
 from dipo.algo.activation_cache import Batch, cut
 from dipo.algo.calibrate import Observed, activation_ranges, observe, quantize_model
+from dipo.algo.held_out import held_out_samples
 from dipo.export.targets import TARGETS
 from dipo.graph.load import load
 from dipo.graph.plan import Plan, QuantizedModel, make_plan
@@ -52,7 +53,10 @@ class Case:
         return {"input": self.samples[batch.start : batch.stop]}
 
     def observe(self, batches: list[Batch]) -> Observed:
-        return observe(self.model, plan=self.plan, batches=batches, inputs=self.inputs, device=torch.device("cpu"))
+        return observe(
+            self.model, plan=self.plan, batches=batches, inputs=self.inputs, device=torch.device("cpu"),
+            held_out=held_out_samples(len(self.samples)),
+        )  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from dipo.algo.activation_cache import Batch, CachedActivation, cut
 from dipo.algo.calibrate import activation_ranges, observe, quantize_model
 from dipo.algo.collectives import SingleWorker
 from dipo.algo.network_pair import NetworkPair
-from dipo.algo.pair_statistics import output_error
+from dipo.algo.pair_statistics import output_errors
 from dipo.algo.trainer import GradShard, Trainer
 from dipo.algo.unit_solver import UnitWork
 from dipo.algo.unit_training import unit_problem
@@ -226,10 +226,10 @@ def test_every_kind_of_layer_is_fitted(tmp_path, kind, training):
     pair = swept.pair
     pair.read_samples(case.inputs, with_float=True)
     targets, chosen = pair.targets(unit), list(zip(pair.batches, pair.rows, strict=True))
-    found = output_error(pair, unit, targets, chosen)
+    found = output_errors(pair, unit, targets, chosen)["y"]
     solved = pair.layers["it"]
     pair.adopt(case.quantized.layers, case.quantized.activations)
-    assert found < 0.98 * output_error(pair, unit, targets, chosen)
+    assert found < 0.98 * output_errors(pair, unit, targets, chosen)["y"]
     nearest = case.quantized.layers["it"]
     assert np.any(solved.codes != nearest.codes)
     assert solved.codes.min() >= solved.qparams.qmin
