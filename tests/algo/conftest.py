@@ -84,7 +84,7 @@ def network(tmp_path_factory):
 
 @pytest.fixture
 def make_case(network):
-    def make(*, weight_bits=4, act_bits=4, num=40, batch_size=8, platform="ort"):
+    def make(*, weight_bits=4, act_bits=4, num=40, batch_size=8, platform="ort", correlated=False):
         torch.set_num_threads(1)
         model = load(network)
         plan = make_plan(
@@ -92,7 +92,11 @@ def make_case(network):
             TARGETS[platform].spec,
             PrecisionConfig(weight_bits=weight_bits, act_bits=act_bits, first_last_bits=None),
         )
-        samples = torch.randn(num, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+        generator = torch.Generator().manual_seed(1)
+        samples = torch.randn(num, 3, 8, 8, generator=generator)
+        if correlated:
+            # Of independent inputs the nearest codes are the best.
+            samples = 0.3 * samples + torch.randn(num, 1, 1, 1, generator=generator)
         case = Case(model, plan, samples, cut(num, batch_size), None, None)
         observed = case.observe(case.batches)
         ranges = activation_ranges(plan, observed.statistics, cfg=CalibConfig())
