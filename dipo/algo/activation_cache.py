@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from dipo.graph.sample_axis import FIRST, SampleAxis
 from dipo.quant.functional import TorchQParams, dequantize, quantize
 
+Rows = slice | list[int]
+"""Places of samples among those that a worker has cached."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -95,7 +98,11 @@ class CachedActivation:
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """Return the value for samples start to stop, float32."""
-        part = self.data[start:stop]
+        return self.at(slice(start, stop))
+
+    def at(self, rows: Rows) -> torch.Tensor:
+        """Return the value for some samples, float32."""
+        part = self.data[rows]
         numbers = part if self.qparams is None else dequantize(part, self.qparams)
         return self.view(numbers)
 

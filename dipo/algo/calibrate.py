@@ -13,12 +13,15 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from dipo.algo.activation_cache import Batch, StoredRows, channel_sum, read_ahead
+from dipo.algo.activation_cache import Batch, StoredRows, read_ahead
 from dipo.algo.bench import Bench
+from dipo.algo.channel_means import ChannelMeans, split_sums
+from dipo.algo.held_out import held_out_samples
 from dipo.algo.reference_weights import rounded
 from dipo.graph.accessors import array_of, name_of
 from dipo.graph.layers import layers_of
 from dipo.graph.plan import Plan, QuantizedModel
+from dipo.graph.sample_axis import SampleAxes
 from dipo.graph.torch_module import GraphModule
 from dipo.quant.observers import Observer, Statistics
 from dipo.quant.ranges import Range, activation_range, qparams_of
@@ -31,8 +34,8 @@ class Calibration:
 
     statistics: dict[str, Statistics]
     """By name of the value: the activations, and the values that other targets would quantize."""
-    channel_means: dict[str, NDArray[np.float64]]
-    """By name of a layer with a bias: means [C] of its output over samples and positions."""
+    channel_means: dict[str, ChannelMeans]
+    """By name of a layer with a bias: those of its output."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,7 @@ class Observed:
     statistics: dict[str, Statistics]
     """By name of the activation."""
     channel_sums: dict[str, dict[int, NDArray[np.float64]]]
-    """By name of a layer with a bias and index of the batch: sums [C] of its output over samples and positions."""
-    counts: dict[str, int]
-    """By name of the layer: elements of a channel that were summed."""
+    """By name of a layer with a bias and index of the batch: sums [2, C + 1] of its output, see `split_sums`."""
 
     def merge(self, other: Observed) -> Observed:
         """Return the statistics of both workers' samples."""
@@ -55,13 +56,12 @@ class Observed:
                 if name in other.statistics
             },
             {name: mine | other.channel_sums[name] for name, mine in self.channel_sums.items()},
-            {name: mine + other.counts[name] for name, mine in self.counts.items()},
         )
 
     def calibration(self) -> Calibration:
         """Return the statistics and channel means; the batches' sums are added in their order, whoever ran them."""
         means = {
-            name: np.asarray(np.sum([parts[index] for index in sorted(parts)], axis=0) / self.counts[name])
+            name: ChannelMeans.of(np.sum([parts[index] for index in sorted(parts)], axis=0))
             for name, parts in self.channel_sums.items()
         }
         return Calibration(self.statistics, means)
@@ -74,18 +74,22 @@ def observe(
     batches: Sequence[Batch],
     inputs: Callable[[Batch], Mapping[str, torch.Tensor]],
     device: torch.device,
+    held_out: Sequence[int] = (),
+    samples: SampleAxes | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Observed:
     """Run the float network over a worker's batches and collect statistics of its values.
 
+    The held-out samples have channel sums of their own.
+
     Raises:
         UserError: An activation has NaN or infinite values.
     """
+    samples = samples or SampleAxes()
     observers = {name: Observer(name) for name in (*plan.activations, *plan.observed)}
     biased = (layer for layer in layers_of(model) if layer.name in plan.layers and plan.layers[layer.name].bias)
     outputs = {name_of(layer.output): layer.name for layer in biased}
     sums: dict[str, dict[int, NDArray[np.float64]]] = {name: {} for name in outputs.values()}
-    counts = dict.fromkeys(outputs.values(), 0)
     lost: set[str] = set()
     """Values that another target would quantize and cannot: those with masks of -inf, say, have no range."""
     module = GraphModule(model).to(device).eval()
@@ -97,9 +101,7 @@ def observe(
         elif name in observers:
             lost.add(name)
         if name in outputs:
-            layer = outputs[name]
-            sums[layer][batch.index] = channel_sum(value).cpu().numpy()
-            counts[layer] += value.numel() // value.shape[1]
+            sums[outputs[name]][batch.index] = split_sums(value, batch, held_out, axis=samples.get(name)).cpu().numpy()
 
     done = 0
     looking: list[Future[None]] = []
@@ -117,7 +119,7 @@ def observe(
         for future in looking:
             future.result()
     statistics = {name: observer.result() for name, observer in observers.items() if name not in lost}
-    return Observed(statistics, sums, counts)
+    return Observed(statistics, sums)
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,8 @@ class ObserveBatches:
             batches=self.batches,
             inputs=bench.calib_inputs,
             device=bench.device,
+            held_out=held_out_samples(len(bench.calib)),
+            samples=bench.samples,
             progress=bench.progress,
         )
 

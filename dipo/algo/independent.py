@@ -16,7 +16,7 @@ from dipo.algo.collectives import SingleWorker
 from dipo.algo.network_pair import NetworkPair
 from dipo.algo.steps.reconstruction import Reconstruction
 from dipo.algo.trainer import GradShard
-from dipo.algo.unit_solver import UnitResult, UnitWork
+from dipo.algo.unit_solver import UnitResult, UnitWork, as_it_is
 from dipo.graph.accessors import node_name
 from dipo.graph.plan import Plan, QuantizedModel
 from dipo.graph.torch_module import GraphModule
@@ -101,6 +101,10 @@ class SolveAlone:
     quantized: Shared[QuantizedModel]
     warm_start: UnitResult | None
     """The unit's result after an earlier phase."""
+    before: Shared[QuantizedModel] | None = None
+    """The network in front of all phases, whose unit the last one is judged by; None: nothing is judged."""
+    held_out: Sequence[int] = ()
+    """Indices of the samples that the step must not be fitted to, rising."""
 
     def run(self, bench: Bench, *stored: StoredRows) -> UnitResult:
         """Train the unit and return its result."""
@@ -114,8 +118,12 @@ class SolveAlone:
         )
         if self.warm_start is not None:
             pair.adopt(self.warm_start.layers, self.warm_start.activations)
-        piece = GradShard(0, 0, sum(len(batch) for batch in self.batches), self.step.options.batch_size)
-        work = UnitWork(unit, pair, pair.targets(unit), None, [piece], [0], self.warm_start, bench)
+        num_samples, held_out = sum(len(batch) for batch in self.batches), tuple(self.held_out)
+        piece = GradShard(0, 0, num_samples, self.step.options.batch_size, held_out)
+        before = None if self.before is None else as_it_is(pair, unit, self.before.get())
+        work = UnitWork(
+            unit, pair, pair.targets(unit), None, [piece], [0], self.warm_start, bench, before, held_out
+        )  # fmt: skip
         return dataclasses.replace(self.step.solve(work), seconds=time.perf_counter() - start)
 
 

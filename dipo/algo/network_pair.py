@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from dipo.algo.activation_cache import Batch, CachedActivation, StoredRows
+from dipo.algo.activation_cache import Batch, CachedActivation, Rows, StoredRows
 from dipo.algo.collectives import Collectives
 from dipo.algo.fitted_values import fitted_values
 from dipo.graph.accessors import name_of, node_name
@@ -223,10 +223,10 @@ class NetworkPair:
                 del captures[name]
 
     def read(
-        self, captures: Mapping[str, CachedActivation], names: Sequence[str], rows: slice
+        self, captures: Mapping[str, CachedActivation], names: Sequence[str], rows: Rows
     ) -> dict[str, torch.Tensor]:
         """Return some samples of cached values, float32, by name."""
-        return {name: captures[name].rows(rows.start, rows.stop) for name in names}
+        return {name: captures[name].at(rows) for name in names}
 
     def reads(self, captures: Mapping[str, CachedActivation], module: GraphModule) -> Iterator[dict[str, torch.Tensor]]:
         """Return an iterator over a module's inputs by name, batch by batch."""

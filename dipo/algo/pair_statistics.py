@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dipo.algo.activation_cache import Batch, CachedActivation, channel_sum
+from dipo.algo.activation_cache import Batch, CachedActivation, Rows
+from dipo.algo.channel_means import sum_and_count
+from dipo.algo.held_out import places
 from dipo.algo.network_pair import NetworkPair
 from dipo.graph.accessors import name_of
 from dipo.graph.torch_module import GraphModule, Hook
@@ -24,29 +26,66 @@ class ChannelMoments:
     """Mean squared distance from the mean: divided by the number of elements, not by one less."""
 
 
-def output_error(
-    pair: NetworkPair, unit: Unit, targets: Mapping[str, CachedActivation], chosen: Sequence[tuple[Batch, slice]]
-) -> float:
-    """Return the sum of the squared differences of the unit's outputs from the float ones, over the chosen batches.
+def held_out_rows(pair: NetworkPair, held_out: Sequence[int]) -> list[tuple[Batch, Rows]]:
+    """Return where the pair's captures hold the held-out samples of each batch that has any.
+
+    Args:
+        pair: The pair.
+        held_out: Indices of the held-out samples, rising.
+    """
+    own = [
+        (batch, [rows.start + place for place in places(batch, held_out)])
+        for batch, rows in zip(pair.batches, pair.rows, strict=True)
+    ]
+    return [(batch, rows) for batch, rows in own if rows]
+
+
+def fitted_rows(pair: NetworkPair, held_out: Sequence[int]) -> list[tuple[Batch, Rows]]:
+    """Return where the pair's captures hold all other samples of each batch that has any; see `held_out_rows`."""
+    result: list[tuple[Batch, Rows]] = []
+    for batch, rows in zip(pair.batches, pair.rows, strict=True):
+        own = set(places(batch, held_out))
+        fitted = [row for place, row in enumerate(range(rows.start, rows.stop)) if place not in own]
+        if fitted:
+            result.append((batch, fitted if own else rows))
+    return result
+
+
+def output_errors(
+    pair: NetworkPair, unit: Unit, targets: Mapping[str, CachedActivation], chosen: Sequence[tuple[Batch, Rows]]
+) -> dict[str, float]:
+    """Return the sum of the squared differences of each of the unit's outputs from the float one, by name.
 
     For outputs that are no floats count those that they are made from.
+
+    Args:
+        pair: Both networks, in front of the unit.
+        unit: The unit.
+        targets: Its outputs in the float network.
+        chosen: Batches to look at, each with the places of the samples to look at. All workers' add up.
     """
     nodes = pair.nodes_of(unit)
     module, hook, weights = pair.module(nodes, pair.fitted(unit)), pair.hook(nodes), pair.weights(unit.layers)
-    sums = {batch.index: torch.zeros(1, dtype=torch.float64, device=pair.device) for batch in pair.batches}
+    nothing = torch.zeros(len(module.outputs), dtype=torch.float64, device=pair.device)
+    sums = {batch.index: nothing for batch in pair.batches}
     for batch, rows in chosen:
         made = module(pair.read(pair.q, module.inputs, rows), hook=hook, constants=weights)
-        for name, value in made.items():
-            seen, wanted = hook(name, value).float(), targets[name].rows(rows.start, rows.stop).float()
-            sums[batch.index] += (seen - wanted).square().sum().double()
-    return float(pair.collectives.all_reduce_ordered(sums, owners=pair.owners))
+        errors = [_squared_error(hook(name, made[name]), targets[name].at(rows)) for name in module.outputs]
+        sums[batch.index] = torch.stack(errors)
+    total = pair.collectives.all_reduce_ordered(sums, owners=pair.owners)
+    return dict(zip(module.outputs, total.tolist(), strict=True))
+
+
+def _squared_error(q: torch.Tensor, fp: torch.Tensor) -> torch.Tensor:
+    """Return the sum of the squared differences, float64; infinities that are the same differ by nothing."""
+    return torch.where(q == fp, 0, q - fp).float().square().sum().double()
 
 
 def channel_means(
     pair: NetworkPair,
     module: GraphModule,
     captures: Mapping[str, CachedActivation],
-    chosen: Sequence[tuple[Batch, slice]],
+    chosen: Sequence[tuple[Batch, Rows]],
     *,
     constants: Mapping[str, torch.Tensor],
     hook: Hook | None,
@@ -55,7 +94,7 @@ def channel_means(
     collected: dict[str, dict[int, torch.Tensor]] = {name: {} for name in module.outputs}
     for batch, rows in chosen:
         for name, value in module(pair.read(captures, module.inputs, rows), hook=hook, constants=constants).items():
-            collected[name][batch.index] = _sum_and_count(value)
+            collected[name][batch.index] = sum_and_count(value)
     return {name: _mean(pair, parts, _num_channels(pair, name)) for name, parts in collected.items()}
 
 
@@ -73,18 +112,13 @@ def channel_moments(
         for name, value in module(inputs, hook=hook, constants=constants).items():
             # In double precision, the square of the mean may be taken off that of the values.
             doubled = value.double()
-            collected[name][batch.index] = torch.stack([_sum_and_count(doubled), _sum_and_count(doubled.square())])
+            collected[name][batch.index] = torch.stack([sum_and_count(doubled), sum_and_count(doubled.square())])
     result = {}
     for name, parts in collected.items():
         total = pair.collectives.all_reduce_ordered(parts, owners=pair.owners).cpu().numpy()
         mean, square = total[:, :-1] / total[:, -1:]
         result[name] = ChannelMoments(mean, np.maximum(square - mean**2, 0))
     return result
-
-
-def mean_of(pair: NetworkPair, outs: Mapping[int, torch.Tensor]) -> np.ndarray:
-    """Return the channel means of a value over all batches of all workers; float64 [C]."""
-    return _mean(pair, {index: _sum_and_count(out) for index, out in outs.items()}, next(iter(outs.values())).shape[1])
 
 
 def _mean(pair: NetworkPair, parts: Mapping[int, torch.Tensor], num_channels: int) -> np.ndarray:
@@ -101,9 +135,3 @@ def _num_channels(pair: NetworkPair, output: str) -> int:
         for name, layer in pair.layers.items()
         if layer.bias is not None and name_of(pair.nodes[name].outputs[0]) == output
     )
-
-
-def _sum_and_count(value: torch.Tensor) -> torch.Tensor:
-    """Return the channel sums followed by the number of elements in a channel; float64 [C + 1]."""
-    count = torch.tensor([value.numel() / value.shape[1]], dtype=torch.float64, device=value.device)
-    return torch.cat([channel_sum(value), count])

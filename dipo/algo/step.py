@@ -55,6 +55,15 @@ class StepOptions(Section):
 
 
 @dataclass(frozen=True)
+class GuardOptions(StepOptions):
+    """Options of a step whose result is kept only where it is better on samples that it was not fitted to."""
+
+    guard: bool = True
+    """Keep, for each unit and for the whole network, what is better on held-out samples: an eighth of the calibration
+    samples, or a quarter of few, that bias_correction and reconstructions are then not fitted to."""
+
+
+@dataclass(frozen=True)
 class Step(abc.ABC):
     """One step with its options; frozen, and pickled to the workers as it is."""
 
@@ -98,6 +107,15 @@ class Step(abc.ABC):
         """Return whether it solves one unit after the other, given whether the user has samples."""
         del has_samples
         return isinstance(self, UnitStep)
+
+    @property
+    def guarded(self) -> bool:
+        """Whether its result is kept only where it is better on held-out samples, to which it must not be fitted.
+
+        Steps whose options are `GuardOptions` are unless the user says otherwise. Others do what was asked of them,
+        whatever it costs: nobody prunes for the sake of the error.
+        """
+        return isinstance(self.options, GuardOptions) and self.options.guard
 
     def check(self, plan: Plan) -> None:
         """Check that the options fit the network.

@@ -32,6 +32,8 @@ class GradShard:
     stop: int
     batch_size: int
     """Number of its samples in each step."""
+    held_out: tuple[int, ...] = ()
+    """Rows that are never drawn: those of held-out samples."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,6 +229,6 @@ def _generator(device: torch.device, seed: int, piece: int) -> torch.Generator:
 def _sample(piece: GradShard, num_steps: int, seed: int) -> torch.Tensor:
     """Return rows of the cached values for each step, [steps, batch]; each is drawn once before any is drawn again."""
     rng = np.random.default_rng([seed, piece.index, 0])
-    needed, rows = num_steps * piece.batch_size, np.arange(piece.start, piece.stop)
+    needed, rows = num_steps * piece.batch_size, np.setdiff1d(np.arange(piece.start, piece.stop), piece.held_out)
     rounds = [rng.permutation(rows) for _ in range(-(-needed // len(rows)))]
     return torch.from_numpy(np.concatenate(rounds)[:needed].reshape(num_steps, piece.batch_size))

@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from dipo.algo.activation_cache import CachedActivation
 from dipo.algo.bench import Bench
+from dipo.algo.judgement import Judgement
 from dipo.algo.network_pair import LayerOutputs, NetworkPair
 from dipo.algo.step import UnitStep
 from dipo.algo.trainer import GradShard
-from dipo.graph.plan import QuantizedLayer
+from dipo.graph.accessors import name_of
+from dipo.graph.plan import Found, QuantizedLayer
 from dipo.graph.units import Unit
 from dipo.quant.spec import QParams
 
@@ -32,6 +34,8 @@ class UnitResult:
     """Mean loss of the last optimizer steps; likewise."""
     bias_corrected: bool = False
     """Whether correcting the biases after training lowered the error of the unit's outputs."""
+    judged: Judgement | None = None
+    """The verdict on what the step made, by held-out samples; None where it was not judged."""
     seconds: float = 0.0
     """Seconds that the worker took, where it was measured."""
 
@@ -54,11 +58,30 @@ class UnitWork:
     warm_start: UnitResult | None
     """The unit's result after an earlier phase; None where there was none."""
     bench: Bench
+    before: UnitResult | None = None
+    """The unit as it came into the step, in front of all its phases; None where it is not to be judged."""
+    held_out: Sequence[int] = ()
+    """Indices of the samples that the step must not be fitted to, rising."""
 
     @property
     def layers(self) -> list[str]:
         """Names of the unit's layers that are quantized."""
         return [name for name in self.unit.layers if name in self.pair.plan.layers]
+
+
+def as_it_is(pair: NetworkPair, unit: Unit, network: Found) -> UnitResult:
+    """Return what a network has of a unit: its quantized layers, and the activations that it makes.
+
+    Args:
+        pair: Both networks, for their nodes and plan.
+        unit: The unit.
+        network: The quantized network that is asked.
+    """
+    made = {name_of(value) for name in unit.nodes for value in pair.nodes[name].outputs if value.name}
+    return UnitResult(
+        {name: network.layers[name] for name in unit.layers if name in network.layers},
+        {name: network.activations[name] for name in pair.plan.activations if name in made},
+    )
 
 
 class UnitSolver:
@@ -72,6 +95,7 @@ class UnitSolver:
         *,
         pieces: Sequence[GradShard],
         shard_ranks: Sequence[int],
+        held_out: Sequence[int] = (),
     ) -> None:
         """Begin in front of the first unit of `pair`.
 
@@ -81,9 +105,10 @@ class UnitSolver:
             bench: The worker's networks, samples and device.
             pieces: This worker's shards of every optimizer step's batch.
             shard_ranks: The worker that holds each of the run's shards.
+            held_out: Indices of the samples that the step must not be fitted to, rising.
         """
         self.step, self.pair, self.bench = step, pair, bench
-        self.pieces, self.shard_ranks = pieces, shard_ranks
+        self.pieces, self.shard_ranks, self.held_out = pieces, shard_ranks, held_out
 
     def solve(self, unit: Unit, *, warm_start: UnitResult | None = None) -> UnitResult:
         """Solve the next unit (one without layers is only run) and move on to the one after it.
@@ -103,10 +128,12 @@ class UnitSolver:
         outputs = self.pair.layer_outputs(unit) if self.step.reads_outputs else None
         result = known
         if result is None and any(name in self.pair.plan.layers for name in unit.layers):
+            before = as_it_is(self.pair, unit, self.pair)
             if warm_start is not None:
                 self.pair.adopt(warm_start.layers, warm_start.activations)
             work = UnitWork(
-                unit, self.pair, targets, outputs, self.pieces, self.shard_ranks, warm_start, self.bench
+                unit, self.pair, targets, outputs, self.pieces, self.shard_ranks, warm_start, self.bench, before,
+                self.held_out,
             )  # fmt: skip
             result = self.step.solve(work)
         result = result or UnitResult({}, {})

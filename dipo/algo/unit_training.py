@@ -9,6 +9,8 @@ from dipo.algo.activation_cache import CachedActivation
 from dipo.algo.bias_correction import correct_if_better
 from dipo.algo.fisher import fisher_diagonals, normalised
 from dipo.algo.fused_unit import fuse
+from dipo.algo.judgement import Judgement
+from dipo.algo.pair_statistics import held_out_rows, output_errors
 from dipo.algo.phase import Phase
 from dipo.algo.reconstruct import reconstruct
 from dipo.algo.steps.reconstruction import ReconstructionOptions
@@ -25,6 +27,7 @@ def train_unit(
     phase: Phase,
     seed: int,
     corrects: bool = False,
+    judges: bool = False,
     freeze_rounding: bool = False,
 ) -> UnitResult:
     """Train a unit together with the other workers.
@@ -35,6 +38,7 @@ def train_unit(
         phase: The part of its schedule to run.
         seed: Seed of the run.
         corrects: Correct the biases after the training, and keep that where it helps.
+        judges: Keep what is best on the held-out samples, where there are any; a unit half way has not come to rest.
         freeze_rounding: Keep the codes; train biases and scales alone, those of all activations.
     """
     pair, own_seed = work.pair, phase.seed(seed, work.unit.index)
@@ -44,9 +48,46 @@ def train_unit(
         kernels=work.bench.kernels, progress=work.bench.progress,
     )  # fmt: skip
     pair.adopt(solved.layers, solved.activations)
-    corrected = corrects and correct_if_better(pair, work.unit, work.targets)
+    corrected = corrects and correct_if_better(pair, work.unit, work.targets, held_out=work.held_out)
     layers = {name: pair.layers[name] for name in solved.layers}
-    return dataclasses.replace(solved, layers=layers, bias_corrected=corrected)
+    solved = dataclasses.replace(solved, layers=layers, bias_corrected=corrected)
+    return best_of(work, solved) if judges and work.held_out else solved
+
+
+def best_of(work: UnitWork, solved: UnitResult) -> UnitResult:
+    """Return what has the least error on held-out samples, with the inputs that the quantized unit reads.
+
+    Args:
+        work: The unit, as it came into the step and as an earlier phase left it.
+        solved: The unit after the training.
+
+    Returns:
+        One of these three, and the verdict on the training; of equal ones the first.
+    """
+    assert work.before is not None
+    rows = held_out_rows(work.pair, work.held_out)
+
+    def errors(found: UnitResult) -> dict[str, float]:
+        work.pair.adopt(found.layers, found.activations)
+        return output_errors(work.pair, work.unit, work.targets, rows)
+
+    first = least = errors(work.before)
+    best, judged = work.before, Judgement(0.0, kept=False)
+    for found in (work.warm_start, solved):
+        if found is not None:
+            own = errors(found)
+            judged = Judgement.of(first, own)
+            if Judgement.of(least, own).kept:
+                best, least = found, own
+    if best is not work.before:
+        judged = Judgement.of(first, least)
+    return dataclasses.replace(
+        solved,
+        layers=best.layers,
+        activations=best.activations,
+        bias_corrected=best.bias_corrected,
+        judged=dataclasses.replace(judged, kept=best is not work.before),
+    )
 
 
 def unit_problem(

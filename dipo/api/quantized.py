@@ -17,7 +17,7 @@ from dipo.api.settings import folder_of
 from dipo.config import Config
 from dipo.errors import UserError
 from dipo.export.targets import TARGETS
-from dipo.report.report import Report, UnitRow
+from dipo.report.report import Note, Report, UnitRow
 from dipo.stages import calibrate as calibration
 from dipo.stages.load import with_float_steps
 from dipo.stages.pipeline import finish
@@ -38,6 +38,8 @@ class Quantized:
     """What the steps changed."""
     analysis: NetworkAnalysis | None = None
     """What the step `analyze` found."""
+    notes: Sequence[Note] = ()
+    """What the steps' guards took back."""
 
 
 def calibrate(network: Network) -> Quantized:
@@ -90,6 +92,7 @@ def apply(subject: Network | Quantized, step: str, **options: Any) -> Network | 
         state=dataclasses.replace(subject.state, quantized=done.quantized),
         units=[*subject.units, *done.units],
         analysis=done.analysis or subject.analysis,
+        notes=[*subject.notes, *done.notes],
     )
 
 
@@ -104,7 +107,7 @@ def evaluate(quantized: Quantized) -> Report:
     """
     network = _checked("evaluate", quantized).network
     with network.work("evaluate", quantized.config) as context:
-        done = Transformed(quantized.state.quantized, list(quantized.units), quantized.analysis)
+        done = Transformed(quantized.state.quantized, list(quantized.units), quantized.analysis, list(quantized.notes))
         return finish(context, done, quantized.state.calibration, parity=network.prepared.parity).report
 
 

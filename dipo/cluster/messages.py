@@ -46,6 +46,8 @@ class Shard:
     pieces: Sequence[GradShard]
     shard_ranks: Sequence[int]
     """The worker that holds each of the run's gradient shards."""
+    held_out: Sequence[int] = ()
+    """Indices of the run's samples that the step must not be fitted to, rising."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -107,7 +107,9 @@ class Worker:
             samples=self.bench.samples,
         )  # fmt: skip
         pair.read_samples(self.bench.calib_inputs, with_float=step.carries_float)
-        self.solver = UnitSolver(step, pair, self.bench, pieces=shard.pieces, shard_ranks=shard.shard_ranks)
+        self.solver = UnitSolver(
+            step, pair, self.bench, pieces=shard.pieces, shard_ranks=shard.shard_ranks, held_out=shard.held_out
+        )
         return self.bench.kernels.fallback if step.num_steps else None
 
     def solve(self, message: Solve) -> UnitResult:

@@ -72,6 +72,11 @@ class SampleAxis:
         apart = numbers.reshape(-1, *before, self.outer, self.inner, *behind)
         return apart.movedim(0, self.axis + 1).flatten(self.axis, self.axis + 2)
 
+    def take(self, value: torch.Tensor, places: Sequence[int]) -> torch.Tensor:
+        """Return the value of some of its samples, by their places among them."""
+        shape = (*value.shape[: self.axis], *value.shape[self.axis + 1 :])
+        return self.from_rows(self.to_rows(value)[list(places)], shape)
+
     def by_sample(self, value: NDArray[Any]) -> NDArray[Any]:
         """Return a value as [samples, ...], the axis without its samples kept where it has several rows for each."""
         before, behind = value.shape[: self.axis], value.shape[self.axis + 1 :]
@@ -113,6 +118,10 @@ class SampleAxes:
         """Return a value's axis; it must have one."""
         assert name not in self.same and name not in self.mixed, name
         return self.odd.get(name, FIRST)
+
+    def get(self, name: str) -> SampleAxis | None:
+        """Return a value's axis; None where it has none."""
+        return None if name in self.same or name in self.mixed else self.of(name)
 
     def by_sample(self, name: str, value: NDArray[Any], num_samples: int) -> NDArray[Any]:
         """Return a value as [samples, ...]; one that is the same for all samples is repeated."""

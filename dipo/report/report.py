@@ -68,6 +68,11 @@ class UnitRow:
     loss: dict[str, float | None]
     """`first` and `last`: mean loss at either end of the training; null where nothing was trained."""
     bias_corrected: bool
+    kept: bool | None
+    """Whether the network has what the step made of the unit; null where nothing was judged."""
+    gain_db: float | None
+    """Fall of the error of the unit's outputs on held-out samples in dB, below zero where it rose; of bias correction,
+    that of the channel means' error; null where nothing was judged."""
     seconds: float
 
 

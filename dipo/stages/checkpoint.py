@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dipo.algo.calibrate import Calibration
+from dipo.algo.channel_means import ChannelMeans
+from dipo.algo.judgement import Judgement
 from dipo.algo.unit_solver import UnitResult
 from dipo.graph.plan import QuantizedLayer, QuantizedModel
 from dipo.graph.units import Unit
@@ -29,7 +31,7 @@ MEANS = "channel_means"
 def save_calibration(folder: RunFolder, seen: Calibration) -> None:
     """Write the statistics of calibration."""
     arrays = {f"{name}/{key}": a for name, stats in seen.statistics.items() for key, a in stats.to_arrays().items()}
-    means = {f"{name}/{MEANS}": mean for name, mean in seen.channel_means.items()}
+    means = {f"{name}/{MEANS}": means.to_array() for name, means in seen.channel_means.items()}
     folder.write_arrays(STATISTICS, arrays | means)
 
 
@@ -41,7 +43,7 @@ def load_calibration(folder: RunFolder) -> Calibration:
     """
     arrays, _ = folder.read_arrays(STATISTICS)
     parts = by_name(arrays)
-    means = {name: own.pop(MEANS) for name, own in parts.items() if MEANS in own}
+    means = {name: ChannelMeans.from_array(own.pop(MEANS)) for name, own in parts.items() if MEANS in own}
     return Calibration({name: Statistics.from_arrays(own) for name, own in parts.items() if own}, means)
 
 
@@ -63,6 +65,7 @@ class UnitFiles:
             "loss_first": result.loss_first,
             "loss_last": result.loss_last,
             "bias_corrected": result.bias_corrected,
+            "judged": None if result.judged is None else dataclasses.asdict(result.judged),
             "seconds": result.seconds,
         }
         self.folder.write_arrays(self.name(unit), _arrays(result), about)
@@ -93,6 +96,7 @@ class UnitFiles:
             loss_first=about["loss_first"],
             loss_last=about["loss_last"],
             bias_corrected=about["bias_corrected"],
+            judged=None if about["judged"] is None else Judgement(**about["judged"]),
             seconds=about["seconds"],
         )
 

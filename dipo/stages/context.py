@@ -58,6 +58,8 @@ class Context:
             steps=steps,
             loss_first=result.loss_first,
             loss_last=result.loss_last,
+            kept=None if result.judged is None else result.judged.kept,
+            gain_db=None if result.judged is None else round(result.judged.gain_db, 3),
             seconds=round(result.seconds, 3),
             steps_per_second=round(steps / result.seconds, 2) if steps and result.seconds else None,
         )
@@ -78,14 +80,22 @@ class Context:
         self, make: Callable[[Sequence[Batch]], Task[ResultT]], *, title: str, num_samples: int
     ) -> list[ResultT]:
         """Run a task on shares of the samples and return the results in the shares' order."""
-        shares = self.shares(num_samples)
-        with self.terminal.task(title, num_samples, "samples") as progress:
+        return self.over_batches(make, cut(num_samples, self.config.data.batch_size), title=title)
+
+    def over_batches(
+        self, make: Callable[[Sequence[Batch]], Task[ResultT]], batches: Sequence[Batch], *, title: str
+    ) -> list[ResultT]:
+        """Run a task on shares of some batches and return the results in the shares' order."""
+        shares = self._shares(batches)
+        with self.terminal.task(title, sum(map(len, batches)), "samples") as progress:
             tasks, sizes = [make(share) for share in shares], [sum(map(len, share)) for share in shares]
             results = dict(self.pool.map(tasks, sizes=sizes, progress=progress))
         return [results[index] for index in range(len(shares))]
 
     def shares(self, num_samples: int) -> list[list[Batch]]:
         """Return the batches of the first samples, in shares that the workers take as they get free."""
-        batches = cut(num_samples, self.config.data.batch_size)
+        return self._shares(cut(num_samples, self.config.data.batch_size))
+
+    def _shares(self, batches: Sequence[Batch]) -> list[list[Batch]]:
         number = 1 if self.pool.size == 1 else self.pool.size * SHARES_PER_WORKER
         return [share for share in even_shares(batches, number) if share]

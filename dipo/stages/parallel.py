@@ -1,5 +1,9 @@
 """The parallel schedule: all units at the same time, each solved by one worker on inputs that were captured before.
 
+Held-out samples (`dipo.algo.held_out`) judge a unit once, at the end of its last phase, be that the polish or, without
+one, the last round: half way, rounding has not come to rest, and what is to be polished need not be better yet. The
+best is kept of three: the unit in front of all rounds, behind the rounds, and behind the last phase.
+
 There are two rounds. In a round, units read the values of the network as it was before the round, with the biases of
 its layers corrected: that takes a forward pass, and without it the shifts of the units' means would add up to errors
 that no finished network has. The first round begins with weights rounded to nearest. The errors of the finished units,
@@ -30,7 +34,7 @@ from dipo.graph.plan import QuantizedModel
 from dipo.graph.units import Unit, find_units
 from dipo.stages.checkpoint import UnitFiles, load_units
 from dipo.stages.context import Context
-from dipo.stages.sequential import SequentialSchedule
+from dipo.stages.sequential import SequentialSchedule, held_out_for
 
 log = logging.getLogger("dipo")
 
@@ -53,10 +57,16 @@ def rounds(algo: ReconstructionOptions) -> list[Phase]:
     return [Phase(first, last) for first, last in itertools.pairwise(cuts)]
 
 
-def corrected(context: Context, state: NetworkState) -> QuantizedModel:
-    """Correct the network's biases, layer after layer, and return it."""
+def corrected(context: Context, state: NetworkState, *, guard: bool) -> QuantizedModel:
+    """Correct the network's biases, layer after layer, and return it.
+
+    Args:
+        context: Context of the job.
+        state: The network.
+        guard: Correct those alone for which it helps on held-out samples.
+    """
     units = find_units(state.model, granularity="layer", samples=context.loaded.samples)
-    step = BiasCorrection(BiasCorrectionOptions(bias_source="data")).bound(state)
+    step = BiasCorrection(BiasCorrectionOptions(bias_source="data", guard=guard)).bound(state)
     schedule = SequentialSchedule(context, step, units=units, quantized=state.quantized)
     for _ in schedule.solved:
         schedule.take()
@@ -72,6 +82,7 @@ class ParallelRound:
         step: Reconstruction,
         number: int,
         units: Sequence[Unit],
+        before: QuantizedModel,
         warm_starts: Mapping[int, UnitResult],
     ) -> None:
         """Prepare the round; no unit is solved yet.
@@ -81,12 +92,15 @@ class ParallelRound:
             step: Step of the algorithm, for the phase of this round.
             number: Number of the round, from 1.
             units: All units that have layers.
+            before: The network in front of the first round, by which the units of the last one are judged.
             warm_starts: Results of the round before, by index of the unit; empty in the first one.
         """
-        self.context, self.step, self.units, self.warm_starts = context, step, units, warm_starts
+        self.context, self.step, self.units, self.before = context, step, units, before
+        self.warm_starts = warm_starts
         self.name = f"alone-{number}"
         self.files = UnitFiles(context.folder, self.name)
         self.batches = cut(len(context.loaded.data.calib), context.config.data.batch_size)
+        self.held_out = held_out_for(step, len(context.loaded.data.calib))
 
     def finished(self, quantized: QuantizedModel) -> dict[int, UnitResult]:
         """Return the results that the run folder has, by index of the unit."""
@@ -153,11 +167,15 @@ class ParallelRound:
         pool = self.context.pool
         names = list(dict.fromkeys(name for unit in wave for name in unit.inputs))
         shares, quantized = self.context.shares(self.batches[-1].stop), pool.share(prefix)
+        before = pool.share(self.before)
         captures = [CaptureValues(share, names, quantized) for share in shares]
         parts = dict(pool.map_kept(captures, num_kept=2 * len(names)))
         places = {name: (index, len(names) + index) for index, name in enumerate(names)}
         tasks = [
-            SolveAlone(self.step, unit, self.batches, quantized, self.warm_starts.get(unit.index)) for unit in wave
+            SolveAlone(
+                self.step, unit, self.batches, quantized, self.warm_starts.get(unit.index), before, self.held_out
+            )
+            for unit in wave
         ]
         stored: list[list[StoredRows]] = [
             [parts[part][places[name][kind]] for kind in (0, 1) for name in unit.inputs for part in sorted(parts)]

@@ -76,6 +76,7 @@ def make_report(
         equalized=_equalized(loaded),
         notes=[
             *early_notes(config, loaded, done.quantized, calibration),
+            *done.notes,
             *_distance_notes(context, written_model(files), error["deployed_vs_simulated"]),
             *_option_notes(config, loaded),
             *_notes(loaded, calibration),

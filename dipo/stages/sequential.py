@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from dipo.algo.activation_cache import cut
-from dipo.algo.step import UnitStep
+from dipo.algo.held_out import held_out_samples
+from dipo.algo.step import Step, UnitStep
 from dipo.algo.unit_solver import UnitResult
 from dipo.cluster.messages import Begin, Replay, Solve
 from dipo.cluster.pool import Pool, Progress, WorkersLostError
@@ -118,6 +119,7 @@ class SequentialSchedule:
             # What is only measured adds up batch by batch, whoever holds them: all workers can take part.
             pieces=self.pool.size if self.step.batch_size is None else self.config.cluster.grad_shards,
             batch_size=self.step.batch_size,
+            held_out=held_out_for(self.step, len(self.context.loaded.data.calib)),
         )
         self.size = len(shards)
         join(self.pool, self.size)
@@ -141,6 +143,11 @@ class SequentialSchedule:
         """Let the workers solve a unit, and return the first one's result: in lockstep, the others' is the same."""
         message = Solve(unit, self.warm_starts.get(unit.index))
         return self.pool.call(Worker.solve, [message] * self.size, progress=progress)[0]
+
+
+def held_out_for(step: Step, num_samples: int) -> tuple[int, ...]:
+    """Return the indices of the samples that a step must not be fitted to; none where its result is not judged."""
+    return held_out_samples(num_samples) if step.guarded else ()
 
 
 def join(pool: Pool, size: int) -> None:

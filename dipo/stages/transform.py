@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from dipo.algo.analysis_sums import NetworkAnalysis
@@ -14,9 +14,10 @@ from dipo.algo.steps.reconstruction import Reconstruction
 from dipo.algo.unit_solver import UnitResult
 from dipo.graph.plan import QuantizedModel
 from dipo.graph.units import Unit, find_units
-from dipo.report.report import UnitRow
+from dipo.report.report import Note, UnitRow
 from dipo.stages.checkpoint import UnitFiles, load_units
 from dipo.stages.context import Context
+from dipo.stages.guard import NetworkGuard
 from dipo.stages.parallel import ParallelRound, corrected, polish_iters, rounds
 from dipo.stages.sequential import SequentialSchedule, solved_units
 
@@ -28,31 +29,52 @@ class Transformed:
     quantized: QuantizedModel
     units: list[UnitRow]
     analysis: NetworkAnalysis | None
+    notes: list[Note] = field(default_factory=list)
+    """Steps and units that were taken back."""
 
 
 def transform(context: Context, state: NetworkState, steps: Sequence[Step]) -> Transformed:
     """Run the steps in their order; each finished unit is in the run folder before the next begins.
+
+    Behind a guarded step the network goes on as it was before it, unless it is better on held-out samples.
 
     Args:
         context: The job.
         state: The network after calibration.
         steps: All steps of the job; those on the float network have been run before calibration.
     """
-    rows: list[UnitRow] = []
-    analysis = None
+    done = Transformed(state.quantized, [], None)
+    guard = NetworkGuard(context)
     for step in steps:
         if isinstance(step, FloatStep):
             continue
         with context.stage(step.name):
-            if isinstance(step, UnitStep) and step.solves_units(has_samples=state.has_samples):
-                quantized, own = _over_units(context, step, state)
-                rows += own
-            else:
-                assert isinstance(step, NetworkStep), step.name
-                change = step.run(state, context)
-                quantized, analysis = change.quantized, change.analysis or analysis
-        state = dataclasses.replace(state, quantized=quantized)
-    return Transformed(state.quantized, rows, analysis)
+            own = _run(context, step, state)
+            if step.guarded and state.has_samples:
+                own = _guarded(guard, step, state.quantized, own)
+        state = dataclasses.replace(state, quantized=own.quantized)
+        done = Transformed(
+            own.quantized, [*done.units, *own.units], own.analysis or done.analysis, [*done.notes, *own.notes]
+        )
+    return done
+
+
+def _run(context: Context, step: Step, state: NetworkState) -> Transformed:
+    """Run one step."""
+    if isinstance(step, UnitStep) and step.solves_units(has_samples=state.has_samples):
+        return Transformed(*_over_units(context, step, state), analysis=None)
+    assert isinstance(step, NetworkStep), step.name
+    change = step.run(state, context)
+    return Transformed(change.quantized, [], change.analysis)
+
+
+def _guarded(guard: NetworkGuard, step: Step, before: QuantizedModel, own: Transformed) -> Transformed:
+    """Return what a step made, or the network before it where held-out samples say that it was better."""
+    judged = guard.judge(step, before, own.quantized)
+    if judged is None or judged.kept:
+        return dataclasses.replace(own, notes=guard.notes(step, judged, own.units))
+    rows = [dataclasses.replace(row, kept=False) for row in own.units]
+    return dataclasses.replace(own, quantized=before, units=rows, notes=guard.notes(step, judged, rows))
 
 
 def _over_units(context: Context, step: UnitStep, state: NetworkState) -> tuple[QuantizedModel, list[UnitRow]]:
@@ -78,11 +100,12 @@ def _at_once(
     results: dict[int, UnitResult] = {}
     rows: list[UnitRow] = []
     for number, phase in enumerate(rounds(step.options), start=1):
-        current = ParallelRound(context, step.for_phase(phase), number, solved, results)
+        current = ParallelRound(context, step.for_phase(phase), number, solved, state.quantized, results)
         finished = current.finished(state.quantized)
         if len(finished) < len(solved):
             before = state.quantized.with_updates(results.values(), state.plan)
-            finished = current.run(corrected(context, dataclasses.replace(state, quantized=before)), finished)
+            prefix = corrected(context, dataclasses.replace(state, quantized=before), guard=step.guarded)
+            finished = current.run(prefix, finished)
         results = finished
         rows += [_row(unit, current.name, results[unit.index], steps=len(phase)) for unit in solved]
     return results, rows
@@ -122,5 +145,7 @@ def _row(unit: Unit, step: str, result: UnitResult, *, steps: int) -> UnitRow:
         steps=steps,
         loss={"first": result.loss_first, "last": result.loss_last},
         bias_corrected=result.bias_corrected,
+        kept=None if result.judged is None else result.judged.kept,
+        gain_db=None if result.judged is None else result.judged.gain_db,
         seconds=result.seconds,
     )

@@ -12,6 +12,7 @@ import torch
 
 from dipo.algo.activation_cache import Batch, cut
 from dipo.algo.calibrate import Observed, activation_ranges, observe, quantize_model
+from dipo.algo.held_out import held_out_samples
 from dipo.export.targets import TARGETS
 from dipo.graph.load import load
 from dipo.graph.plan import Plan, QuantizedModel, make_plan
@@ -52,7 +53,10 @@ class Case:
         return {"input": self.samples[batch.start : batch.stop]}
 
     def observe(self, batches: list[Batch]) -> Observed:
-        return observe(self.model, plan=self.plan, batches=batches, inputs=self.inputs, device=torch.device("cpu"))
+        return observe(
+            self.model, plan=self.plan, batches=batches, inputs=self.inputs, device=torch.device("cpu"),
+            held_out=held_out_samples(len(self.samples)),
+        )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -80,7 +84,7 @@ def network(tmp_path_factory):
 
 @pytest.fixture
 def make_case(network):
-    def make(*, weight_bits=4, act_bits=4, num=40, batch_size=8, platform="ort"):
+    def make(*, weight_bits=4, act_bits=4, num=40, batch_size=8, platform="ort", correlated=False):
         torch.set_num_threads(1)
         model = load(network)
         plan = make_plan(
@@ -88,7 +92,11 @@ def make_case(network):
             TARGETS[platform].spec,
             PrecisionConfig(weight_bits=weight_bits, act_bits=act_bits, first_last_bits=None),
         )
-        samples = torch.randn(num, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+        generator = torch.Generator().manual_seed(1)
+        samples = torch.randn(num, 3, 8, 8, generator=generator)
+        if correlated:
+            # Of independent inputs the nearest codes are the best.
+            samples = 0.3 * samples + torch.randn(num, 1, 1, 1, generator=generator)
         case = Case(model, plan, samples, cut(num, batch_size), None, None)
         observed = case.observe(case.batches)
         ranges = activation_ranges(plan, observed.statistics, cfg=CalibConfig())

@@ -78,17 +78,20 @@ def make_step(cfg, *, seed=0, phase=None):
     return AsAsked.configured(cfg, {}).for_phase(phase).seeded(seed)
 
 
-def make_solver(case, step, *, granularity=None, shard=None, collectives=None, samples=None):
+def make_solver(case, step, *, granularity=None, shard=None, collectives=None, samples=None, held_out=()):
     """Stands in front of the first unit; and the units."""
     units = find_units(case.model, granularity=granularity or step.granularity, samples=samples)
-    (only,) = shards_of(case.batches, workers=1, pieces=1, batch_size=step.batch_size)
+    (only,) = shards_of(case.batches, workers=1, pieces=1, batch_size=step.batch_size, held_out=held_out)
     shard = shard or only
     pair = NetworkPair(
         case.model, plan=case.plan, units=units, quantized=case.quantized, batches=shard.batches, owners=shard.owners,
         collectives=collectives or SingleWorker(), device=CPU, samples=samples,
     )  # fmt: skip
     pair.read_samples(case.inputs, with_float=step.carries_float)
-    return UnitSolver(step, pair, make_bench(case), pieces=shard.pieces, shard_ranks=shard.shard_ranks), units
+    bench = make_bench(case)
+    return UnitSolver(
+        step, pair, bench, pieces=shard.pieces, shard_ranks=shard.shard_ranks, held_out=shard.held_out
+    ), units
 
 
 @dataclass(frozen=True)
@@ -100,11 +103,12 @@ class Solved:
 
 
 def solve_all(
-    case, cfg, *, granularity="block", workers=1, pieces=1, seed=0, phase=None, freeze_rounding=False, warm=None
-):
+    case, cfg, *, granularity="block", workers=1, pieces=1, seed=0, phase=None, freeze_rounding=False, warm=None,
+    held_out=(),
+):  # fmt: skip
     """All units in order; the first worker's results."""
     step = Tune.configured(cfg, {}).seeded(seed) if freeze_rounding else make_step(cfg, seed=seed, phase=phase)
-    shards = shards_of(case.batches, workers=workers, pieces=pieces, batch_size=step.batch_size)
+    shards = shards_of(case.batches, workers=workers, pieces=pieces, batch_size=step.batch_size, held_out=held_out)
     meeting = Meeting(threading.Barrier(len(shards)))
 
     def work(shard):

@@ -7,6 +7,7 @@ import pytest
 
 from dipo.algo.calibrate import Observed, activation_ranges, quantize_model
 from dipo.algo.diagnostics import diagnose
+from dipo.algo.held_out import held_out_samples
 from dipo.errors import UserError
 from dipo.quant.range_methods import RANGE_METHODS
 from dipo.quant.ranges import WEIGHT_METHODS
@@ -24,8 +25,9 @@ def test_any_sharding_gives_bit_identical_statistics_and_means(make_case):
         assert merged.statistics.keys() == case.plan.activations.keys()
         for name, stats in case.observed.statistics.items():
             assert stats.same_as(merged.statistics[name]), name
-        for name, mean in case.observed.calibration().channel_means.items():
-            assert np.array_equal(mean, merged.calibration().channel_means[name])
+        for name, means in case.observed.calibration().channel_means.items():
+            assert len(means.to_array()) == 3
+            assert np.array_equal(means.to_array(), merged.calibration().channel_means[name].to_array())
 
 
 def test_no_sample_is_dropped(make_case):
@@ -39,10 +41,11 @@ def test_channel_means_are_those_of_the_layer_outputs(make_case):
     weight, bias = (case.model.graph.initializers[name].const_value.numpy() for name in ("w0", "b0"))
     import torch
 
-    expected = torch.nn.functional.conv2d(case.samples, torch.tensor(weight), torch.tensor(bias), padding=1).mean(
-        (0, 2, 3)
-    )
-    np.testing.assert_allclose(case.observed.calibration().channel_means["stem"], expected, atol=1e-6)
+    outputs = torch.nn.functional.conv2d(case.samples, torch.tensor(weight), torch.tensor(bias), padding=1).numpy()
+    means, held = case.observed.calibration().channel_means["stem"], list(held_out_samples(len(outputs)))
+    np.testing.assert_allclose(means.every, outputs.mean((0, 2, 3)), atol=1e-6)
+    np.testing.assert_allclose(means.held_out, outputs[held].mean((0, 2, 3)), atol=1e-6)
+    np.testing.assert_allclose(means.fitted, np.delete(outputs, held, 0).mean((0, 2, 3)), atol=1e-6)
 
 
 def test_weights_are_rounded_to_the_nearest_code(make_case):

@@ -14,8 +14,9 @@ from solving import CPU, make_bench, solve_all
 from dipo.algo.activation_cache import Batch, CachedActivation, cut
 from dipo.algo.calibrate import activation_ranges, observe, quantize_model
 from dipo.algo.collectives import SingleWorker
+from dipo.algo.held_out import held_out_samples
 from dipo.algo.network_pair import NetworkPair
-from dipo.algo.pair_statistics import output_error
+from dipo.algo.pair_statistics import output_errors
 from dipo.algo.trainer import GradShard, Trainer
 from dipo.algo.unit_solver import UnitWork
 from dipo.algo.unit_training import unit_problem
@@ -177,10 +178,13 @@ def test_one_worker_and_two_find_the_same_bits(make_case, mode):
     case = make_case(weight_bits=3, num=44, batch_size=4)
     cfg = AlgoConfig(iters=6, tune_iters=6, batch_size=16, **MODES[mode])
     how = {"granularity": "network", "freeze_rounding": True} if mode == "tune" else {}
+    how["held_out"] = held_out_samples(44) if mode != "lp" else ()
     one, two = (solve_all(case, cfg, workers=workers, pieces=3, **how) for workers in (1, 2))
     changed = False
     for a, b in zip(one.results, two.results, strict=True):
         assert a.loss_last == b.loss_last
+        assert a.judged == b.judged
+        assert (a.judged is None) == (not a.layers or not how["held_out"])
         for name, layer in a.layers.items():
             assert np.array_equal(layer.codes, b.layers[name].codes)
             assert np.array_equal(layer.bias, b.layers[name].bias)
@@ -226,10 +230,10 @@ def test_every_kind_of_layer_is_fitted(tmp_path, kind, training):
     pair = swept.pair
     pair.read_samples(case.inputs, with_float=True)
     targets, chosen = pair.targets(unit), list(zip(pair.batches, pair.rows, strict=True))
-    found = output_error(pair, unit, targets, chosen)
+    found = output_errors(pair, unit, targets, chosen)["y"]
     solved = pair.layers["it"]
     pair.adopt(case.quantized.layers, case.quantized.activations)
-    assert found < 0.98 * output_error(pair, unit, targets, chosen)
+    assert found < 0.98 * output_errors(pair, unit, targets, chosen)["y"]
     nearest = case.quantized.layers["it"]
     assert np.any(solved.codes != nearest.codes)
     assert solved.codes.min() >= solved.qparams.qmin

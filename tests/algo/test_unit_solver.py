@@ -94,8 +94,8 @@ def test_bias_correction_restores_the_channel_means(make_case):
 def test_a_correction_that_does_not_help_is_taken_back(make_case, monkeypatch):
     case = make_case()
     solver, units = make_solver(case, make_step(AlgoConfig(iters=2, train_bias=False)))
-    errors = iter([1.0, 2.0])
-    monkeypatch.setattr("dipo.algo.bias_correction.output_error", lambda *_: next(errors))
+    errors = iter([{"r0": 1.0}, {"r0": 2.0}])
+    monkeypatch.setattr("dipo.algo.bias_correction.output_errors", lambda *_: next(errors))
     assert not solver.solve(units[0]).bias_corrected
     assert np.array_equal(solver.pair.layers["stem"].bias, case.quantized.layers["stem"].bias)
 

@@ -5,21 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
-from dipo.algo.step import NetworkChange, NetworkState, NetworkStep, StepOptions, UnitStep, Workers
+from dipo.algo.step import GuardOptions, NetworkChange, NetworkState, NetworkStep, StepOptions, UnitStep, Workers
 from dipo.algo.steps.reconstruction import NEVER_AFTER
 from dipo.section import OneOf
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
+    from dipo.algo.channel_means import ChannelMeans
     from dipo.algo.unit_solver import UnitResult, UnitWork
 
 
 @dataclass(frozen=True)
-class BiasCorrectionOptions(StepOptions):
+class BiasCorrectionOptions(GuardOptions):
     """Where the mean input of a layer comes from."""
 
     bias_source: Annotated[str, OneOf(("auto", "data", "batchnorm"))] = "auto"
@@ -42,8 +40,8 @@ class BiasCorrection(UnitStep, NetworkStep):
     reads_outputs = True
 
     options: BiasCorrectionOptions
-    fp_means: Mapping[str, NDArray[np.float64]] = field(default_factory=dict, kw_only=True)
-    """Channel means [C] of each layer's output in the float network, by name of the layer."""
+    fp_means: Mapping[str, ChannelMeans] = field(default_factory=dict, kw_only=True)
+    """Channel means of each layer's output in the float network, by name of the layer."""
 
     @property
     def needs_samples(self) -> bool:
@@ -69,15 +67,16 @@ class BiasCorrection(UnitStep, NetworkStep):
         return dataclasses.replace(self, fp_means=state.calibration.channel_means)
 
     def solve(self, work: UnitWork) -> UnitResult:
-        """Measure the layer's means and move its bias by the difference."""
+        """Measure the layer's means and move its bias by the difference, where that helps."""
         from dipo.algo.bias_correction import corrected_layer
         from dipo.algo.unit_solver import UnitResult
 
-        layers: dict[str, Any] = {}
-        if work.outputs is not None:
-            name = work.outputs.layer
-            layers = {name: corrected_layer(work.pair, work.outputs, self.fp_means[name])}
-        return UnitResult(layers, {}, bias_corrected=True)
+        if work.outputs is None:
+            return UnitResult({}, {}, bias_corrected=True)
+        fp_means = self.fp_means[work.outputs.layer]
+        layer, judged = corrected_layer(work.pair, work.outputs, fp_means, held_out=work.held_out)
+        corrected = judged is None or judged.kept
+        return UnitResult({work.outputs.layer: layer}, {}, bias_corrected=corrected, judged=judged)
 
     def run(self, state: NetworkState, workers: Workers) -> NetworkChange:
         """Correct all biases by the moments of the float network's values."""

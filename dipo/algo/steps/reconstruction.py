@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
 from dipo.algo.phase import Phase
-from dipo.algo.step import StepOptions, UnitStep
+from dipo.algo.step import GuardOptions, StepOptions, UnitStep
 from dipo.section import Between, OneOf
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ NEVER_AFTER = {
 
 
 @dataclass(frozen=True)
-class ReconstructionOptions(StepOptions):
+class ReconstructionOptions(GuardOptions):
     """Training of a unit's rounding, biases and activation scales."""
 
     unit: Annotated[str | None, OneOf(("layer", "block", "stage", "network"))] = None
@@ -135,10 +135,11 @@ class Reconstruction(UnitStep):
         return dataclasses.replace(self, part=phase)
 
     def solve(self, work: UnitWork) -> UnitResult:
-        """Train the unit; correct its biases after the last phase, where that helps."""
+        """Train the unit; after the last phase correct its biases where that helps, and judge it."""
         from dipo.algo.unit_training import train_unit
 
         ends = self.phase.stop == self.options.iters
         return train_unit(
-            work, cfg=self.training, phase=self.phase, seed=self.seed, corrects=ends and self.options.correct_bias
-        )
+            work, cfg=self.training, phase=self.phase, seed=self.seed, corrects=ends and self.options.correct_bias,
+            judges=ends,
+        )  # fmt: skip

@@ -78,4 +78,4 @@ class Tune(UnitStep):
         from dipo.algo.unit_training import train_unit
 
         whole = Phase(0, self.options.tune_iters)
-        return train_unit(work, cfg=self.training, phase=whole, seed=self.seed, freeze_rounding=True)
+        return train_unit(work, cfg=self.training, phase=whole, seed=self.seed, freeze_rounding=True, judges=True)

@@ -1,0 +1,53 @@
+"""Held-out samples: calibration samples that no step is fitted to, on which its result is judged.
+
+Which they are follows from the number of samples alone, so that every worker, batch and shard, and every step, means
+the same ones. A step is judged on samples that it has not seen because on those that it was fitted to it always wins:
+16 samples say little about a weight that 320 optimizer steps have moved.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Sequence
+
+from dipo.algo.activation_cache import Batch
+
+LEAST_SAMPLES = 4
+"""Fewer samples than these are all fitted: one held out would be missed more than it could tell."""
+FEW = 16
+"""Number of held-out samples up to which they are a quarter of all."""
+PART_OF_FEW, PART_OF_MANY = 4, 8
+"""One in so many samples is held out."""
+GOLDEN = 0x9E3779B97F4A7C15
+"""Golden section of 2^64, whose multiples spread evenly."""
+
+
+def held_out_samples(num_samples: int) -> tuple[int, ...]:
+    """Return the indices of the held-out samples, rising: an eighth of all, a quarter of few; none of fewer than 4.
+
+    Of each of as many equal stretches of the samples there is one, at a place within it that differs from stretch to
+    stretch: samples that are sorted by class, and those that take turns, are both met.
+
+    Args:
+        num_samples: Number of calibration samples.
+    """
+    if num_samples < LEAST_SAMPLES:
+        return ()
+    count = max(num_samples // PART_OF_MANY, min(num_samples // PART_OF_FEW, FEW))
+    cuts = [index * num_samples // count for index in range(count + 1)]
+    return tuple(
+        start + (((index + 1) * GOLDEN % 2**64) * (stop - start) >> 64)
+        for index, (start, stop) in enumerate(itertools.pairwise(cuts))
+    )
+
+
+def places(batch: Batch, samples: Sequence[int]) -> list[int]:
+    """Return the places within a batch of those of some samples that it has.
+
+    Args:
+        batch: The batch.
+        samples: Indices of samples in the data set, rising.
+    """
+    first, last = bisect.bisect_left(samples, batch.start), bisect.bisect_left(samples, batch.stop)
+    return [sample - batch.start for sample in samples[first:last]]
