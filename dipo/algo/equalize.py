@@ -17,7 +17,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from dipo.algo.bias_absorption import Absorbed, absorb_bias_of, amounts_of, set_constant
 from dipo.algo.layer_pairs import Intermediate, LayerPair, Skipped, find_chains, find_layer_pairs
 from dipo.graph import operators
-from dipo.graph.accessors import array_of, node_name, opset_of
+from dipo.graph.accessors import array_of, node_name
 from dipo.graph.batch_norm import batch_norm_of, set_batch_norm
 from dipo.graph.constants import fresh_name, replace_input
 from dipo.graph.layers import Layer, layers_of
@@ -31,8 +31,6 @@ LIMIT = 8.0
 """Largest scale over the median of all channels, and the inverse of the smallest, where nothing else is asked."""
 _LEAST_REACH = 1e-3
 """Least reach of a channel, over the largest, that counts."""
-_BROADCASTING_MIN = 8
-"""The first opset whose Min and Max broadcast."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +91,6 @@ def equalize(
         max_sweeps: Sweeps over all chains at most.
     """
     links, refusals = find_layer_pairs(model)
-    refusals += [_old_clip(link) for link in links if opset_of(model) < _BROADCASTING_MIN and _clips(link)]
-    links = [link for link in links if opset_of(model) >= _BROADCASTING_MIN or not _clips(link)]
     chains = find_chains(links) if reaches is None else [[link] for link in links]
     scales = _Scales(model, links, limit=limit, reaches=reaches or {})
     sweeps, change = 0, float("inf")
@@ -119,14 +115,6 @@ def equalize(
     RemoveUnusedNodesPass()(changed)
     done = [_told(chain, factors_by_layer, scales.num_zero(chain)) for chain in chains]
     return Equalized(changed, done, absorbed, refusals, sweeps, change if chains else 0.0)
-
-
-def _old_clip(link: LayerPair) -> Skipped:
-    return Skipped(link.first.name, "Min of opset 7 cannot limit each channel of the Clip behind it")
-
-
-def _clips(link: LayerPair) -> bool:
-    return any(_has_limits(passed.node) for passed in link.between)
 
 
 def _has_limits(node: ir.Node) -> bool:

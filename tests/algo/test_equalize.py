@@ -265,13 +265,6 @@ def test_what_stays_is_told_with_the_reason(tmp_path):
     assert reasons["head"] == "what it makes is an output of the network"
 
 
-def test_min_that_does_not_broadcast_is_refused(tmp_path):
-    model = images_net("r = Clip<min=0.0, max=0.4>(a)\n [two] z = Conv(r, w2)", w2=(8, 8, 3, 3), opset=7)
-    done = equalize(loaded(model, tmp_path))
-    assert "opset 7" in {refusal.where: refusal.reason for refusal in done.refusals}["one"]
-    assert all("one" not in chain.layers for chain in done.chains)
-
-
 NORM = "[one] n = Conv<pads=[1,1,1,1]>(x, w1)\n a = BatchNormalization(n, gamma, beta, mean, var)\n"
 NORM_VALUES = {
     "w1": (8, 3, 3, 3), "gamma": np.full(8, 0.5, np.float32), "beta": np.linspace(-4, 4, 8, dtype=np.float32),

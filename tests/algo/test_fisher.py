@@ -110,7 +110,13 @@ def test_probabilities_are_judged_by_their_logits(tmp_path):
     for index, end in enumerate(ends):
         path = saved(network(text.format(end), w1=(6, 8), w2=(8, 4)), tmp_path, f"{index}.onnx")
         read = fisher_diagonals(
-            load(path), ["h"], cut(5, 5), lambda b: {"x": samples[b.start : b.stop]}, seed=0, device=CPU
+            load(path),
+            ["h"],
+            cut(5, 5),
+            lambda b: {"x": samples[b.start : b.stop]},
+            seed=0,
+            device=CPU,
+            samples=SampleAxes(),
         )
         found.append(read["h"].data)
     torch.testing.assert_close(found[0], found[1])
