@@ -144,3 +144,31 @@ def test_a_head_of_several_levels_is_stored_once_unless_its_levels_are_trained(
     assert sum(said in note for note in report["targets"][0]["notes"]) == copies - 1
     assert report["error"]["deployed_vs_simulated"]["sqnr_db"] > 30
     assert verify([f"run={run}"]) == 0
+
+
+def test_a_token_that_is_joined_to_a_fixed_batch(tiny_job, tmp_path, samples):
+    """What stands for every sample in the work has one row in the file."""
+    text = """(float[1,3,8,8] image) => (float[1,5] y) {
+      [patch] a = Conv<strides=[4,4]>(image, w, b)
+      [rows] c = Reshape(a, row_shape)
+      [turn] d = Transpose<perm=[0,2,1]>(c)
+      [join] e = Concat<axis=1>(token, d)
+      [mean] i = ReduceMean<axes=[1], keepdims=0>(e)
+      [head] y = Gemm(i, v, u)
+    }"""
+    row_shape = np.array([1, 8, 4], np.int64)
+    weights = {"w": (8, 3, 4, 4), "b": (8,), "token": (1, 1, 8), "v": (8, 5), "u": (5,)}
+    model = saved(network(text, row_shape=row_shape, **weights), tmp_path, "token.onnx")
+    run = tmp_path / "run"
+    more = [f"model.path={model}", f"data.path={samples}", "platform=rk", "algo=bias_correction", "export.also=[qnn]"]
+    assert main(tiny_job.arguments(f"run.dir={run}", *more)) == 0
+    for file in run.rglob("*.onnx"):
+        graph = onnx.load(file).graph
+        assert interface(file) == interface(model)
+        onnx.checker.check_model(str(file), full_check=True)
+        constants = {tensor.name: onnx.numpy_helper.to_array(tensor).tolist() for tensor in graph.initializer}
+        assert constants["row_shape"] == [1, 8, 4]
+        assert np.shape(constants["token"]) == (1, 1, 8)
+        assert not any(dim.dim_param for value in graph.value_info for dim in value.type.tensor_type.shape.dim)
+    report = json.loads((run / "report.json").read_text())
+    assert report["error"]["deployed_vs_simulated"]["sqnr_db"] > 30
