@@ -47,7 +47,7 @@ def test_a_job_writes_other_targets_and_so_does_its_folder_later_without_samples
     assert export([f"run={run}", f"platform={ALL}"]) == 0
     assert {name: contents(run / name) for name in rows} == before
     again = json.loads((run / "ti" / "export.json").read_text())
-    assert again == {**rows["ti"], "error": None}
+    assert again == {**rows["ti"], "error": None, "outputs": []}
 
 
 def test_the_files_say_where_they_come_from(tiny_job, tmp_path):
