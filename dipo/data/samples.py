@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -65,6 +65,34 @@ class Dataset(Protocol):
     def describe(self) -> str:
         """Return a short description for the log."""
         ...
+
+
+@dataclass(frozen=True)
+class Picked:
+    """Some samples of a dataset, as a dataset of their own."""
+
+    dataset: Dataset
+    indices: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, start: int, stop: int) -> Samples:
+        """Return some of the samples, see `Dataset.read`; each is read by itself."""
+        parts = [self.dataset.read(index, index + 1) for index in self.indices[start:stop]]
+        labels = [part.labels for part in parts if part.labels is not None]
+        return Samples(
+            {name: np.concatenate([part.inputs[name] for part in parts]) for name in parts[0].inputs},
+            np.concatenate(labels) if labels else None,
+        )
+
+    def digest(self) -> str:
+        """Return the digest of the dataset and of which of its samples these are."""
+        return hashlib.sha256(f"{self.dataset.digest()} {list(self.indices)}".encode()).hexdigest()
+
+    def describe(self) -> str:
+        """Return a short description."""
+        return f"{len(self)} of {self.dataset.describe()}"
 
 
 class SubsetDataset(Dataset, Protocol):

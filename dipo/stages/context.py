@@ -80,22 +80,14 @@ class Context:
         self, make: Callable[[Sequence[Batch]], Task[ResultT]], *, title: str, num_samples: int
     ) -> list[ResultT]:
         """Run a task on shares of the samples and return the results in the shares' order."""
-        return self.over_batches(make, cut(num_samples, self.config.data.batch_size), title=title)
-
-    def over_batches(
-        self, make: Callable[[Sequence[Batch]], Task[ResultT]], batches: Sequence[Batch], *, title: str
-    ) -> list[ResultT]:
-        """Run a task on shares of some batches and return the results in the shares' order."""
-        shares = self._shares(batches)
-        with self.terminal.task(title, sum(map(len, batches)), "samples") as progress:
+        shares = self.shares(num_samples)
+        with self.terminal.task(title, num_samples, "samples") as progress:
             tasks, sizes = [make(share) for share in shares], [sum(map(len, share)) for share in shares]
             results = dict(self.pool.map(tasks, sizes=sizes, progress=progress))
         return [results[index] for index in range(len(shares))]
 
     def shares(self, num_samples: int) -> list[list[Batch]]:
         """Return the batches of the first samples, in shares that the workers take as they get free."""
-        return self._shares(cut(num_samples, self.config.data.batch_size))
-
-    def _shares(self, batches: Sequence[Batch]) -> list[list[Batch]]:
+        batches = cut(num_samples, self.config.data.batch_size)
         number = 1 if self.pool.size == 1 else self.pool.size * SHARES_PER_WORKER
         return [share for share in even_shares(batches, number) if share]

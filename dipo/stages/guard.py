@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
-from dipo.algo.activation_cache import Batch
+import numpy as np
+from numpy.typing import NDArray
+
 from dipo.algo.held_out import held_out_samples
 from dipo.algo.judgement import Judgement, squared_error
-from dipo.algo.simulate import SimulateBatches
+from dipo.algo.simulate import SimulateBatches, Simulated
 from dipo.algo.step import Step
+from dipo.data.samples import Picked
 from dipo.graph.plan import QuantizedModel
 from dipo.report.report import Note, UnitRow
 from dipo.run import REPORT
@@ -86,13 +90,15 @@ class NetworkGuard:
         """Return the sum of the squared errors of each of the network's outputs on the held-out samples, by name."""
         if self._known is not None and self._known[0] is quantized:
             return self._known[1]
-        shared, dataset = self.context.share(quantized), self.context.loaded.data.calib
-        # Each sample by itself: no result depends on how samples are put together.
-        samples = [Batch(index, sample, sample + 1) for index, sample in enumerate(self.held_out)]
-        parts = self.context.over_batches(
-            lambda batches: SimulateBatches(batches, dataset, shared, 0), samples, title="judge"
+        shared, samples = self.context.share(quantized), Picked(self.context.loaded.data.calib, self.held_out)
+        parts = self.context.over_samples(
+            lambda batches: SimulateBatches(batches, samples, shared, 0), title="judge", num_samples=len(samples)
         )
         return {
-            name: sum(squared_error(part.fp_outputs[name], part.q_outputs[name]) for part in parts)
+            name: squared_error(*(np.concatenate(each) for each in zip(*_outputs(parts, name), strict=True)))
             for name in parts[0].fp_outputs
         }
+
+
+def _outputs(parts: Sequence[Simulated], name: str) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+    return [(part.fp_outputs[name], part.q_outputs[name]) for part in parts]

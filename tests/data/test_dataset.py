@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from dipo.data.dataset import Datasets, InputSpec, open_datasets
+from dipo.data.samples import Picked
 from dipo.errors import UserError
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
@@ -195,3 +196,16 @@ def test_imagenet_photographs_are_read_fast_and_whole() -> None:
     assert samples.labels is not None and samples.labels[:3].tolist() == [459, 206, 222]
     pixels = np.asarray(Image.open(DATA / "imagenet_subset" / "calib" / "0002_222.jpg"))
     np.testing.assert_allclose(samples.inputs["input"][2], pixels.transpose(2, 0, 1) / 127.5 - 1, rtol=0, atol=1e-6)
+
+
+def test_picked_samples_are_a_dataset_of_their_own(tmp_path: Path) -> None:
+    whole = opened(npz(tmp_path / "samples.npz", calib_x=PIXELS, calib_y=np.arange(12))).calib
+    some = Picked(whole, (2, 3, 7))
+    assert len(some) == 3
+    expected = whole.read(0, 12)
+    found = some.read(1, 3)
+    assert np.array_equal(found.inputs["input"], expected.inputs["input"][[3, 7]])
+    assert found.labels is not None
+    assert found.labels.tolist() == [3, 7]
+    assert some.digest() not in (whole.digest(), Picked(whole, (2, 3)).digest())
+    assert some.describe().startswith("3 of ")

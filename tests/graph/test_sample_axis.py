@@ -95,6 +95,7 @@ def test_values_are_taken_apart_by_sample_and_put_together(axis, shape):
     assert np.array_equal(axis.from_samples(apart, shape), value.numpy())
     picked = axis.from_rows(rows[[2]], rest)
     assert np.array_equal(axis.by_sample(picked.numpy())[0], apart[2])
+    assert np.array_equal(axis.by_sample(axis.take(value, [0, 2]).numpy()), apart[[0, 2]])
 
 
 def test_a_value_that_is_the_same_for_all_is_made_again_where_it_is_read(tmp_path):
