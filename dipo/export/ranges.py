@@ -114,7 +114,8 @@ def spread(model: ir.Model, activations: Mapping[str, QParams]) -> dict[str, QPa
 
     The input of a fused Relu or Clip is never written to memory, and has the range of its output; an operator that only
     moves numbers has one range for input and output. A value with a grid of its own keeps it; one that could take
-    several takes that of what it is moved from, else the widest. Activations without a finite positive scale are left out.
+    several takes that of what it is moved from, else the widest. Activations without a finite positive scale are left
+    out.
     """
     known = {name: each for name, each in activations.items() if np.isfinite(each.scale) and each.scale > 0}
     values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs if value.name)]
