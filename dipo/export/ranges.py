@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,22 +114,29 @@ def spread(model: ir.Model, activations: Mapping[str, QParams]) -> dict[str, QPa
 
     The input of a fused Relu or Clip is never written to memory, and has the range of its output; an operator that only
     moves numbers has one range for input and output. A value with a grid of its own keeps it; one that could take
-    several takes the widest. Activations without a finite positive scale are left out.
+    several takes that of what it is moved from, else the widest. Activations without a finite positive scale are left
+    out.
     """
     known = {name: each for name, each in activations.items() if np.isfinite(each.scale) and each.scale > 0}
     values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs if value.name)]
     count = -1
     while count != len(known):
         count = len(known)
+        _forward(known, [value for value in values if (node := value.producer()) and not operators.of(node).clips])
         for value in reversed(values):
             downstream = [known[name] for name in _made_from(value) if name in known]
             if downstream and name_of(value) not in known:
                 known[name_of(value)] = max(downstream, key=lambda qparams: float(qparams.scale))
-        for value in values:
-            source = _moved_from(value)
-            if source in known and name_of(value) not in known:
-                known[name_of(value)] = known[source]
+        _forward(known, values)
     return known
+
+
+def _forward(known: dict[str, QParams], values: Sequence[ir.Value]) -> None:
+    """Add to the known grids those of values that are moved from known ones, or clipped."""
+    for value in values:
+        source = _moved_from(value)
+        if source in known:
+            known.setdefault(name_of(value), known[source])
 
 
 def all_ranges(

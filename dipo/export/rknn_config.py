@@ -34,6 +34,7 @@ SAME = operators.names(lambda operator: operator.moves is Moves.ALL) | {"exDataC
 """Operators whose output has exactly the numbers of the input; `exDataConvert` is the toolkit's cast."""
 PART = operators.names(lambda operator: operator.moves in {Moves.SOME, Moves.PICKED})
 """Operators whose output has some of the numbers of the input."""
+MOVED = operators.names(lambda operator: operator.moves is not None)
 PADDED = operators.names(lambda operator: operator.moves is Moves.PADDED)
 LIMITS = operators.names(lambda operator: operator.limits is not None)
 """Operators fused with the kernel before them, whose constants need no wider range than their output."""
@@ -69,6 +70,11 @@ def sources_of(
         for name, source in ((node.input[0], given.input[0]), (node.output[0], given.output[0])):
             if source in ours:
                 sources.setdefault(name, source)
+    constants = {tensor.name for tensor in toolkit.graph.initializer}
+    for node, given in _matched_nodes(toolkit, network):
+        for name, source in zip([*node.input, *node.output], [*given.input, *given.output], strict=True):
+            if source in ours and name in names and name not in constants:
+                sources.setdefault(name, source)
     known = -1
     while known != len(sources):
         known = len(sources)
@@ -86,6 +92,26 @@ def matched_layers(
         given = layers.get(node.name) or layers.get(node.name.rpartition("#")[0])
         if given is not None and node.op_type in LAYERS:
             yield node, given
+
+
+def _matched_nodes(
+    toolkit: onnx.ModelProto, network: onnx.ModelProto
+) -> Iterator[tuple[onnx.NodeProto, onnx.NodeProto]]:
+    """Yield the toolkit's nodes that compute what the originals of the same name do, on reshaped values perhaps.
+
+    A node that the toolkit has merged with others, such as one Sigmoid in front of a Split for three behind it, reads a
+    tensor of the network that its original does not.
+    """
+    originals = {node.name: node for node in network.graph.node if node.name}
+    values = {name for node in network.graph.node for name in (*node.input, *node.output)}
+    for node in toolkit.graph.node:
+        given = originals.get(node.name)
+        if given is None or node.op_type != given.op_type or node.op_type in MOVED:
+            continue
+        if len(node.input) == len(given.input) and len(node.output) == len(given.output):
+            pairs = [*zip(node.input, given.input, strict=True), *zip(node.output, given.output, strict=True)]
+            if all(name == source or name not in values for name, source in pairs):
+                yield node, given
 
 
 def _spread(sources: dict[str, str], node: onnx.NodeProto, names: Collection[str]) -> None:

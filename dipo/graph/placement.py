@@ -27,10 +27,13 @@ def quantized_values(nodes: Iterable[ir.Node], rules: TargetSpec, *, placement: 
     """
     nodes = list(nodes)
     names = {name_of(value) for node in nodes for value in _read(node, rules)}
+    made = [_made(node, rules) for node in nodes]
+    if rules.quantize_outputs:
+        # Such a device has codes wherever a kernel ends, so also where a head's output is cut into pieces.
+        names |= {name_of(value) for value in made if is_float(value) and len(_pieces(value, names)) > 1}
     if placement == "input":
         return names
     fused = {_fused_summand(node, rules) for node in nodes}
-    made = [_made(node, rules) for node in nodes]
     return names | {name_of(value) for value in made if value.uses() and is_float(value) and value not in fused}
 
 
@@ -83,6 +86,17 @@ def _made(node: ir.Node, rules: TargetSpec) -> ir.Value:
             break
         value = reader.outputs[0]
     return value
+
+
+def _pieces(value: ir.Value, quantized: Container[str]) -> set[ir.Value]:
+    """Return what is moved from a value and quantized behind that, or an output of the network."""
+    found = set()
+    for use in value.uses():
+        if use.idx == 0 and is_moved(use.node):
+            for output in use.node.outputs:
+                ends = name_of(output) in quantized or output.is_graph_output()
+                found |= {output} if ends else _pieces(output, quantized)
+    return found
 
 
 def pass_through_source(value: ir.Value, quantized: Container[str]) -> str | None:

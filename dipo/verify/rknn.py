@@ -11,7 +11,7 @@ import dataclasses
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -164,12 +164,14 @@ def _fates(ours: Ranges, taken: Taken, network: onnx.ModelProto) -> Iterator[Ten
         else:
             there = (each for each in _neighbours(name, network) if each in took and _same(ends, ours[each]))
             other = next(there, None)
-            if other is None:
-                yield TensorOutcome(name, State.IGNORED, "the toolkit has no tensor of this name")
-            else:
+            if other is not None:
                 yield TensorOutcome(
                     name, State.ACCEPTED, f"the toolkit has left it out; its range is that of {other!r}"
                 )
+            elif _is_inside(name, network, took):
+                yield TensorOutcome(name, State.RECOMPUTED, "inside a kernel of the toolkit's, where no value is kept")
+            else:
+                yield TensorOutcome(name, State.IGNORED, "the toolkit has no tensor of this name")
     for name in taken.own:
         yield TensorOutcome(name, State.RECOMPUTED, "a value of the toolkit's own, as it calibrated it")
 
@@ -200,6 +202,12 @@ def _neighbours(name: str, network: onnx.ModelProto) -> Iterator[str]:
                 yield node.input[0]
             elif node.input[0] == name:
                 yield node.output[0]
+
+
+def _is_inside(name: str, network: onnx.ModelProto, took: Set[str]) -> bool:
+    """Return whether the toolkit makes whatever is computed from a value, without the value, as of Sigmoid and Mul."""
+    readers = [node for node in network.graph.node if name in node.input]
+    return bool(readers) and all(output in took for node in readers for output in node.output)
 
 
 def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -62,6 +62,34 @@ def test_a_tensor_that_the_file_does_not_name_takes_the_range_of_the_same_number
     assert own_values(TENSORS, sources, parsed(TOOLKIT)) == ["r_rows"]
 
 
+def test_a_node_that_computes_on_reshaped_values_gives_them_the_ranges_of_the_originals():
+    """As the toolkit writes a detector's head: one Sigmoid before the Split, reshapes moved behind the arithmetic."""
+    network = parsed("""<ir_version: 8, opset_import: ["": 13]>
+        given (float[1,4,8] x) => (float[1,4,8] y) {
+            [part] a, b = Split<axis=1>(x, sizes)
+            [gate] c = Sigmoid(a)
+            [cells] d = Add(c, cell)
+            [large] e = Mul(b, anchor)
+            [join] y = Concat<axis=1>(d, e)
+        }""")
+    toolkit = parsed("""<ir_version: 8, opset_import: ["": 13]>
+        theirs (float[1,4,8] x) => (float[1,4,8] y) <float[1] other = {1}> {
+            [gate] all = Sigmoid(x)
+            [part] c_rs, b_rs = Split<axis=1>(all, sizes)
+            [cells] d_rs = Add(c_rs, other)
+            [large] e_rs = Mul(b_rs, anchor)
+            [join] y_rs = Concat<axis=1>(d_rs, e_rs)
+            [rows] y = Reshape(y_rs, shape)
+        }""")
+    names = ("x", "all", "c_rs", "b_rs", "d_rs", "e_rs", "y_rs", "y", "other")
+    ours = {name: ends(number) for number, name in enumerate(("x", "a", "b", "c", "d", "e", "y", "cell"), start=1)}
+    sources = sources_of(names, ours, toolkit=toolkit, network=network)
+    assert {name: source for name, source in sources.items() if name != source} == {
+        "d_rs": "d", "c_rs": "c", "e_rs": "e", "y_rs": "y", "b_rs": "b",
+    }  # fmt: skip
+    assert own_values(names, sources, toolkit) == ["all"], "what is in all three pieces has no range of ours"
+
+
 def test_only_the_ends_change(config):
     made = merged(config, OURS, {"x_int8": "x", "limits": "r"})
     changed = {name: each for name, each in made["quantize_parameters"].items() if each["max"] != [100.0]}

@@ -304,6 +304,24 @@ def test_activations_are_quantized_behind_what_makes_them(plan_of):
     assert plan.activations["e"].bits == 8
 
 
+@pytest.mark.parametrize(
+    ("platform", "cut"), [("qnn", True), ("rk", True), ("ti", True), ("ort", False), ("trt", False)]
+)
+def test_a_layer_that_is_read_in_pieces_has_a_grid_of_its_own_where_all_is_quantized(plan_of, platform, cut):
+    model = network(
+        """(float[N,4,8,8] x) => (float[N,6,64] y) {
+          [head] a = Conv(x, w1)
+          [flat] b = Reshape(a, rows)
+          [part] c, d = Split<axis=1>(b, sizes)
+          [gate] e = Sigmoid(c)
+          [join] y = Concat<axis=1>(e, d)
+        }""",
+        w1=(6, 4, 1, 1), rows=np.array([-1, 6, 64]), sizes=np.array([2, 4]),
+    )  # fmt: skip
+    plan = plan_of(model, platform=platform, weight_bits=8, act_bits=8)
+    assert ("a" in plan.activations) is cut
+
+
 def test_an_activation_function_that_the_target_quantizes_is_an_operator_of_its_own(plan_of):
     text = """(float[N,4,8,8] x) => (float[N,4,8,8] y) {
       [first] a = Conv(x, w1)

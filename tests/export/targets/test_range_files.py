@@ -77,6 +77,14 @@ def test_ranges_go_backward_before_they_go_forward():
     assert known["a"] is narrow and known["x"] is wide
 
 
+def test_what_is_moved_from_a_grid_has_that_whatever_is_cut_from_it():
+    model = model_of(
+        "(float[2,4] x) => (float[1,4] y, float[1,4] z) { a = Transpose<perm=[0,1]>(x) \n y, z = Split(a) }"
+    )
+    wide, narrow = grid(0.0, 2.0).qparams, grid(0.0, 1.0).qparams
+    assert ranges.spread(model, {"x": wide, "y": narrow, "z": narrow})["a"] is wide
+
+
 def test_value_that_two_rearrangements_read_takes_the_wider():
     model = model_of(
         "(float[1,4] x) => (float[4,1] y, float[4] z) { a = Relu(x) \n y = Transpose(a) \n z = Squeeze(a) }"
