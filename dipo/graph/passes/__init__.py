@@ -12,6 +12,7 @@ from onnx_ir.passes.common import TopologicalSortPass
 from dipo.graph.passes.constant_parameters import ConstantParameters
 from dipo.graph.passes.default_domain import DefaultDomain
 from dipo.graph.passes.drop_no_ops import DropNoOps
+from dipo.graph.passes.fold_fills import FoldFills
 from dipo.graph.passes.fold_weights import FoldWeights
 from dipo.graph.passes.free_batch import FreeBatch
 from dipo.graph.passes.infer_shapes import InferShapes
@@ -36,6 +37,7 @@ NORMALISATION: tuple[PassBase, ...] = (
     ModernOpset(),
     RecordInterface(),
     Inline(),
+    FoldFills(),
     FoldWeights(),
     UntieParameters(),
     RecordLayerNames(),

@@ -106,3 +106,31 @@ def test_a_weight_that_cannot_be_computed_is_named(tmp_path):
     text = "(float[N,4] x) => (float[N,4] y) { [bad] w = Reshape(v, shape) \n y = MatMul(x, w) }"
     with pytest.raises(UserError, match="weight 'w' is computed from constants"):
         load_model(network(text, v=(4, 5), shape=np.array([4, 4])), tmp_path)
+
+
+@pytest.mark.parametrize(("size", "kept"), [(8, []), (10_000, ["ConstantOfShape"])])
+def test_small_tensors_of_one_number_are_constants(tmp_path, size, kept):
+    text = f"""(float[N,{size}] x) => (float[N,{size}] y) {{
+      [gain] a = Mul(x, w)
+      [fill] f = ConstantOfShape<value=float[1] {{2.0}}>(shape)
+      [shift] y = Add(a, f)
+    }}"""
+    loaded = load_model(network(text, w=(size,), shape=np.array([size])), tmp_path)
+    assert ops(loaded) == ["Mul", *kept, "Add"]
+
+
+def test_a_class_token_as_torch_expands_it_to_a_fixed_batch_is_a_constant(tmp_path):
+    """Sizes of -1 stay: ones times -1, compared with the sizes that were asked for, choose between 1 and these."""
+    text = """(float[1,4,6] x) => (float[1,5,3] y) {
+      [tokens] a = MatMul(x, w)
+      ones = ConstantOfShape<value=int64[1] {1}>(three)
+      open = Mul(ones, minus)
+      is_open = Equal(asked, open)
+      sizes = Where(is_open, ones, asked)
+      expanded = Expand(token, sizes)
+      [join] b = Concat<axis=1>(expanded, a)
+      [head] y = MatMul(b, v)
+    }"""
+    numbers = {"three": np.array([3]), "minus": np.array(-1), "asked": np.array([1, -1, -1])}
+    loaded = assert_same(network(text, w=(6, 6), v=(6, 3), token=(1, 1, 6), **numbers), tmp_path)
+    assert ops(loaded) == ["MatMul", "Concat", "MatMul"]
