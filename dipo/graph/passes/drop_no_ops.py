@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
-from onnx_ir.passes.common import IdentityEliminationPass
 
 from dipo.graph import operators
 from dipo.graph.constants import drop_unused
@@ -24,23 +23,31 @@ class DropNoOps(InPlacePass):
     """
 
     def call(self, model: ir.Model) -> PassResult:
-        """Make an Identity of each, and remove these."""
+        """Let what read each node read its input."""
         modified = False
         for node in list(model.graph):
             source = _kept_by(node)
-            if source is None:
-                continue
-            identity = ir.node("Identity", [source], name=node.name)
-            read = list(node.inputs)
-            output, result = node.outputs[0], identity.outputs[0]
-            result.shape, result.type = output.shape, output.type
-            ir.convenience.replace_nodes_and_values(model.graph, node, [node], [identity], [output], [result])
-            for value in read:
-                drop_unused(model, value)
-            modified = True
-        if modified:
-            IdentityEliminationPass()(model)
+            if source is not None:
+                _drop(model, node, source)
+                modified = True
         return PassResult(model, modified)
+
+
+def _drop(model: ir.Model, node: ir.Node, source: ir.Value) -> None:
+    """Remove a node whose output equals `source`; an Identity stays where both have names that must stay."""
+    output, read = node.outputs[0], list(node.inputs)
+    name, is_output = output.name, output.is_graph_output()
+    if is_output and (source.producer() is None or source.is_graph_output()):
+        identity = ir.node("Identity", [source], name=node.name)
+        source, result = identity.outputs[0], output
+        source.shape, source.type = result.shape, result.type
+        model.graph.insert_before(node, identity)
+    ir.convenience.replace_all_uses_with(output, source, replace_graph_outputs=True)
+    model.graph.remove(node, safe=True)
+    if is_output:
+        source.name = name
+    for value in read:
+        drop_unused(model, value)
 
 
 def _kept_by(node: ir.Node) -> ir.Value | None:

@@ -72,3 +72,10 @@ def test_an_input_that_is_an_output_keeps_its_node(tmp_path):
     text = "(float[N,4,1,1] x) => (float[N,4,1,1] y, float[N,4,1,1] z) { y = Conv(x, w) \n z = Mul(x, k) }"
     loaded = assert_same(network(text, w=(4, 4, 1, 1), k=np.ones((4, 1, 1), np.float32)), tmp_path)
     assert ops(loaded) == ["Conv", "Identity"]
+
+
+def test_two_outputs_of_one_value_keep_their_names(tmp_path):
+    text = "(float[N,4,1,1] x) => (float[N,4,1,1] y, float[N,4,1,1] z) { y = Conv(x, w) \n [odd] z = Mul(y, k) }"
+    loaded = assert_same(network(text, w=(4, 4, 1, 1), k=np.ones((4, 1, 1), np.float32)), tmp_path)
+    assert [name_of(value) for value in loaded.graph.outputs] == ["y", "z"]
+    assert ops(loaded) == ["Conv", "Identity"]
