@@ -28,7 +28,6 @@ from dipo.graph.operators import Channels, Kind, Moves, Operand
 
 FEW = 4
 """Channels at a position that are not taken for classes unless a Softmax makes them."""
-SOFTMAXES = frozenset({"Softmax", "LogSoftmax"})
 
 
 def class_axes(model: ir.Model, given: Mapping[str, int]) -> dict[str, int | None]:
@@ -75,7 +74,7 @@ def _own_axis(value: ir.Value) -> int | None:
     axes = list(range(rank))
     at: ir.Value | None = value
     while at is not None and (node := at.producer()) is not None:
-        if node.op_type in SOFTMAXES and node.domain == "":
+        if operators.of(node).distribution:
             return _at(axes, node.attributes.get_int("axis", -1), rank)
         if (layer := layer_of(node)) is not None:
             return _layer_axis(layer, value, axes)

@@ -19,7 +19,7 @@ _normalization = partial(
     full_integer=True,
     data_constants=True,
 )
-_softmax = partial(_normalization, data_constants=False)
+_softmax = partial(_normalization, data_constants=False, distribution=True)
 
 OPERATORS = (
     # Its moments are known from its statistics (`graph.batch_norm`) before any rule is asked.

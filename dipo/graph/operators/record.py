@@ -195,6 +195,8 @@ class Operator:
     """Whether targets that run whole networks on integers compute it with a range of its own for its output. Operators
     that only move values, or clip them within the kernel before, have none."""
 
+    distribution: bool = False
+    """Whether its output is a distribution, or the logarithm of one, over what its `axis` counts."""
     data_inputs: int | None = 1
     """Number of leading inputs that are data; options and parameters follow. None: all inputs are data."""
     data_constants: bool = False
