@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence, Set
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -17,11 +16,14 @@ from dipo.algo.activation_cache import Batch, StoredRows, read_ahead
 from dipo.algo.bench import Bench
 from dipo.algo.channel_means import ChannelMeans, split_sums
 from dipo.algo.held_out import held_out_samples
+from dipo.algo.in_flight import InFlight
+from dipo.algo.part_reaches import PartReaches, within
 from dipo.algo.reference_weights import rounded
 from dipo.graph.accessors import array_of, name_of
 from dipo.graph.layers import layers_of
 from dipo.graph.plan import Plan, QuantizedModel
 from dipo.graph.sample_axis import SampleAxes
+from dipo.graph.saturation import Interval
 from dipo.graph.torch_module import GraphModule
 from dipo.quant.observers import Observer, Statistics
 from dipo.quant.ranges import Range, activation_range, qparams_of
@@ -83,43 +85,100 @@ def observe(
     The held-out samples have channel sums of their own.
 
     Raises:
-        UserError: An activation has NaN or infinite values.
+        UserError: An activation has NaN values.
     """
-    samples = samples or SampleAxes()
-    observers = {name: Observer(name) for name in (*plan.activations, *plan.observed)}
-    biased = (layer for layer in layers_of(model) if layer.name in plan.layers and plan.layers[layer.name].bias)
-    outputs = {name_of(layer.output): layer.name for layer in biased}
-    sums: dict[str, dict[int, NDArray[np.float64]]] = {name: {} for name in outputs.values()}
-    lost: set[str] = set()
-    """Values that another target would quantize and cannot: those with masks of -inf, say, have no range."""
+    watch = _Watch.over(model, plan, held_out=held_out, samples=samples or SampleAxes())
     module = GraphModule(model).to(device).eval()
-
-    def look(seen: tuple[Batch, str, torch.Tensor]) -> None:
-        batch, name, value = seen
-        if name in observers and (name in plan.activations or bool(torch.isfinite(value).all())):
-            observers[name].update(value)
-        elif name in observers:
-            lost.add(name)
-        if name in outputs:
-            sums[outputs[name]][batch.index] = split_sums(value, batch, held_out, axis=samples.get(name)).cpu().numpy()
-
     done = 0
-    looking: list[Future[None]] = []
-    # An observer runs on one core: a batch's values are looked at side by side, while the next batch passes through the
-    # network; never two of them by one observer.
-    with torch.inference_mode(), ThreadPoolExecutor(torch.get_num_threads()) as threads:
+    # An observer runs on one core: values are looked at side by side, while the network runs on.
+    with torch.inference_mode(), InFlight(torch.get_num_threads()) as looks:
         for batch, values in read_ahead(batches, inputs):
-            seen: list[tuple[Batch, str, torch.Tensor]] = []
-            module(values, hook=functools.partial(_collect, seen, batch, observers.keys() | outputs.keys()))
-            for future in looking:
-                future.result()
-            looking = [threads.submit(look, value) for value in seen]
+            module(values, hook=_Look(watch, batch, looks).hook)
             done += len(batch)
             progress(done)
-        for future in looking:
-            future.result()
-    statistics = {name: observer.result() for name, observer in observers.items() if name not in lost}
-    return Observed(statistics, sums)
+    return watch.result()
+
+
+@dataclass(frozen=True, eq=False)
+class _Watch:
+    """The observers of a network's values."""
+
+    observers: dict[str, Observer]
+    """By name of the value."""
+    parts: list[PartReaches]
+    """Parts whose values count within limits that follow from each other."""
+    layers: dict[str, str]
+    """Layers with a bias, by name of their output."""
+    sums: dict[str, dict[int, NDArray[np.float64]]]
+    held_out: Sequence[int]
+    samples: SampleAxes
+    optional: frozenset[str]
+    """Values that only other targets quantize, and cannot where they are NaN."""
+    lost: set[str] = field(default_factory=set)
+    """Those of them that were NaN."""
+
+    @staticmethod
+    def over(model: ir.Model, plan: Plan, *, held_out: Sequence[int], samples: SampleAxes) -> _Watch:
+        """Return observers without any values yet."""
+        biased = (layer for layer in layers_of(model) if layer.name in plan.layers and plan.layers[layer.name].bias)
+        layers = {name_of(layer.output): layer.name for layer in biased}
+        return _Watch(
+            {name: Observer(name) for name in (*plan.activations, *plan.observed)},
+            PartReaches.of_model(model, plan),
+            layers,
+            {name: {} for name in layers.values()},
+            held_out,
+            samples,
+            frozenset(plan.observed) - plan.activations.keys(),
+        )
+
+    def observe(self, name: str, value: torch.Tensor, reach: Interval) -> None:
+        """Add a batch of a value to its statistics, clipped to what counts of it."""
+        if name in self.optional and bool(torch.isnan(value).any()):
+            self.lost.add(name)
+        else:
+            self.observers[name].update(within(value, reach))
+
+    def add(self, name: str, value: torch.Tensor, batch: Batch) -> None:
+        """Add a batch of a layer's output to its sums."""
+        sums = split_sums(value, batch, self.held_out, axis=self.samples.get(name))
+        self.sums[self.layers[name]][batch.index] = sums.cpu().numpy()
+
+    def result(self) -> Observed:
+        """Return the statistics of all values so far."""
+        found = {name: each.result() for name, each in self.observers.items() if name not in self.lost}
+        return Observed(found, self.sums)
+
+
+class _Look:
+    """A look at one batch's values, as they come."""
+
+    def __init__(self, watch: _Watch, batch: Batch, looks: InFlight) -> None:
+        self._watch, self._batch, self._looks = watch, batch, looks
+        self._waiting = [(part, set(part.waits_for), dict[str, torch.Tensor]()) for part in watch.parts]
+        self._within = {name for part in watch.parts for name in part.part.values}
+
+    def hook(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """Look at a value; one that counts within limits waits for those that these follow from."""
+        if name in self._watch.layers:
+            self._looks.run((name, "sum"), value, lambda: self._watch.add(name, value, self._batch))
+        if name in self._watch.observers and name not in self._within:
+            self._looks.run(name, value, lambda: self._watch.observe(name, value, Interval()))
+        for part, missing, come in self._waiting:
+            if name in missing:
+                missing.remove(name)
+                come[name] = value
+                if not missing:
+                    self._observe_part(part, dict(come))
+                    come.clear()
+        return value
+
+    def _observe_part(self, part: PartReaches, values: Mapping[str, torch.Tensor]) -> None:
+        reaches = part.reaches(values)
+        for name, reach in reaches.items():
+            if name in self._watch.observers:
+                look = functools.partial(self._watch.observe, name, values[name], reach)
+                self._looks.run(name, values[name], look)
 
 
 @dataclass(frozen=True)
@@ -142,14 +201,6 @@ class ObserveBatches:
             samples=bench.samples,
             progress=bench.progress,
         )
-
-
-def _collect(
-    seen: list[tuple[Batch, str, torch.Tensor]], batch: Batch, wanted: Set[str], name: str, value: torch.Tensor
-) -> torch.Tensor:
-    if name in wanted:
-        seen.append((batch, name, value))
-    return value
 
 
 def activation_ranges(plan: Plan, statistics: Mapping[str, Statistics], *, cfg: CalibConfig) -> dict[str, Range]:

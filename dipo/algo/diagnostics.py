@@ -24,7 +24,7 @@ class Diagnostic:
 
 
 def diagnose(model: ir.Model, plan: Plan, statistics: Mapping[str, Statistics]) -> list[Diagnostic]:
-    """Return diagnostics of weights and channels that are all zero, of constant activations, and of what stays float.
+    """Return diagnostics of zero weights and channels, of constant or infinite activations, and of what stays float.
 
     Args:
         model: The float network.
@@ -44,6 +44,10 @@ def diagnose(model: ir.Model, plan: Plan, statistics: Mapping[str, Statistics]) 
         seen = statistics.get(name)
         if seen is not None and seen.count and seen.min == seen.max:
             diagnostics.append(Diagnostic(name, f"it is {seen.min:g} everywhere, on all samples"))
+        if seen is not None and seen.infinite:
+            share = 100 * seen.infinite / (seen.count + seen.infinite)
+            what = f"{share:.3g} % of it are infinite, for which the ends of its range stand"
+            diagnostics.append(Diagnostic(name, what))
     diagnostics += [Diagnostic(name, reason) for name, reason in float_products(model).items()]
     diagnostics += [
         Diagnostic(name, f"its table holds the numbers of layer {layer!r} once more, beside that layer's integers")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -29,6 +30,8 @@ from dipo.graph.plan import Plan, QuantizedLayer, QuantizedModel
 from dipo.graph.torch_module import GraphModule, channels_last
 from dipo.quant.bias import quantize_bias
 
+PART = 1 << 23
+"""Largest number of elements of a value that a kernel computes at a time, where it can be parted."""
 EXACT = 1 << 24
 """float32 adds integers without error while no partial sum is larger."""
 
@@ -101,9 +104,37 @@ def integer_kernels(
             _add_layer(kernels, layer, quantized.layers[name], site, function=functions[name], device=device)
         else:
             assert site.output is not None
-            kernels.functions[name] = INTEGER_FUNCTIONS[node.op_type](site, functions[name])
+            function = INTEGER_FUNCTIONS[node.op_type](site, functions[name])
+            kernels.functions[name] = functools.partial(_in_parts, function)
             _finish(kernels, site, _less(site.output.zero_point))
     return kernels
+
+
+def _in_parts(function: TorchOp, *xs: torch.Tensor) -> torch.Tensor:
+    """Run a function on a part of the first axis at a time, where its inputs are large and of one shape.
+
+    Its temporary tensors, in float64 some, would else take several times the memory of its output. Every number of the
+    output is computed from the same numbers in any case: each is exact, or of one element of every input alone.
+    """
+    first = xs[0]
+    if first.numel() <= PART or any(x.shape != first.shape for x in xs):
+        made = function(*xs)
+        assert isinstance(made, torch.Tensor)
+        return made
+    size = max(1, PART // first[0].numel())
+    whole: torch.Tensor | None = None
+    for start in range(0, len(first), size):
+        made = function(*(x[start : start + size] for x in xs))
+        assert isinstance(made, torch.Tensor)
+        if whole is None:
+            last = made.ndim == 4 and made.is_contiguous(memory_format=torch.channels_last)
+            whole = torch.empty(
+                (len(first), *made.shape[1:]), dtype=made.dtype, device=made.device,
+                memory_format=torch.channels_last if last else torch.contiguous_format,
+            )  # fmt: skip
+        whole[start : start + size] = made
+    assert whole is not None
+    return whole
 
 
 def _less(zero_point: int) -> Function:
@@ -159,6 +190,9 @@ def _add_layer(
         addend = None if fits else _per_channel(bias_codes.astype(np.float64), num_dims, device)
 
     def accumulate(x: torch.Tensor, *constants: torch.Tensor) -> torch.Tensor:
+        return _in_parts(lambda part: products_of(part, *constants), x) if num_dims > 1 else products_of(x, *constants)
+
+    def products_of(x: torch.Tensor, *constants: torch.Tensor) -> torch.Tensor:
         products = function(less_zero_point(x, source).to(dtype), *constants)
         assert isinstance(products, torch.Tensor)
         return (products if addend is None else products + addend).to(torch.float32)

@@ -24,15 +24,22 @@ class ErrorLoss:
     plain: bool
     """Whether it is a squared error without weights."""
     kernels: Kernels
+    infinite: bool = False
+    """Whether targets may be infinite; their elements are left out."""
 
     @staticmethod
-    def of(factor: torch.Tensor, exponent: float, *, weighted: bool, kernels: Kernels) -> ErrorLoss:
+    def of(
+        factor: torch.Tensor, exponent: float, *, weighted: bool, kernels: Kernels, infinite: bool = False
+    ) -> ErrorLoss:
         """Make the loss with all tensors on the factor's device, so that no step copies from the host."""
         power = torch.tensor(exponent, device=factor.device)
-        return ErrorLoss(factor, exponent, power, exponent == 2 and not weighted, kernels)
+        return ErrorLoss(factor, exponent, power, exponent == 2 and not weighted, kernels, infinite)
 
     def gradient(self, out: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
         """Return the gradient for flat outputs; `weight` has each element's, None stands for equal ones."""
+        if self.infinite:
+            out = torch.where(torch.isinf(target), 0.0, out)
+            target = torch.where(torch.isinf(target), 0.0, target)
         if self.plain:
             gradient: torch.Tensor = self.kernels.loss_gradient(out, target, self.factor)
         else:
@@ -44,4 +51,5 @@ class ErrorLoss:
         if self.plain:
             return gradient.square().sum() / (2 * self.factor)
         # The gradient of |d|^p is p |d|^p / d.
-        return (gradient * (out - target)).sum() / self.exponent
+        difference = torch.where(torch.isinf(target), 0.0, out - target) if self.infinite else out - target
+        return (gradient * difference).sum() / self.exponent

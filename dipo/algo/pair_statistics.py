@@ -77,8 +77,8 @@ def output_errors(
 
 
 def _squared_error(q: torch.Tensor, fp: torch.Tensor) -> torch.Tensor:
-    """Return the sum of the squared differences, float64; infinities that are the same differ by nothing."""
-    return torch.where(q == fp, 0, q - fp).float().square().sum().double()
+    """Return the sum of the squared differences, float64, of finite float elements."""
+    return torch.where(torch.isinf(fp), 0, q - fp).float().square().sum().double()
 
 
 def channel_means(

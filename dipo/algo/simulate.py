@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dipo.algo.activation_cache import Batch, StoredRows, read_ahead
 from dipo.algo.bench import Bench, Shared
 from dipo.algo.integer_kernels import IntegerKernels, integer_kernels
-from dipo.algo.joined_inputs import JoinedInput, joined_errors, joined_inputs, joins, values_of
+from dipo.algo.joined_inputs import Join, JoinedInput, joined_errors, joined_inputs, joins, values_of
 from dipo.data.samples import Dataset
 from dipo.graph.accessors import name_of, node_name, opset_of
 from dipo.graph.layers import layers_of
@@ -28,6 +28,9 @@ from dipo.graph.torch_module import GraphModule, Hook, channels_last
 from dipo.quant.bias import quantize_bias
 from dipo.quant.error_sums import ErrorSums
 from dipo.quant.functional import TorchQParams, fake_quantize
+
+Tensors = dict[str, torch.Tensor]
+Walk = Iterator[tuple[str, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -108,28 +111,22 @@ def simulate(
 
     fp_parts: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
     q_parts: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
-    layers: dict[str, ErrorSums] = {}
-    joined: dict[JoinedInput, ErrorSums] = {}
+    profile = _Profile(taps, concats, plan, kernels, hook)
     done = 0
     with torch.inference_mode():
         for batch, values in read_ahead(batches, inputs):
-            profiled = batch.start < profile_samples
-            fp = (tapped if profiled else short)(values)
-            q = (q_tapped if profiled else q_short)(values, hook=hook, constants=constants)
-            if profiled:
-                numbers = kernels.in_numbers(q)
-                _add_errors(layers, taps, fp, numbers)
-                for join in concats:
-                    behind = hook(join.output, numbers[join.output])
-                    for each, error in joined_errors(join, joined_inputs(join, plan), fp, behind).items():
-                        joined[each] = joined.get(each, ErrorSums()) + error
+            if batch.start < profile_samples:
+                walks = tapped.walk(values), q_tapped.walk(values, hook=hook, constants=constants)
+                fp, q = profile.compared(*walks, kept=names)
+            else:
+                fp, q = short(values), q_short(values, hook=hook, constants=constants)
             q |= {name: hook(name, q[name]) for name in quantized_outputs}
             for name in names:
                 for parts, made in ((fp_parts, fp), (q_parts, q)):
                     parts[name].append(samples.by_sample(name, made[name].cpu().numpy(), len(batch)))
             done += len(batch)
             progress(done)
-    return Simulated(_join(fp_parts), _join(q_parts), layers, joined)
+    return Simulated(_join(fp_parts), _join(q_parts), profile.layers, profile.joined)
 
 
 def _kernels(
@@ -157,16 +154,53 @@ def _kernels(
     return kernels
 
 
-def _add_errors(
-    layers: dict[str, ErrorSums],
-    taps: Mapping[str, str],
-    fp: Mapping[str, torch.Tensor],
-    q: Mapping[str, torch.Tensor],
-) -> None:
-    """Add a batch's errors to those of the layers, `taps` being the layers by the name of their output."""
-    for value, layer in taps.items():
-        error = ErrorSums.between(fp[value], q[value])
-        layers[layer] = layers[layer] + error if layer in layers else error
+@dataclass(frozen=True, eq=False)
+class _Profile:
+    """The errors of layers and of Concats' inputs, which add up over batches."""
+
+    taps: Mapping[str, str]
+    """Layers by the name of their output."""
+    concats: Sequence[Join]
+    plan: Plan
+    kernels: IntegerKernels
+    """Kernels of the quantized network."""
+    hook: Hook
+    """The quantized network's grids."""
+    layers: dict[str, ErrorSums] = field(default_factory=dict)
+    joined: dict[JoinedInput, ErrorSums] = field(default_factory=dict)
+
+    def compared(self, fp_walk: Walk, q_walk: Walk, *, kept: Sequence[str]) -> tuple[Tensors, Tensors]:
+        """Run both networks in step, each value being compared and let go as it comes, and return the `kept` ones.
+
+        Args:
+            fp_walk: The float network's values.
+            q_walk: The quantized network's, the same in the same order.
+            kept: Names of the network's outputs.
+        """
+        fp_kept: Tensors = {}
+        q_kept: Tensors = {}
+        shapes: dict[str, torch.Tensor] = {}
+        for name, fp in fp_walk:
+            same, q = next(q_walk)
+            assert name == same
+            # Of a Concat's inputs the shapes are enough.
+            shapes[name] = torch.empty(fp.shape, device="meta")
+            number = self.kernels.in_numbers({name: q})[name]
+            if name in self.taps:
+                layer = self.taps[name]
+                error = ErrorSums.between(fp, number)
+                self.layers[layer] = self.layers[layer] + error if layer in self.layers else error
+            for join in self.concats:
+                if join.output == name:
+                    self._add_joined(join, shapes | {name: fp}, self.hook(name, number))
+            if name in kept:
+                fp_kept[name], q_kept[name] = fp, q
+            del fp, q, number
+        return fp_kept, q_kept
+
+    def _add_joined(self, join: Join, fp: Mapping[str, torch.Tensor], q: torch.Tensor) -> None:
+        for each, error in joined_errors(join, joined_inputs(join, self.plan), fp, q).items():
+            self.joined[each] = self.joined.get(each, ErrorSums()) + error
 
 
 @dataclass(frozen=True, eq=False)

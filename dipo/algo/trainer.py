@@ -94,7 +94,8 @@ class Trainer:
         # times this.
         factor = torch.tensor(2 / (self.cfg.batch_size * target.positions), device=self.device)
         weighted = self.problem.weights is not None
-        return ErrorLoss.of(factor, self.cfg.loss_norm, weighted=weighted, kernels=self.kernels)
+        infinite = bool(torch.isinf(target.data).any())
+        return ErrorLoss.of(factor, self.cfg.loss_norm, weighted=weighted, kernels=self.kernels, infinite=infinite)
 
     def _make_others(self) -> None:
         """Lay out biases and logarithms of scales in one flat vector, with a learning rate for each element."""

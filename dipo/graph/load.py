@@ -10,6 +10,8 @@ import onnx_ir as ir
 
 from dipo.errors import UserError
 from dipo.graph import operators
+from dipo.graph.accessors import array_of
+from dipo.graph.layers import layers_of
 from dipo.graph.operators import Kind
 from dipo.graph.passes import NORMALISATION, READING
 from dipo.graph.passes.inline import invalid
@@ -42,6 +44,7 @@ def normalise(model: ir.Model, *, source: str) -> ir.Model:
             _refuse_unusable(model)
             for transform in NORMALISATION:
                 transform(model)
+        _refuse_infinite_weights(model)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
     return model
@@ -106,10 +109,20 @@ def _refuse_unusable(model: ir.Model) -> None:
 
 def _refuse_broken(tensor: ir.TensorProtocol, name: str | None) -> None:
     try:
-        finite = bool(np.isfinite(tensor.numpy()).all())
+        broken = bool(np.isnan(tensor.numpy()).any())
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
             f"weight {name!r} cannot be read, its data is incomplete, export or download the model again"
         ) from error
-    if not finite:
-        raise UserError(f"weight {name!r} has NaN or infinite values, export a trained model")
+    if broken:
+        raise UserError(f"weight {name!r} has NaN values, export a trained model")
+
+
+def _refuse_infinite_weights(model: ir.Model) -> None:
+    """Refuse layers with infinite weights; other constants may be infinite, such as attention masks."""
+    for layer in layers_of(model):
+        for value in (layer.weight, layer.bias):
+            if value is not None and not np.isfinite(array_of(value)).all():
+                raise UserError(
+                    f"{value.name!r}, a parameter of layer {layer.name!r}, has infinite values, export a trained model"
+                )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,25 +99,40 @@ class GraphModule(torch.nn.Module):
         Returns:
             The values of `outputs`, by name.
         """
+        found = dict(self.walk(values, hook=hook, constants=constants))
+        passed = {name: found.pop(name) for name in self.inputs if name in found}
+        return found | passed
+
+    def walk(
+        self,
+        values: Mapping[str, torch.Tensor],
+        *,
+        hook: Hook | None = None,
+        constants: Mapping[str, torch.Tensor] | None = None,
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Run the nodes as `forward` does, and yield each of `outputs` with its name as soon as it is there."""
         live: dict[str, torch.Tensor] = {name: self.get_buffer(buffer) for name, buffer in self._constants.items()}
         live.update(constants or {})
-        result = {}
+        missing = dict.fromkeys(self.outputs)
+        for name in self.inputs:
+            if name in missing:
+                del missing[name]
+                yield name, values[name]
         for name in self.inputs:
             live[name] = values[name] if hook is None else hook(name, values[name])
         for step in self.steps:
             made = step.function(*(None if name is None else live[name] for name in step.inputs))
             for name, value in zip(step.outputs, made if isinstance(made, tuple) else (made,), strict=False):
-                if name in self.outputs:
-                    result[name] = value
+                if name in missing:
+                    del missing[name]
+                    yield name, value
                 seen = value if hook is None or not name else hook(name, value)
                 if name in self._read:
                     live[name] = seen
             for name in step.last_reads:
                 del live[name]
-        for name in self.outputs:
-            if name not in result:
-                result[name] = values[name]
-        return result
+            # Held here, a value would live until the next node has made its own.
+            del made, value, seen
 
 
 def channels_last(tensor: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ErrorSums:
-    """Sums over the elements of a float and a quantized value, additive over batches."""
+    """Sums over the elements of a float and a quantized value, additive over batches.
+
+    Elements whose float number is infinite, such as masked scores, are left out: no grid holds them, and no error of
+    theirs can be told.
+    """
 
     fp_fp: float = 0.0
     """Sum of the squares of the float value."""
@@ -36,8 +41,15 @@ class ErrorSums:
     @staticmethod
     def between(fp: torch.Tensor, q: torch.Tensor) -> ErrorSums:
         """Return the sums of one batch, computed in float32."""
+        import torch
+
         from dipo.quant.rounding import flat
 
         a, b = flat(fp.float()), flat(q.float())
+        fp_fp = float(a @ a)
+        if not math.isfinite(fp_fp):
+            told = ~torch.isinf(a)
+            a, b = a[told], b[told]
+            fp_fp = float(a @ a)
         noise = a - b
-        return ErrorSums(float(a @ a), float(b @ b), float(a @ b), float(noise @ noise), a.numel())
+        return ErrorSums(fp_fp, float(b @ b), float(a @ b), float(noise @ noise), a.numel())

@@ -35,7 +35,7 @@ class Statistics:
     """Limits and histogram of the observed values; the neutral element of `merge` is `Statistics.empty()`."""
 
     count: int
-    """Number of values."""
+    """Number of finite values."""
     min: float
     """Smallest value; inf if there is none."""
     max: float
@@ -44,6 +44,8 @@ class Statistics:
     """Base-2 logarithm of a bin's width."""
     bins: NDArray[np.int64]
     """Counts [NUM_BINS]: bins[i] values lie in [(i - 2048) * width, (i - 2047) * width)."""
+    infinite: int = 0
+    """Number of infinite values, which nothing else counts."""
 
     @classmethod
     def empty(cls) -> Statistics:
@@ -67,26 +69,29 @@ class Statistics:
             max=max(self.max, other.max),
             exponent=exponent,
             bins=_coarsen(self.bins, exponent - self.exponent) + _coarsen(other.bins, exponent - other.exponent),
+            infinite=self.infinite + other.infinite,
         )
 
     def same_as(self, other: Statistics) -> bool:
         """Return whether both hold the same bits."""
-        return (self.count, self.min, self.max, self.exponent) == (
+        return (self.count, self.min, self.max, self.exponent, self.infinite) == (
             other.count,
             other.min,
             other.max,
             other.exponent,
+            other.infinite,
         ) and np.array_equal(self.bins, other.bins)
 
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:
         """Return the fields as arrays, ready for a safetensors file."""
-        return {
+        arrays: dict[str, NDArray[np.generic]] = {
             "count": np.asarray(self.count, np.int64),
             "min": np.asarray(self.min, np.float32),
             "max": np.asarray(self.max, np.float32),
             "exponent": np.asarray(self.exponent, np.int32),
             "bins": self.bins,
         }
+        return arrays | ({"infinite": np.asarray(self.infinite, np.int64)} if self.infinite else {})
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Statistics:
@@ -97,7 +102,7 @@ class Statistics:
         """
         expected = {"count": (), "min": (), "max": (), "exponent": (), "bins": (NUM_BINS,)}
         found = {key: array.shape for key, array in arrays.items()}
-        if found != expected:
+        if found != expected | ({"infinite": ()} if "infinite" in found else {}):
             raise UserError(
                 f"stored statistics are damaged or of another version: expected arrays of shapes {expected}, "
                 f"found {found}; calibrate again in a new run folder"
@@ -108,6 +113,7 @@ class Statistics:
             max=float(arrays["max"].item()),
             exponent=int(arrays["exponent"].item()),
             bins=arrays["bins"].astype(np.int64),
+            infinite=int(arrays["infinite"].item()) if "infinite" in arrays else 0,
         )
 
 
@@ -121,27 +127,33 @@ class Observer:
         """Observe the tensor that errors will call `name`."""
         self._name = name
         self._count = 0
+        self._infinite = 0
         self._min = math.inf
         self._max = -math.inf
         self._exponent = MIN_EXPONENT
         self._bins: torch.Tensor | None = None
 
     def update(self, x: torch.Tensor) -> None:
-        """Add the values of `x`: float32, any shape and strides, always on the same device.
+        """Add the values of `x`: float32, any shape and strides, always on the same device; infinite ones are counted.
 
         Raises:
-            UserError: a value is NaN or infinite.
+            UserError: a value is NaN.
         """
         assert x.dtype == torch.float32, f"{self._name}: {x.dtype}"
         if x.numel() == 0:
             return
         x = _flat(x.detach())
         low, high = torch.stack(torch.aminmax(x)).tolist()
-        if not (math.isfinite(low) and math.isfinite(high)):
+        if math.isnan(low) or math.isnan(high):
             raise UserError(
-                f"tensor '{self._name}' has NaN or infinite values on the calibration data: "
+                f"tensor '{self._name}' has NaN values on the calibration data: "
                 "check the samples and their preprocessing, and that the float model runs on them"
             )
+        if math.isinf(low) or math.isinf(high):
+            finite = x[torch.isfinite(x)]
+            self._infinite += x.numel() - finite.numel()
+            self.update(finite)
+            return
         self._count += x.numel()
         # Adding 0.0 turns -0.0, which compares equal to 0.0 and would survive by chance, into 0.0.
         self._min = min(self._min, low + 0.0)
@@ -160,7 +172,7 @@ class Observer:
     def result(self) -> Statistics:
         """Return the statistics of all values so far."""
         bins = np.zeros(NUM_BINS, np.int64) if self._bins is None else self._bins.cpu().numpy().copy()
-        return Statistics(count=self._count, min=self._min, max=self._max, exponent=self._exponent, bins=bins)
+        return Statistics(self._count, self._min, self._max, self._exponent, bins, self._infinite)
 
 
 def _exponent_of(low: float, high: float) -> int:

@@ -41,10 +41,15 @@ def activation_range(
         name: Name of the tensor in errors.
 
     Raises:
-        UserError: nothing was observed, or there is no such method or percentile.
+        UserError: nothing was observed, or nothing that is finite, or there is no such method or percentile.
     """
     if method not in RANGE_METHODS:
         raise UserError(f"range method '{method}': choose from {', '.join(RANGE_METHODS)}")
+    if stats.count == 0 and stats.infinite:
+        raise UserError(
+            f"{name}: it is infinite everywhere on the calibration data, so it has no range; leave what reads it float "
+            "(precision.skip)"
+        )
     if stats.count == 0:
         raise UserError(f"{name}: no value was observed, so it has no range; give calibration samples that reach it")
     choose = RANGE_METHODS[method].choose

@@ -158,9 +158,9 @@ def sqnr_db(signal: float, noise: float) -> float:
 
 
 def _pair(reference: NDArray[Any], other: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return both as flat float64, without elements at which both have the same infinity, such as a mask's."""
+    """Return both as flat float64, without infinite elements of the reference, such as a mask's, of that sign."""
     a, b = reference.reshape(-1).astype(np.float64), other.reshape(-1).astype(np.float64)
-    masked = np.isinf(a) & (a == b)
+    masked = np.isinf(a) & (b != -a)
     return (a[~masked], b[~masked]) if masked.any() else (a, b)
 
 

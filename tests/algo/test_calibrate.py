@@ -113,3 +113,15 @@ def test_odd_networks_are_quantized_and_reported(make_case):
         assert round(0.5 / float(constant.scale)) * constant.scale == pytest.approx(0.5, rel=0.02)
         for qparams in (*quantized.activations.values(), *(layer.qparams for layer in quantized.layers.values())):
             assert np.isfinite(qparams.scale).all() and (qparams.scale > 0).all()
+
+
+def test_no_more_than_a_batch_has_to_be_held(make_case, monkeypatch):
+    from dipo.algo import in_flight
+
+    case = make_case(num=24, batch_size=8)
+    monkeypatch.setattr(in_flight, "BYTES_IN_FLIGHT", 1)
+    held = case.observe(case.batches)
+    for name, stats in case.observed.statistics.items():
+        assert stats.same_as(held.statistics[name]), name
+    for name, mean in case.observed.calibration().channel_means.items():
+        assert np.array_equal(mean.every, held.calibration().channel_means[name].every)

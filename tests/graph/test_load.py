@@ -323,6 +323,15 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, value):
     assert "'w2'" in refusal(saved(model, tmp_path))
 
 
+def test_other_constants_may_be_infinite_but_not_nan(tmp_path):
+    text = "(float[N,4] x) => (float[N,4] y) { s = Add(x, m) y = Softmax<axis=-1>(s) }"
+    mask = np.array([0, -np.inf, np.inf, 1], np.float32)
+    (constant,) = load(saved(network(text, m=mask), tmp_path)).graph.initializers.values()
+    np.testing.assert_array_equal(constant.const_value.numpy(), mask)
+    mask[0] = np.nan
+    assert "'m' has NaN" in refusal(saved(network(text, m=mask), tmp_path))
+
+
 def test_missing_and_short_external_data_are_refused(tmp_path):
     path = tmp_path / "net.onnx"
     onnx.save(tiny_cnn(), path, save_as_external_data=True, location="net.data", size_threshold=0)

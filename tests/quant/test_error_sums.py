@@ -15,3 +15,9 @@ def test_sums_of_batches_add_up_to_those_of_all(shape):
         float((fp * fp).sum()), float((q * q).sum()), float((fp * q).sum()), float(((fp - q) ** 2).sum()), fp.numel()
     )
     assert ErrorSums() + whole == whole
+
+
+def test_elements_whose_float_number_is_infinite_are_left_out():
+    fp = torch.tensor([1.0, -torch.inf, 2.0, torch.inf])
+    q = torch.tensor([1.5, -torch.inf, 2.0, 7.0])
+    assert ErrorSums.between(fp, q) == ErrorSums.between(fp[::2], q[::2])

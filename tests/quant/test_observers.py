@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import reduce
 
 import numpy as np
@@ -126,11 +127,23 @@ def test_nothing_seen_is_the_neutral_element():
     assert_same(some.merge(Statistics.empty()), some)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_non_finite_values_are_refused_by_name(bad):
+@pytest.mark.parametrize("beside", [1.0, float("inf"), -float("inf")])
+def test_nan_is_refused_by_name(beside):
     observer = Observer("conv1_out")
-    with pytest.raises(UserError, match="'conv1_out' has NaN or infinite"):
-        observer.update(torch.tensor([1.0, bad, 2.0]))
+    with pytest.raises(UserError, match="'conv1_out' has NaN values"):
+        observer.update(torch.tensor([1.0, beside, float("nan"), 2.0]))
+
+
+@settings(max_examples=100, deadline=None)
+@given(parts=PARTS, order=st.permutations(range(3)))
+def test_infinite_values_are_counted_and_left_out(parts, order):
+    infinities = [[-np.inf], [np.inf, -np.inf], []]
+    seen = observe(*(part + infinities[order[index % 3]] for index, part in enumerate(parts)))
+    number = sum(len(infinities[order[index % 3]]) for index in range(len(parts)))
+    assert_same(replace(seen, infinite=0), observe(*parts))
+    assert seen.infinite == number
+    assert_same(Statistics.from_arrays(seen.to_arrays()), seen)
+    assert seen.merge(seen).infinite == 2 * number
 
 
 def test_result_is_a_snapshot():

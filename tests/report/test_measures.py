@@ -124,3 +124,8 @@ def test_a_network_that_gives_nan_is_far_from_the_reference():
     reference = {"y": np.ones((2, 2), np.float32)}
     error = output_error(reference, {"y": np.full((2, 2), np.nan, np.float32)})
     assert (error.cosine, error.sqnr_db) == (0.0, -NO_NOISE_DB)
+
+
+def test_outputs_that_are_infinite_in_the_reference_are_left_out():
+    reference, other = np.array([[1.0, -np.inf, 2.0]], np.float32), np.array([[1.5, -9.0, 2.0]], np.float32)
+    assert output_error({"y": reference}, {"y": other}) == output_error({"y": reference[:, ::2]}, {"y": other[:, ::2]})

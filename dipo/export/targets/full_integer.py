@@ -24,7 +24,8 @@ FIXED_RANGES = operators.names(lambda operator: operator.own_grid)
 def constants_of_all(model: ir.Model, quantized: QuantizedModel, *, symmetric: bool) -> dict[str, QParams]:
     """Return the grids, by name, of constants that are not weights or biases of layers, such as a PRelu's slopes.
 
-    Each has one scale, from its smallest to its largest number, and the width of the widest activation.
+    Each has one scale, from its smallest to its largest finite number, and the width of the widest activation. The
+    range of one that flows into Softmaxes alone, such as an attention mask, ends where it no longer counts.
 
     Args:
         model: The float graph.
@@ -37,18 +38,24 @@ def constants_of_all(model: ir.Model, quantized: QuantizedModel, *, symmetric: b
     from dipo.graph.accessors import array_of, name_of
     from dipo.graph.layers import layers_of
     from dipo.graph.placement import is_float
+    from dipo.graph.saturation import Interval, constant_reach, saturated_parts
     from dipo.quant.spec import QuantSpec, Range, qparams_of
 
     bits = max((Encoding(each).bits for each in quantized.activations.values()), default=8)
     spec = QuantSpec(bits, signed=symmetric, symmetric=symmetric)
     weights = {name_of(layer.weight) for layer in layers_of(model)}
+    saturated = {node for part in saturated_parts(model) for node in part.nodes}
+    grids = {name: Encoding(each) for name, each in quantized.activations.items()}
+    seen = {name: Interval(float(grid.min), float(grid.max)) for name, grid in grids.items()}
     found = {}
     for node in model.graph:
         for value in node.inputs if operators.of(node).data_constants else ():
             if value is None or value.const_value is None or not is_float(value) or name_of(value) in weights:
                 continue
-            numbers = array_of(value)
-            if numbers.size and np.isfinite(numbers).all():
+            reach = constant_reach(value, node, seen) if node in saturated else Interval()
+            numbers = array_of(value).clip(reach.low, reach.high)
+            numbers = numbers[np.isfinite(numbers)]
+            if numbers.size:
                 found[name_of(value)] = qparams_of(Range(float(numbers.min()), float(numbers.max())), spec)
     return found
 

@@ -11,6 +11,7 @@ from dipo.graph.operators.record import (
     LimitsFrom,
     MomentRule,
     Operator,
+    Saturation,
     Sign,
     built_by,
     same_as,
@@ -28,7 +29,13 @@ _curve = partial(
     full_integer=True,
 )
 _clip = partial(
-    _activation, sign=Sign.KEPT, keeps_shifts=True, moments=MomentRule.CLIPPED, full_integer=False, data_constants=True
+    _activation,
+    sign=Sign.KEPT,
+    keeps_shifts=True,
+    moments=MomentRule.CLIPPED,
+    full_integer=False,
+    data_constants=True,
+    saturation=Saturation.PASSED,
 )
 _bent = partial(_activation, sign=Sign.KEPT, homogeneous=True, keeps_shifts=True, full_integer=True)
 """Piecewise linear functions with a bend at 0."""

@@ -13,6 +13,7 @@ from dipo.graph.operators.record import (
     MomentRule,
     Operand,
     Operator,
+    Saturation,
     Sign,
     built_by,
     same_as,
@@ -59,9 +60,12 @@ OPERATORS = (
     _of_one(name="Cast", torch=built_by(f"{_OPS}:cast"), sign=Sign.KEPT, moments=None, full_integer=False),
     _of_two(
         name="Add", torch=same_as("torch:add"), sign=Sign.KEPT, moments=MomentRule.SUM, operand=Operand.SUMMAND,
-        neutral=0, integer_kernel=IntegerKernel.CODES, qoperator="QLinearAdd",
+        neutral=0, integer_kernel=IntegerKernel.CODES, qoperator="QLinearAdd", saturation=Saturation.SUM,
     ),
-    _of_two(name="Sub", torch=same_as("torch:sub"), sign=Sign.ANY, moments=MomentRule.DIFFERENCE, neutral=0),
+    _of_two(
+        name="Sub", torch=same_as("torch:sub"), sign=Sign.ANY, moments=MomentRule.DIFFERENCE, neutral=0,
+        saturation=Saturation.DIFFERENCE,
+    ),
     _of_two(
         name="Mul", torch=same_as("torch:mul"), sign=Sign.KEPT, moments=MomentRule.PRODUCT, operand=Operand.FACTOR,
         neutral=1, integer_kernel=IntegerKernel.CODES, qoperator="QLinearMul",
@@ -71,14 +75,17 @@ OPERATORS = (
     _of_two(name="Pow", torch=built_by(f"{_OPS}:power"), sign=Sign.KEPT, moments=None, data_constants=False),
     _of_many(
         name="Min", torch=built_by(f"{_OPS}:minimum"), sign=Sign.KEPT, moments=MomentRule.MINIMUM,
-        limits=Limits(LimitsFrom.OPERANDS),
+        limits=Limits(LimitsFrom.OPERANDS), saturation=Saturation.PASSED,
     ),
     _of_many(
         name="Max", torch=built_by(f"{_OPS}:maximum"), sign=Sign.KEPT, moments=MomentRule.MAXIMUM,
-        limits=Limits(LimitsFrom.OPERANDS),
+        limits=Limits(LimitsFrom.OPERANDS), saturation=Saturation.PASSED,
     ),
-    _of_many(name="Sum", torch=built_by(f"{_OPS}:total"), sign=Sign.KEPT, moments=MomentRule.SUM),
+    _of_many(
+        name="Sum", torch=built_by(f"{_OPS}:total"), sign=Sign.KEPT, moments=MomentRule.SUM, saturation=Saturation.SUM
+    ),
     _of_many(name="Mean", torch=built_by(f"{_OPS}:average"), sign=Sign.KEPT, moments=None),
-    # The branch that it does not choose is often -inf.
-    _of_many(name="Where", torch=same_as("torch:where"), sign=Sign.KEPT, moments=None, full_integer=False),
+    _of_many(
+        name="Where", torch=same_as("torch:where"), sign=Sign.KEPT, moments=None, saturation=Saturation.PASSED
+    ),
 )  # fmt: skip

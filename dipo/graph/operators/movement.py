@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from dipo.graph.operators.record import Channels, Kind, MomentRule, Moves, Operator, Sign, built_by, same_as
+from dipo.graph.operators.record import Channels, Kind, MomentRule, Moves, Operator, Saturation, Sign, built_by, same_as
 
 _OPS = "dipo.graph.ops.shape"
 
@@ -17,6 +17,7 @@ _movement = partial(
     channels=None,
     moments=MomentRule.MOVED,
     full_integer=False,
+    saturation=Saturation.PASSED,
 )
 _same = partial(_movement, moves=Moves.ALL, channels=Channels.KEPT, moments=MomentRule.SAME)
 _rearrangement = partial(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from dipo.graph.operators.record import Channels, Kind, MomentRule, Operator, Sign, built_by
+from dipo.graph.operators.record import Channels, Kind, MomentRule, Operator, Saturation, Sign, built_by
 
 _OPS = "dipo.graph.ops.normalization"
 
@@ -31,6 +31,7 @@ OPERATORS = (
     _softmax(
         name="Softmax", torch=built_by("dipo.graph.ops.elementwise:softmax"), sign=Sign.NEVER_NEGATIVE,
         moments=MomentRule.SOFTMAX, output_range=(0, 1), own_grid=True,
+        saturation=Saturation.ROWS,
     ),
     _softmax(name="LogSoftmax", torch=built_by("dipo.graph.ops.elementwise:log_softmax"), moments=None),
 )  # fmt: skip

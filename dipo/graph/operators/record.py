@@ -123,6 +123,19 @@ class Operand(Enum):
     FACTOR = auto()
 
 
+class Saturation(Enum):
+    """The reach that an operator's inputs need, where its output need not reach beyond some limits."""
+
+    PASSED = auto()
+    """The same limits: each output number is one of the inputs', or a limit at which they are clipped."""
+    SUM = auto()
+    """The limits less the other inputs."""
+    DIFFERENCE = auto()
+    """The limits less the second input, negative; for that, the first less the limits."""
+    ROWS = auto()
+    """None beyond what still counts beside the largest number of a row: the others become zero, as in a Softmax."""
+
+
 class IntegerKernel(Enum):
     """The output of ONNX Runtime's integer kernel, which `algo.integer_kernels` computes bit for bit."""
 
@@ -215,6 +228,8 @@ class Operator:
     """Smallest and largest number that its output can have for any input; None: unbounded."""
     own_grid: bool = False
     """Whether integer kernels write a fixed grid over `output_range`, in steps of a power of two."""
+    saturation: Saturation | None = None
+    """Reach of its data inputs, if its output's is limited; None: unlimited."""
     resizes: bool = False
     """Whether it changes the resolution without strides."""
     interpolates: bool = False

@@ -38,9 +38,13 @@ def ordered_conv(node: NodeReader) -> TorchOp:
     def run(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         rows = w.contiguous().view(groups, w.shape[0] // groups, -1)
         add = _add_by_fours if rows.shape[1] == 1 else _add_by_blocks
-        seen = torch.unflatten(_seen(pad(x).contiguous(), window), 1, (groups, -1))
-        images = max(1, COLUMNS // seen[0].numel())
-        y = torch.cat([add(rows, part) for part in torch.split(seen, images)]).flatten(1, 2)
+        columns = _seen(pad(x[:1]).contiguous(), window)
+        y = x.new_empty(len(x), len(w), *columns.shape[-2:])
+        # Some images at a time: padded copies and sums of all of them at once would take several times their memory.
+        size = max(1, COLUMNS // columns.numel())
+        for images, made in zip(torch.split(x, size), torch.split(y, size), strict=True):
+            seen = torch.unflatten(_seen(pad(images).contiguous(), window), 1, (groups, -1))
+            made.copy_(add(rows, seen).flatten(1, 2))
         return y if b is None else y.add_(b.view(-1, 1, 1))
 
     return run
