@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import onnx
 from dipo.export.encodings import BIAS_BITS, Encoded, entries_of
 from dipo.graph import operators
 from dipo.graph.operators import Moves
-from dipo.verify.onnx_network import Network
+from dipo.verify.onnx_network import Network, is_inside_kernel
 from dipo.verify.sessions import outputs_of
 from dipo.verify.verdict import Probe, Refused, State, TensorOutcome, Verdict, asking, require
 
@@ -42,10 +42,20 @@ def check(file: Path, probe: Probe) -> Verdict:
         sim = quantsim.QuantizationSimModel(
             model, param_type="int8", activation_type="int8", providers=["CPUExecutionProvider"]
         )
+        values = {*sim.qc_quantize_op_dict, *sim.connected_graph.get_all_products()}
+        inside = {
+            name for name in wanted.keys() - values if is_inside_kernel(network.model, name, wanted.keys() & values)
+        }
         # Missing quantizers stay on, so that they can be seen.
-        quantsim.load_encodings_to_sim(sim, str(file), strict=False, disable_missing_quantizers=False)
+        content = _without(json.loads(file.read_text(encoding="utf-8")), inside)
+        quantsim.load_encodings_to_sim(sim, content, strict=False, disable_missing_quantizers=False)
     uncalibrated = list(_left(wanted, sim.qc_quantize_op_dict))
-    tensors = [*_fates(wanted, sim.qc_quantize_op_dict, network), *uncalibrated]
+    asked = {name: grid for name, grid in wanted.items() if name not in inside}
+    tensors = [*_fates(asked, sim.qc_quantize_op_dict, network), *uncalibrated]
+    tensors += [
+        TensorOutcome(name, State.RECOMPUTED, "inside a kernel of AIMET's, where no value is kept")
+        for name in sorted(inside)
+    ]
     error = None
     if not uncalibrated:
         with asking():
@@ -69,6 +79,19 @@ def _read(file: Path) -> dict[str, Encoded]:
         return dict(entries_of(json.loads(file.read_text(encoding="utf-8"))))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Refused(f"no encodings of a known schema: {type(error).__name__} {error}") from error
+
+
+def _without(content: Mapping[str, Any], names: Set[str]) -> dict[str, Any]:
+    """Return an encodings file's content without the entries of some tensors, in any of the schemas."""
+
+    def kept(entries: Any) -> Any:
+        if isinstance(entries, dict):
+            return {name: each for name, each in entries.items() if name not in names}
+        if isinstance(entries, list):
+            return [each for each in entries if each.get("name") not in names]
+        return entries
+
+    return {key: kept(each) if key.endswith("encodings") else each for key, each in content.items()}
 
 
 def _fates(wanted: Mapping[str, Encoded], quantizers: Mapping[str, Any], network: Network) -> Iterator[TensorOutcome]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,3 +140,17 @@ class Network:
                     output=node.output[0],
                     stored=stored,
                 )
+
+
+def is_inside_kernel(model: onnx.ModelProto, name: str, known: Set[str]) -> bool:
+    """Return whether a consumer that does not know a value has all that is computed from it.
+
+    It then computes several nodes in one kernel, such as Sigmoid and Mul, or MatMul and the Add of its bias.
+
+    Args:
+        model: The network.
+        name: The value.
+        known: Values that the consumer has.
+    """
+    readers = [node for node in model.graph.node if name in node.input]
+    return bool(readers) and all(output in known for node in readers for output in node.output)

@@ -11,7 +11,7 @@ import dataclasses
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +24,7 @@ import yaml
 from dipo.errors import UserError
 from dipo.export import rknn_config as config
 from dipo.export.rknn_config import ENTRIES, Ranges
-from dipo.verify.onnx_network import Network
+from dipo.verify.onnx_network import Network, is_inside_kernel
 from dipo.verify.sessions import in_rows
 from dipo.verify.verdict import Arrays, Probe, Refused, State, TensorOutcome, Verdict, asking, require, silence
 
@@ -168,7 +168,7 @@ def _fates(ours: Ranges, taken: Taken, network: onnx.ModelProto) -> Iterator[Ten
                 yield TensorOutcome(
                     name, State.ACCEPTED, f"the toolkit has left it out; its range is that of {other!r}"
                 )
-            elif _is_inside(name, network, took):
+            elif is_inside_kernel(network, name, took):
                 yield TensorOutcome(name, State.RECOMPUTED, "inside a kernel of the toolkit's, where no value is kept")
             else:
                 yield TensorOutcome(name, State.IGNORED, "the toolkit has no tensor of this name")
@@ -202,12 +202,6 @@ def _neighbours(name: str, network: onnx.ModelProto) -> Iterator[str]:
                 yield node.input[0]
             elif node.input[0] == name:
                 yield node.output[0]
-
-
-def _is_inside(name: str, network: onnx.ModelProto, took: Set[str]) -> bool:
-    """Return whether the toolkit makes whatever is computed from a value, without the value, as of Sigmoid and Mul."""
-    readers = [node for node in network.graph.node if name in node.input]
-    return bool(readers) and all(output in took for node in readers for output in node.output)
 
 
 def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -134,13 +134,17 @@ def require(module: str, *, get: str) -> Any:
         Unavailable: It is not installed, or its own parts do not load.
     """
     try:
-        return importlib.import_module(module)
+        found = importlib.import_module(module)
     except ImportError as error:
         if error.name == module.partition(".")[0]:
             raise Unavailable(f"{module} is not installed: {get}") from error
         raise Unavailable(
             f"{module} does not load here ({next(iter(str(error).splitlines()), 'no reason')})"
         ) from error
+    if getattr(found, "__file__", None) is None:
+        # A folder of the same name in the working folder, such as a target's in that of a run, is importable.
+        raise Unavailable(f"{module} is not installed: {get}")
+    return found
 
 
 @contextlib.contextmanager

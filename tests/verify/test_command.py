@@ -116,6 +116,13 @@ def test_a_consumer_that_is_not_installed_is_named(write, capsys, monkeypatch):
         require("no_such_consumer.part", get="")
 
 
+def test_a_targets_folder_in_the_working_folder_is_no_consumer(tmp_path, monkeypatch):
+    (tmp_path / "consumer_of_a_target").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(Unavailable, match="consumer_of_a_target is not installed: pip install it"):
+        require("consumer_of_a_target", get="pip install it")
+
+
 @pytest.mark.parametrize("columns", [80, 160])
 def test_the_table_folds_no_name(write, capsys, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))

@@ -10,7 +10,7 @@ from onnx import numpy_helper
 
 from dipo.export.rknn_config import ENTRIES, read_ranges
 from dipo.verify import aimet, onnx_runtime, openvino, qnn, rknn
-from dipo.verify.onnx_network import Network
+from dipo.verify.onnx_network import Network, is_inside_kernel
 from dipo.verify.probe import feed_of, make_probe
 from dipo.verify.verdict import State, TensorOutcome
 
@@ -175,3 +175,20 @@ def test_rknn_is_told_sizes_only_where_one_is_open(tmp_path, monkeypatch, shape,
     files = [np.load(line) for line in (tmp_path / "samples.txt").read_text().split()]
     assert all(file.shape == (rows, 3) for file in files)
     np.testing.assert_array_equal(np.concatenate(files)[:5], x)
+
+
+@pytest.mark.parametrize(("known", "inside"), [({"c2", "s", "p2"}, True), ({"c2", "s"}, False), (set(), False)])
+def test_a_value_inside_a_kernel_is_one_that_all_its_readers_were_computed_without(write, known, inside):
+    model = onnx.load(write("rk") / "deploy.onnx")
+    assert is_inside_kernel(model, "r1", known) is inside
+    assert not is_inside_kernel(model, "y", {"y"}), "nothing reads it"
+
+
+def test_encodings_without_some_tensors_are_those_of_the_others(write):
+    for schema in ("0.6.1", "1.0.0", "2.0.0"):
+        file = write("snpe", schema=schema) / "snpe_encodings.json"
+        content = json.loads(file.read_text())
+        less = aimet._without(content, {"c2", "w2"})
+        (file.parent / "less.json").write_text(json.dumps(less))
+        assert aimet._read(file).keys() - aimet._read(file.parent / "less.json").keys() == {"c2", "w2"}
+        assert less.keys() == content.keys()
