@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         quantize,
     )
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 
 __all__ = [
     "JobError",
