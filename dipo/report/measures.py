@@ -15,6 +15,9 @@ from dipo.quant.error_sums import ErrorSums
 NO_NOISE_DB = 200.0
 """SQNR in dB that is reported where there is no noise: JSON has no infinity."""
 
+UNHEARD = 1e-6
+"""Difference of two implementations' outputs that is none: a detector that sees nothing gives 1e-13 or zero."""
+
 
 @dataclass(frozen=True)
 class Distance:
@@ -112,6 +115,24 @@ def output_figures(reference: NDArray[Any], other: NDArray[Any], *, axis: int | 
         max_error=largest if math.isfinite(largest) else None,
         equal=None,
     )
+
+
+def least_sqnr_db(reference: Outputs, other: Outputs) -> float:
+    """Return the SQNR in dB of the worst output of floats, so that none hides behind another.
+
+    Differences up to `UNHEARD` are none.
+
+    Args:
+        reference: Outputs of the network that counts as right.
+        other: Outputs of the other one.
+    """
+    found = NO_NOISE_DB
+    for name, array in reference.items():
+        a, b = _pair(array, other[name])
+        if is_float(array) and not np.abs(a - b).max(initial=0.0) <= UNHEARD:
+            sums = _sums(a, b)
+            found = min(found, sqnr_db(sums.fp_fp, sums.noise))
+    return found
 
 
 def is_float(array: NDArray[Any]) -> bool:

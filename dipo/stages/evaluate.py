@@ -21,7 +21,7 @@ from dipo.export.runtime import run_model
 from dipo.export.targets import TARGETS
 from dipo.graph.class_axes import class_axes
 from dipo.graph.plan import QuantizedModel
-from dipo.report.measures import OutputError, accuracy, class_axis, output_error, output_figures
+from dipo.report.measures import OutputError, accuracy, class_axis, least_sqnr_db, output_error, output_figures
 from dipo.report.report import OutputRow, TargetRow
 from dipo.stages.context import Context
 from dipo.stages.load import form_of
@@ -57,6 +57,11 @@ class Evaluation:
             "deployed_vs_fp32": output_error(fp, self.deployed, class_axes=axes),
             "deployed_vs_simulated": output_error(q, self.deployed, class_axes=axes),
         }
+
+    @property
+    def deployed_db(self) -> float:
+        """SQNR in dB of the deployed network against the simulated one, in the worst of the outputs."""
+        return least_sqnr_db(self.simulated.q_outputs, self.deployed)
 
     @property
     def outputs(self) -> list[OutputRow]:

@@ -20,7 +20,7 @@ from dipo.export.runtime import run_model
 from dipo.export.target import QUANTIZED
 from dipo.export.targets import TARGETS
 from dipo.graph.torch_module import channels_last
-from dipo.report.measures import output_error
+from dipo.report.measures import least_sqnr_db
 from dipo.stages.load import JobInputs
 from dipo.stages.retarget import QuantizedRun, preflight_exports
 
@@ -34,7 +34,7 @@ def rehearse(loaded: JobInputs, config: Config) -> float:
     a runtime refuses are operators, types and the shapes of scales, not their numbers.
 
     Returns:
-        SQNR, in dB, of the outputs of the own target's `quantized.onnx` against those of its simulation.
+        SQNR, in dB, of the own target's `quantized.onnx` against its simulation, in the worst of the outputs.
 
     Raises:
         UserError: A target refuses the network, or ONNX Runtime a file.
@@ -64,7 +64,7 @@ def rehearse(loaded: JobInputs, config: Config) -> float:
         progress=lambda _: None,
         samples=loaded.samples,
     )
-    return output_error(simulated.q_outputs, found).sqnr_db
+    return least_sqnr_db(simulated.q_outputs, found)
 
 
 def _quantized_on(sample: Mapping[str, torch.Tensor], loaded: JobInputs, config: Config) -> QuantizedRun:

@@ -21,7 +21,7 @@ from dipo.graph.plan import QuantizedModel
 from dipo.graph.sharing import stored_apart
 from dipo.quant.error_sums import ErrorSums
 from dipo.report.analysis import AnalysisReport, report_analysis
-from dipo.report.measures import NO_NOISE_DB, OutputError, cosine, sqnr_db
+from dipo.report.measures import NO_NOISE_DB, cosine, sqnr_db
 from dipo.report.report import ConcatRow, EqualizedRow, LayerRow, Note, Report
 from dipo.stages.context import Context
 from dipo.stages.evaluate import Evaluation, written_model
@@ -77,7 +77,7 @@ def make_report(
         notes=[
             *early_notes(config, loaded, done.quantized, calibration),
             *done.notes,
-            *_distance_notes(context, written_model(files), error["deployed_vs_simulated"]),
+            *_distance_notes(context, written_model(files), evaluation.deployed_db),
             *_option_notes(config, loaded),
             *_notes(loaded, calibration),
             *_mixed_notes(loaded),
@@ -147,12 +147,12 @@ def _mixed_notes(loaded: JobInputs) -> list[Note]:
     return [Note(name, what) for name in sorted(loaded.samples.mixed)] if one_by_one else []
 
 
-def _distance_notes(context: Context, written: Path, error: OutputError) -> list[Note]:
-    """Return a note if the file's outputs are far from the simulated ones."""
-    if not -NO_NOISE_DB < error.sqnr_db < FAR_DB:
+def _distance_notes(context: Context, written: Path, sqnr: float) -> list[Note]:
+    """Return a note if one of the file's outputs is far from the simulated one."""
+    if not -NO_NOISE_DB < sqnr < FAR_DB:
         return []
     what = (
-        f"ONNX Runtime's outputs are only {error.sqnr_db:.1f} dB from the simulation, python -m dipo.verify "
+        f"ONNX Runtime's outputs are only {sqnr:.1f} dB from the simulation, python -m dipo.verify "
         f"run={context.folder.path} looks for the tensor"
     )
     return [Note(written.name, what)]

@@ -6,7 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from dipo.report.measures import NO_NOISE_DB, OutputFigures, accuracy, cosine, output_error, output_figures, sqnr_db
+from dipo.report.measures import (
+    NO_NOISE_DB,
+    OutputFigures,
+    accuracy,
+    cosine,
+    least_sqnr_db,
+    output_error,
+    output_figures,
+    sqnr_db,
+)
 
 
 def test_equal_outputs_have_no_error():
@@ -129,3 +138,11 @@ def test_a_network_that_gives_nan_is_far_from_the_reference():
 def test_outputs_that_are_infinite_in_the_reference_are_left_out():
     reference, other = np.array([[1.0, -np.inf, 2.0]], np.float32), np.array([[1.5, -9.0, 2.0]], np.float32)
     assert output_error({"y": reference}, {"y": other}) == output_error({"y": reference[:, ::2]}, {"y": other[:, ::2]})
+
+
+def test_the_worst_output_counts_and_differences_that_nobody_hears_do_not():
+    good, small = np.ones((4, 3), np.float32), np.full((4, 2), 1e-13, np.float32)
+    assert least_sqnr_db({"a": good, "b": small}, {"a": good, "b": np.zeros_like(small)}) == NO_NOISE_DB
+    assert least_sqnr_db({"a": good, "b": good}, {"a": good, "b": 0.9 * good}) == pytest.approx(20, abs=0.1)
+    assert least_sqnr_db({"a": good}, {"a": np.full_like(good, np.nan)}) == -NO_NOISE_DB
+    assert least_sqnr_db({"a": np.arange(3)}, {"a": np.arange(3)[::-1]}) == NO_NOISE_DB
