@@ -1,8 +1,8 @@
 """Every algorithm and every target on networks with windows and with a detector's head.
 
 Of each part of the outputs: the written file computes what was simulated, no algorithm leaves less of it than plain
-rounding does, and where little is left of it the report says so. Each algorithm runs on one target and each
-target with plain rounding.
+rounding does, and where little is left of it the report says so. The fast suite has each algorithm on one target and
+each target with plain rounding, the slow one the whole product.
 """
 
 import functools
@@ -34,6 +34,8 @@ ALGOS = (
 )  # fmt: skip
 LOSES = {"sparse"}
 """Algorithms that take something away because the user asks for it."""
+
+READY = ("windows", "detector")
 
 
 @dataclass(frozen=True)
@@ -91,24 +93,27 @@ def check(case, algo, target):
         assert worse == {}, "below plain rounding"
 
 
-ON_ORT = {
-    "windows": ALGOS,
-    "detector": ("none", "equalize", "update_bn", "bias_correction", "adaround", "analyze", "sparse"),
-}
-
-
-@pytest.mark.parametrize(("case", "algo"), [(case, algo) for case, algos in ON_ORT.items() for algo in algos])
+@pytest.mark.parametrize("algo", ALGOS)
+@pytest.mark.parametrize("case", READY)
 def test_every_algorithm(case, algo):
     check(case, algo, "ort")
 
 
 @pytest.mark.parametrize("target", [name for name in TARGETS if name != "ort"])
-@pytest.mark.parametrize("case", ON_ORT)
+@pytest.mark.parametrize("case", READY)
 def test_every_target(case, target):
     check(case, "none", target)
 
 
-@pytest.mark.parametrize("case", ON_ORT)
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [name for name in TARGETS if name != "ort"])
+@pytest.mark.parametrize("algo", [name for name in ALGOS if name != "none"])
+@pytest.mark.parametrize("case", READY)
+def test_every_algorithm_on_every_target(case, algo, target):
+    check(case, algo, target)
+
+
+@pytest.mark.parametrize("case", READY)
 def test_ranges_of_batchnorm_are_refused_in_a_sentence_where_nothing_normalizes(case):
     built = CASES[case]()
     with pytest.raises(UserError, match=r"node '\w+' \(\w+\): what it makes cannot be told without samples"):
