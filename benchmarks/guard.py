@@ -121,10 +121,12 @@ def line(name: str, network: list[str], options: str) -> str:
     figures = [report.error["deployed_vs_fp32"].sqnr_db for report, _ in runs]
     (_, least), (_, without), (guarded, spent) = runs
     seconds = [without - least, spent - least]
+    # Of less than a second most is chance.
+    ratio = f"x{seconds[1] / seconds[0]:.2f}" if seconds[0] > 1 else "-"
     judged = [row.kept for row in guarded.units if row.kept is not None]
     return (
         f"{name:13} {options:48} {figures[0]:6.2f} {figures[1]:10.2f} {figures[2]:8.2f} "
-        f"{judged.count(False):3}/{len(judged):<3} {seconds[0]:5.1f} {seconds[1]:5.1f} x{seconds[1] / seconds[0]:.2f}"
+        f"{judged.count(False):3}/{len(judged):<3} {seconds[0]:5.1f} {seconds[1]:5.1f} {ratio:>5}"
     )
 
 
