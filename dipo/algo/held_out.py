@@ -15,16 +15,16 @@ from dipo.algo.activation_cache import Batch
 
 LEAST_SAMPLES = 4
 """Fewer samples than these are all fitted: one held out would be missed more than it could tell."""
-FEW = 16
+FEW = 8
 """Number of held-out samples up to which they are a quarter of all."""
-PART_OF_FEW, PART_OF_MANY = 4, 8
+PART_OF_FEW, PART_OF_MANY = 4, 16
 """One in so many samples is held out."""
 GOLDEN = 0x9E3779B97F4A7C15
 """Golden section of 2^64, whose multiples spread evenly."""
 
 
 def held_out_samples(num_samples: int) -> tuple[int, ...]:
-    """Return the indices of the held-out samples, rising: an eighth of all, a quarter of few; none of fewer than 4.
+    """Return the indices of the held-out samples, rising: a sixteenth of all, a quarter of few; none of under 4.
 
     Of each of as many equal stretches of the samples there is one, at a place within it that differs from stretch to
     stretch: samples that are sorted by class, and those that take turns, are both met.

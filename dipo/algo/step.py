@@ -59,8 +59,8 @@ class GuardOptions(StepOptions):
     """Options of a step whose result is kept only where it is better on samples that it was not fitted to."""
 
     guard: bool = True
-    """Keep, for each unit and for the whole network, what is better on held-out samples: an eighth of the calibration
-    samples, or a quarter of few, that bias_correction and reconstructions are then not fitted to."""
+    """Keep, for each unit and for the whole network, what is better on held-out samples: a sixteenth of the
+    calibration samples, or a quarter of few, that bias_correction and reconstructions are then not fitted to."""
 
 
 @dataclass(frozen=True)
