@@ -8,8 +8,9 @@ the same ones. A step is judged on samples that it has not seen because on those
 from __future__ import annotations
 
 import bisect
-import itertools
 from collections.abc import Sequence
+
+import numpy as np
 
 from dipo.algo.activation_cache import Batch
 
@@ -19,15 +20,13 @@ FEW = 8
 """Number of held-out samples up to which they are a quarter of all."""
 PART_OF_FEW, PART_OF_MANY = 4, 16
 """One in so many samples is held out."""
-GOLDEN = 0x9E3779B97F4A7C15
-"""Golden section of 2^64, whose multiples spread evenly."""
 
 
 def held_out_samples(num_samples: int) -> tuple[int, ...]:
     """Return the indices of the held-out samples, rising: a sixteenth of all, a quarter of few; none of under 4.
 
-    Of each of as many equal stretches of the samples there is one, at a place within it that differs from stretch to
-    stretch: samples that are sorted by class, and those that take turns, are both met.
+    Of each of as many equal stretches of the samples there is one, at a place within it that is drawn: samples that are
+    sorted by class, and those that take turns, are both met.
 
     Args:
         num_samples: Number of calibration samples.
@@ -35,11 +34,9 @@ def held_out_samples(num_samples: int) -> tuple[int, ...]:
     if num_samples < LEAST_SAMPLES:
         return ()
     count = max(num_samples // PART_OF_MANY, min(num_samples // PART_OF_FEW, FEW))
-    cuts = [index * num_samples // count for index in range(count + 1)]
-    return tuple(
-        start + (((index + 1) * GOLDEN % 2**64) * (stop - start) >> 64)
-        for index, (start, stop) in enumerate(itertools.pairwise(cuts))
-    )
+    cuts = np.arange(count + 1) * num_samples // count
+    drawn = np.random.default_rng(num_samples).integers(cuts[:-1], cuts[1:])
+    return tuple(int(sample) for sample in drawn)
 
 
 def places(batch: Batch, samples: Sequence[int]) -> list[int]:
