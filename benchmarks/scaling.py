@@ -265,15 +265,20 @@ class Subject:
         self.step = (learned or Brecq.configured(config.algo, {})).seeded(config.seed)
         # The walk with half the samples has to have as many pieces.
         self.batches = cut(effort.samples, effort.samples // (2 * GRAD_SHARDS))
-        job = Job(loaded.plan, TARGETS[config.platform.name].spec, loaded.data.calib, "cpu", 1, config.cluster.compile)
+        job = Job(
+            plan=loaded.plan, samples=loaded.samples, rules=TARGETS[config.platform.name].spec, calib=loaded.data.calib,
+            device="cpu", threads=1, compile=config.cluster.compile,
+        )  # fmt: skip
         self.new_worker: Callable[[], Worker] = lambda: Worker(job, loaded.model)
         self.worker = self.new_worker()
-        self.units = find_units(loaded.model, granularity=self.step.granularity)
+        self.units = find_units(loaded.model, granularity=self.step.granularity, samples=loaded.samples)
         self.solved = solved_units(self.units, loaded.plan)
         seen = self.worker.run(ObserveBatches(self.batches)).calibration()
         ranges = activation_ranges(loaded.plan, seen.statistics, cfg=config.calib)
         self.quantized = quantize_model(loaded.model, plan=loaded.plan, ranges=ranges, cfg=config.calib)
-        self.correct = self._correct(find_units(loaded.model, granularity="layer"), seen) / effort.samples
+        self.correct = (
+            self._correct(find_units(loaded.model, granularity="layer", samples=loaded.samples), seen) / effort.samples
+        )
         names = list(dict.fromkeys(name for unit in self.solved for name in unit.inputs))
         start = time.perf_counter()
         _, *values = self.worker.run(CaptureValues(self.batches, names, InPlace(self.quantized)))

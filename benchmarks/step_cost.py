@@ -84,17 +84,17 @@ def main() -> None:
     step = replace(step, options=replace(step.options, iters=1, correct_bias=False))
     batches = cut(min(256, len(loaded.data.calib)), config.data.batch_size)
     bench = Bench(
-        loaded.model, loaded.plan, TARGETS[config.platform.name].spec, loaded.data.calib, CPU, threads,
+        loaded.model, loaded.plan, loaded.samples, TARGETS[config.platform.name].spec, loaded.data.calib, CPU, threads,
         config.cluster.compile, lambda _: None,
     )  # fmt: skip
     inputs = bench.calib_inputs
     observed = observe(loaded.model, plan=loaded.plan, batches=batches, inputs=inputs, device=CPU)
     ranges = activation_ranges(loaded.plan, observed.statistics, cfg=config.calib)
     quantized = quantize_model(loaded.model, plan=loaded.plan, ranges=ranges, cfg=config.calib)
-    units = find_units(loaded.model, granularity=step.granularity)
+    units = find_units(loaded.model, granularity=step.granularity, samples=loaded.samples)
     pair = NetworkPair(
         loaded.model, plan=loaded.plan, units=units, quantized=quantized, batches=batches, owners=[0] * len(batches),
-        collectives=SingleWorker(), device=CPU,
+        collectives=SingleWorker(), device=CPU, samples=loaded.samples,
     )  # fmt: skip
     pair.read_samples(inputs, with_float=True)
     algo = step.training
