@@ -54,3 +54,19 @@ def test_no_step_loses_by_rows(samples, step):
     allowed = 12.0 if step == "sparsify" else 0.5
     assert found.report.error["deployed_vs_fp32"].sqnr_db > plain.report.error["deployed_vs_fp32"].sqnr_db - allowed
     assert found.report.error["deployed_vs_simulated"].sqnr_db > 60
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [
+        "[soft] y = Softmax<axis=0>(a)",
+        "[all] m = ReduceMean<axes=[0], keepdims=1>(a)\n[rest] y = Sub(a, m)",
+        "[all] m = ReduceMean<axes=[0], keepdims=0>(a)\n[twice] y = Add(m, m)",
+    ],
+)
+def test_an_output_that_mixes_samples_is_refused_in_a_sentence(mix):
+    """Also where one sample alone gives the same whatever it is: ones, or zeros."""
+    shape = "8" if "Add" in mix else "N,8"
+    model = network(f"(float[N,8] x) => (float[{shape}] y) {{ [fc] a = Gemm(x, w, b)\n{mix} }}", w=(8, 8), b=(8,))
+    with pytest.raises(dipo.UserError, match=r"output 'y', of shape .* for 4 samples, mixes samples"):
+        dipo.quantize(model, {"x": np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)})

@@ -26,6 +26,8 @@ SENSITIVE_LAYERS = 10
 NOTES = 5
 WIDE = 110
 """Columns of a console from which on a table may say everything."""
+NARROW = 80
+"""Columns of a console below which a table leaves room for the names."""
 
 
 class Terminal:
@@ -67,7 +69,7 @@ class Terminal:
 
     def show(self, report: Report) -> None:
         """Print the table at the end of a run."""
-        each = [_each_output(report)] if len(report.outputs) > 1 else []
+        each = [_each_output(report, narrow=self.console.width < NARROW)] if len(report.outputs) > 1 else []
         self.console.print(Group(Text(""), _outputs(report), *each, _layers(report), _costs(report)))
 
     def show_analysis(self, analysis: AnalysisReport) -> None:
@@ -120,8 +122,9 @@ def _outputs(report: Report) -> Table:
     samples = f"{report.samples['evaluation']} {report.evaluated_on} samples"
     title = f"{report.model}: {report.algo}, {report.precision} for {report.platform}, {samples}"
     table = Table(title=Text(title), title_justify="left", title_style="bold")
-    for name in ("network", "top-1 %", "agreement %", "cosine", "SQNR dB"):
-        table.add_column(name, justify="left" if name == "network" else "right")
+    table.add_column("network", overflow="fold")
+    for name in ("top-1 %", "agreement %", "cosine", "SQNR dB"):
+        table.add_column(name, justify="right")
     table.add_row("FP32", _percent(report.accuracy["fp32"]), "", "", "")
     for name in ("simulated", "deployed"):
         table.add_row(name, _percent(report.accuracy[name]), *_error_cells(report.error[f"{name}_vs_fp32"]))
@@ -136,23 +139,25 @@ def _error_cells(error: OutputError) -> tuple[str, str, str]:
     return _percent(error.agreement), f"{error.cosine:.5f}", f"{error.sqnr_db:.2f}"
 
 
-def _each_output(report: Report) -> Table:
+def _each_output(report: Report, *, narrow: bool) -> Table:
     """Return a table of the outputs, for a network with several; a single one's row is that of the network."""
     table = Table(title="outputs of the deployed network", title_justify="left", title_style="bold")
     table.add_column("output", overflow="fold")
-    for name in ("sample", "same %", "cosine", "SQNR dB", "largest error"):
+    for name in (
+        ("same %", "cosine", "SQNR dB") if narrow else ("sample", "same %", "cosine", "SQNR dB", "largest error")
+    ):
         table.add_column(name, justify="right")
     for row in report.outputs:
         error = row.deployed or row.simulated
         same = error.equal if error.agreement is None else error.agreement
-        table.add_row(
-            Text(row.name),
+        cells = [
             "x".join(map(str, row.shape)) or "1",
             _percent(same),
             "-" if error.cosine is None else f"{error.cosine:.5f}",
             _percent(error.sqnr_db),
             "-" if error.max_error is None else f"{error.max_error:.3g}",
-        )
+        ]
+        table.add_row(Text(row.name), *(cells[1:-1] if narrow else cells))
     return table
 
 

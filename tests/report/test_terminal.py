@@ -107,6 +107,22 @@ def test_the_worst_of_several_outputs_stands_in_the_headline_and_each_has_a_row(
     assert cells(text, "mask") == ["mask", "1", "97.50", "-", "-", "-"]
 
 
+@pytest.mark.parametrize("width", [120, 80, 60])
+def test_a_long_name_of_an_output_is_whole_and_leaves_no_column_of_letters(report, width):
+    names = [f"a_rather_long_name_of_one_of_the_outputs_of_a_detector_level_{i}" for i in range(3)]
+    good, worst = (OutputFigures(99.5, 0.9999, sqnr, 3.5, None) for sqnr in (42.5, 12.5))
+    rows = [OutputRow(name, [64, 4], "float32", 1, good, worst if name == names[1] else good) for name in names]
+    terminal = Terminal(console(width))
+    terminal.show(replace(report, outputs=rows))
+    text = shown(terminal)
+    assert max(map(len, text.splitlines())) <= width
+    first = "".join(line.strip("│").split("│")[0].strip() for line in text.splitlines() if line.startswith("│"))
+    assert f"worstoutput{names[1]}" in first.replace(" ", "")
+    assert all(name in first for name in names)
+    assert "…" not in text
+    assert len(text.splitlines()) < 60
+
+
 def test_a_single_output_is_the_network_itself(report):
     terminal = Terminal(console())
     terminal.show(report)
