@@ -74,7 +74,8 @@ class NetworkGuard:
         """
         num_samples = len(self.context.loaded.data.calib)
         if judged is None:
-            what = f"with {num_samples} samples none is held out, nobody can tell whether anything was gained"
+            samples = "one sample" if num_samples == 1 else f"{num_samples} samples"
+            what = f"with {samples} none is held out, nobody can tell whether anything was gained"
             return [Note(step.name, f"{what}: give more samples")]
         where = f"nothing was gained on {len(self.held_out)} held-out samples"
         if not judged.kept:
