@@ -147,7 +147,10 @@ def _layer(layer: Layer, x: Moments) -> Moments:
 
 def _moved(node: ir.Node, read: list[Moments], opset: int) -> list[Moments]:
     """Run the operator on the numbers themselves, laid out like the values; positions are averaged."""
-    if not is_moved(node):
+    # Rows that are chosen by computed numbers, such as a table's by a token, may be any.
+    num_data = operators.of(node).data_inputs
+    options = [] if num_data is None else node.inputs[num_data:]
+    if not is_moved(node) or any(value is not None and value.const_value is None for value in options):
         raise refusal(node)
     function = torch_ops.bind(node, opset)
     parts: list[list[NDArray[np.float64]]] = []

@@ -117,6 +117,11 @@ class Step(abc.ABC):
         """
         return isinstance(self.options, GuardOptions) and self.options.guard
 
+    @property
+    def judged(self) -> bool:
+        """Whether the report says what it lost: of every step over units, unless the user turns the guard off."""
+        return self.guarded or (isinstance(self, UnitStep) and not isinstance(self.options, GuardOptions))
+
     def check(self, plan: Plan) -> None:
         """Check that the options fit the network.
 

@@ -250,21 +250,25 @@ def _layer_plan(layer: Layer, scheme: LayerScheme, rules: TargetSpec, *, power_o
 
 
 def edge_layers(model: ir.Model) -> set[str]:
-    """Return the first and last layers: no other layer lies between them and a network input or output."""
-    last: set[str] = set()
-    reaches_output = set(model.graph.outputs)
-    for node in reversed(list(model.graph)):
-        if any(value in reaches_output for value in node.outputs):
-            if is_layer(node):
-                last.add(node_name(node))
-            else:
-                reaches_output.update(value for value in node.inputs if value is not None)
+    """Return the first and last layers: those with no other layer in front of them, and those with none behind.
+
+    What only the shape of a value decides does not count as reading it.
+    """
+    nodes = list(model.graph)
+    behind: set[ir.Value] = set()
     first: set[str] = set()
-    from_input = set(model.graph.inputs)
-    for node in model.graph:
-        if any(value in from_input for value in node.inputs if value is not None):
-            if is_layer(node):
-                first.add(node_name(node))
-            else:
-                from_input.update(value for value in node.outputs if is_float(value))
+    for node in nodes:
+        read = any(value in behind for value in node.inputs)
+        if is_layer(node) and not read:
+            first.add(node_name(node))
+        if is_layer(node) or read:
+            behind.update(value for value in node.outputs if is_float(value))
+    before: set[ir.Value] = set()
+    last: set[str] = set()
+    for node in reversed(nodes):
+        leads = any(value in before for value in node.outputs)
+        if is_layer(node) and not leads:
+            last.add(node_name(node))
+        if is_layer(node) or leads:
+            before.update(value for value in node.inputs if value is not None)
     return first | last

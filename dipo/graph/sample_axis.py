@@ -156,8 +156,7 @@ def find_sample_axes(model: ir.Model, samples: Mapping[str, NDArray[Any]]) -> Sa
             near = [odd[source] for source in step.inputs if source in odd]
             axis = _axis_of(*seen, near=near)
             if axis is None:
-                # What two samples have in common follows from no sample, or from their number alone.
-                (same if seen[0].shape == seen[1].shape and _equal(seen[0], seen[1]) else mixed).add(name)
+                (same if _is_same(*seen) else mixed).add(name)
             elif axis != FIRST:
                 odd[name] = axis
     return SampleAxes(odd, frozenset(same), frozenset(mixed))
@@ -189,6 +188,16 @@ def _in_lockstep(
                 del values[name]
         for name in filter(None, made[0]):
             yield step, name, [named[name] for named in made]
+
+
+def _is_same(first: torch.Tensor, second: torch.Tensor, both: torch.Tensor) -> bool:
+    """Return whether a value follows from no sample, or, if it holds no floats, from the number of samples alone.
+
+    Floats that two samples have in common apart, and not together, come from a mean over the batch or the like.
+    """
+    if first.shape != second.shape or not _equal(first, second):
+        return False
+    return not first.is_floating_point() or (both.shape == first.shape and _equal(first, both))
 
 
 def _axis_of(

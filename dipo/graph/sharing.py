@@ -59,17 +59,26 @@ def stored_apart(model: ir.Model, quantized: QuantizedModel) -> dict[str, str]:
     """Say of each weight of the user's file that is stored several times how often, and why; by its name."""
     return {
         shared.name: f"{sum(map(len, shared.groups))} layers share this weight in the model's file, and it is stored "
-        f"{len(shared.groups)} times: {_reason(shared)}"
+        f"{len(shared.groups)} times: {_reason(shared, quantized)}"
         for shared in shared_weights(model, quantized)
         if len(shared.groups) > 1
     }
 
 
-def _reason(shared: SharedWeight) -> str:
+def _reason(shared: SharedWeight, quantized: QuantizedModel) -> str:
     one, *others = (group[0] for group in shared.groups)
-    if all(np.array_equal(one.array, other.array) for other in others):
-        return f"{one.name!r} and {others[0].name!r} were trained apart, or have other widths"
-    return f"{one.name!r} and {others[0].name!r} differ by what was folded into them or by their equalization"
+    both = f"{one.name!r} and {others[0].name!r}"
+    if not all(np.array_equal(one.array, other.array) for other in others):
+        return f"{both} differ by what was folded into them or by their equalization"
+    ours, its = (quantized.layers.get(layer.name) for layer in (one, others[0]))
+    if ours is None or its is None:
+        return f"one of {both} stays float"
+    mine, theirs = ours.qparams, its.qparams
+    if (mine.qmin, mine.qmax) != (theirs.qmin, theirs.qmax):
+        return f"{both} have other widths"
+    if (mine.axis, mine.blocks) != (theirs.axis, theirs.blocks):
+        return f"the scales of {both} lie along other axes"
+    return f"{both} were trained apart"
 
 
 def with_shared_parameters(model: ir.Model, quantized: QuantizedModel, *, int32_bias: bool) -> ir.Model:

@@ -117,6 +117,18 @@ def output_figures(reference: NDArray[Any], other: NDArray[Any], *, axis: int | 
     )
 
 
+def worst_error(reference: Outputs, other: Outputs) -> OutputError:
+    """Compare the outputs of two networks, and return the error of the one with the least SQNR.
+
+    Args:
+        reference: Outputs of the network that counts as right.
+        other: Outputs of the other one.
+    """
+    heard = [name for name, array in reference.items() if least_sqnr_db({name: array}, other) < NO_NOISE_DB]
+    apart = [output_error({name: reference[name]}, other) for name in heard]
+    return min(apart, key=lambda error: error.sqnr_db, default=output_error(reference, other))
+
+
 def least_sqnr_db(reference: Outputs, other: Outputs) -> float:
     """Return the SQNR in dB of the worst output of floats, so that none hides behind another.
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dipo.algo.held_out import held_out_samples
-from dipo.algo.judgement import Judgement, squared_error
+from dipo.algo.judgement import TOLERATED_DB, Judgement, squared_error
 from dipo.algo.simulate import SimulateBatches, Simulated
 from dipo.algo.step import Step
 from dipo.data.samples import Picked
@@ -35,36 +35,39 @@ class NetworkGuard:
     def __init__(self, context: Context) -> None:
         """Find the held-out samples; nothing runs yet."""
         self.context = context
-        self.held_out = held_out_samples(len(context.loaded.data.calib))
+        num_samples = len(context.loaded.data.calib)
+        held_out = held_out_samples(num_samples)
+        self.samples = held_out or tuple(range(num_samples))
+        """Indices of the samples that judge: where none is held out, those that the steps are fitted to, on which at
+        least no step may lose."""
+        number = "1 sample" if num_samples == 1 else f"{num_samples} samples"
+        self.where = f"{len(held_out)} held-out samples" if held_out else f"the {number} that it was fitted to"
+        self.doubt = (
+            "" if held_out else f"with {number} none is held out, give more to know whether anything was gained"
+        )
         self._known: tuple[QuantizedModel, dict[str, float]] | None = None
 
-    def judge(self, step: Step, before: QuantizedModel, after: QuantizedModel) -> Judgement | None:
-        """Return the verdict on a step; None where there are too few samples to hold any out.
+    def judge(self, step: Step, before: QuantizedModel, after: QuantizedModel) -> Judgement:
+        """Return the verdict on a step.
 
         Args:
-            step: The step.
+            step: The step. What is no guarded one is kept whatever the verdict.
             before: The network in front of it.
             after: The network behind it.
         """
-        if not self.held_out:
-            return None
         errors, own = self._errors(before), self._errors(after)
         judged = Judgement.of(errors, own)
-        self._known = (after, own) if judged.kept else (before, errors)
+        stays = judged.kept or not step.guarded
+        self._known = (after, own) if stays else (before, errors)
         log.info(
-            "%s on %d held-out samples: %+.2f dB, %s", step.name, len(self.held_out), judged.gain_db,
-            "kept" if judged.kept else "taken back",
+            "%s on %s: %+.2f dB, %s", step.name, self.where, judged.gain_db, "kept" if stays else "taken back"
         )  # fmt: skip
         self.context.events.emit(
-            "step_judged",
-            step=step.name,
-            samples=len(self.held_out),
-            gain_db=round(judged.gain_db, 3),
-            kept=judged.kept,
+            "step_judged", step=step.name, samples=len(self.samples), gain_db=round(judged.gain_db, 3), kept=stays
         )
         return judged
 
-    def notes(self, step: Step, judged: Judgement | None, rows: Sequence[UnitRow]) -> list[Note]:
+    def notes(self, step: Step, judged: Judgement, rows: Sequence[UnitRow]) -> list[Note]:
         """Return what the report says of a step.
 
         Args:
@@ -72,26 +75,32 @@ class NetworkGuard:
             judged: The verdict on it.
             rows: The units that it went over.
         """
-        num_samples = len(self.context.loaded.data.calib)
-        if judged is None:
-            some = "1 sample" if num_samples == 1 else f"{num_samples} samples"
-            what = f"with {some} none is held out, nobody can tell whether anything was gained"
-            return [Note(step.name, f"{what}: give more samples")]
-        where = f"nothing was gained on {len(self.held_out)} held-out samples"
-        if not judged.kept:
-            return [Note(step.name, f"{where} ({judged.gain_db:+.2f} dB): the network is kept as it was before it")]
         back = [row.name for row in rows if row.kept is False]
-        if not back:
-            return []
-        named = ", ".join(back[:NAMED_UNITS]) + (f" and others, see units in {REPORT}" if back[NAMED_UNITS:] else "")
         total = sum(row.kept is not None for row in rows)
-        return [Note(step.name, f"{where} in {len(back)} of {total} units, which are kept as they were: {named}")]
+        what = []
+        if not step.guarded:
+            loses = judged.gain_db < -TOLERATED_DB
+            what += [f"the network is {-judged.gain_db:.1f} dB worse behind it on {self.where}"] if loses else []
+        elif not judged.kept and total and len(back) == total and judged.gain_db == 0:
+            what += [f"no unit gained anything on {self.where}: the network is as it was before it"]
+        elif not judged.kept:
+            gain = f"{judged.gain_db:+.2f} dB"
+            what += [f"nothing was gained on {self.where} ({gain}): the network is kept as it was before it"]
+        elif back:
+            named = ", ".join(back[:NAMED_UNITS]) + (
+                f" and others, see units in {REPORT}" if back[NAMED_UNITS:] else ""
+            )
+            units = f"{len(back)} of {total} units, which are kept as they were: {named}"
+            what += [f"nothing was gained on {self.where} in {units}"]
+        elif self.doubt:
+            what += [self.doubt]
+        return [Note(step.name, each) for each in what]
 
     def _errors(self, quantized: QuantizedModel) -> dict[str, float]:
-        """Return the sum of the squared errors of each of the network's outputs on the held-out samples, by name."""
+        """Return the sum of the squared errors of each of the network's outputs on the samples that judge, by name."""
         if self._known is not None and self._known[0] is quantized:
             return self._known[1]
-        shared, samples = self.context.share(quantized), Picked(self.context.loaded.data.calib, self.held_out)
+        shared, samples = self.context.share(quantized), Picked(self.context.loaded.data.calib, self.samples)
         parts = self.context.over_samples(
             lambda batches: SimulateBatches(batches, samples, shared, 0), title="judge", num_samples=len(samples)
         )

@@ -50,7 +50,7 @@ def transform(context: Context, state: NetworkState, steps: Sequence[Step]) -> T
             continue
         with context.stage(step.name):
             own = _run(context, step, state)
-            if step.guarded and state.has_samples:
+            if state.has_samples and step.judged:
                 own = _guarded(guard, step, state.quantized, own)
         state = dataclasses.replace(state, quantized=own.quantized)
         done = Transformed(
@@ -69,12 +69,13 @@ def _run(context: Context, step: Step, state: NetworkState) -> Transformed:
 
 
 def _guarded(guard: NetworkGuard, step: Step, before: QuantizedModel, own: Transformed) -> Transformed:
-    """Return what a step made, or the network before it where held-out samples say that it was better."""
+    """Return what a step made, or the network before a guarded one where held-out samples say that it was better."""
     judged = guard.judge(step, before, own.quantized)
-    if judged is None or judged.kept:
+    if judged.kept or not step.guarded:
         return dataclasses.replace(own, notes=guard.notes(step, judged, own.units))
+    notes = guard.notes(step, judged, own.units)
     rows = [dataclasses.replace(row, kept=False) for row in own.units]
-    return dataclasses.replace(own, quantized=before, units=rows, notes=guard.notes(step, judged, rows))
+    return dataclasses.replace(own, quantized=before, units=rows, notes=notes)
 
 
 def _over_units(context: Context, step: UnitStep, state: NetworkState) -> tuple[QuantizedModel, list[UnitRow]]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dipo.report.measures import OutputError, output_error
+from dipo.report.measures import OutputError, worst_error
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -54,7 +54,7 @@ class Verdict:
     file: Path
     tensors: Sequence[TensorOutcome] = field(default=())
     error: OutputError | None = None
-    """Error of the consumer's outputs against the quantized model's; None where it was not run."""
+    """Error of the consumer's worst output against the quantized model's; None where it was not run."""
     refused: str | None = None
     """The consumer's reason where it rejects the file."""
     not_checked: str | None = None
@@ -86,7 +86,7 @@ class Probe:
     """Outputs of the quantized model without optimizations; empty where there is no such model."""
 
     def error_of(self, outputs: Arrays) -> OutputError | None:
-        """Return the error of these outputs against the expected ones; None where none are known.
+        """Return the error of these outputs against the expected ones, in the worst; None where none are known.
 
         Raises:
             Refused: An output is missing or has another shape.
@@ -96,7 +96,7 @@ class Probe:
         for name, array in self.outputs.items():
             if name not in outputs or np.asarray(outputs[name]).size != array.size:
                 raise Refused(f"output {name!r} is missing or has another shape")
-        return output_error(self.outputs, outputs)
+        return worst_error(self.outputs, outputs)
 
 
 class Refused(Exception):  # noqa: N818 - it is an answer, not an error

@@ -162,6 +162,13 @@ def test_an_operator_that_cannot_be_told_is_named(tmp_path):
         moments_of(model)
 
 
+def test_rows_that_tokens_choose_are_not_told(tmp_path):
+    text = "(int64[N,6] ids) => (float[N,6,4] y) { [embed] y = Gather(table, ids) }"
+    model = load(saved(network(text, table=(10, 4)), tmp_path))
+    with pytest.raises(UserError, match="'embed'"):
+        moments_of(model)
+
+
 def test_inputs_with_other_channels_are_refused(tmp_path):
     model = load(saved(network(NET, opset=13, **CONSTANTS), tmp_path))
     with pytest.raises(UserError, match=r"has 4 channels, give data\.mean"):

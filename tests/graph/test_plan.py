@@ -395,3 +395,22 @@ def test_a_layer_is_rounded_to_a_larger_scale_and_kept_on_its_own():
     larger = layer.with_scale(np.float32([1.0, 0.25]))
     np.testing.assert_array_equal(larger.weight, [[2.0, -4.0], [1.0, 0.0]])
     np.testing.assert_array_equal(larger.codes, [[2, -4], [5, 1]])
+
+
+def test_layers_around_a_residual_sum_are_neither_first_nor_last(tmp_path):
+    """A transformer's residual sums lead past every layer; its layers are nevertheless in the middle."""
+    model = network(
+        """(float[N,4] x) => (float[N,4] y) {
+          [up] a = Gemm(x, w1)
+          [relu1] r = Relu(a)
+          [down] b = Gemm(r, w2)
+          [sum1] s = Add(x, b)
+          [up2] c = Gemm(s, w3)
+          [relu2] t = Relu(c)
+          [down2] d = Gemm(t, w4)
+          [sum2] y = Add(s, d)
+        }""",
+        w1=(4, 4), w2=(4, 4), w3=(4, 4), w4=(4, 4),
+    )  # fmt: skip
+    plan = make_plan(load(saved(model, tmp_path)), TARGETS["ort"].spec, PrecisionConfig(**WIDTHS))
+    assert {name: layer.spec.bits for name, layer in plan.layers.items()} == {"up": 8, "down": 4, "up2": 4, "down2": 8}

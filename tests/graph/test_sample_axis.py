@@ -140,3 +140,13 @@ def test_samples_that_cannot_be_told_apart_are_not_handed_on(tmp_path):
     for granularity in ("layer", "block"):
         assert [list(unit.layers) for unit in find_units(model, granularity=granularity)] == apart
         assert [list(unit.layers) for unit in find_units(model, granularity=granularity, samples=axes)] == joined
+
+
+def test_what_one_sample_alone_always_gives_is_no_constant(tmp_path):
+    """A mean over the batch is the sample itself where there is but one: the difference from it is zero then."""
+    text = """(float[N,6] x) => (float[N,6] y) {
+      [mean] m = ReduceMean<axes=[0]>(x)
+      [less] y = Sub(x, m)
+    }"""
+    model = load(saved(network(text), tmp_path))
+    assert find_sample_axes(model, {"x": draw(2, 6)}) == SampleAxes(mixed=frozenset({"m", "y"}))

@@ -75,7 +75,30 @@ def test_layers_that_were_trained_apart_stay_apart(tmp_path):
         assert len(of_shape(written, 4, 4, 3, 3)) == 2
     said = stored_apart(model, quantized)
     assert list(said) == ["w"]
-    assert "3 layers share this weight in the model's file, and it is stored 2 times: 'one' and 'two'" in said["w"]
+    assert said["w"] == (
+        "3 layers share this weight in the model's file, and it is stored 2 times: 'one' and 'two' were trained apart"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"qmin": -7, "qmax": 7}, "have other widths"),
+        ({"axis": 1}, "lie along other axes"),
+    ],
+)
+def test_layers_with_other_grids_are_not_said_to_be_trained(changed, reason):
+    model, quantized = quantized_for("ort")
+    two = quantized.layers["two"]
+    other = dataclasses.replace(two, qparams=dataclasses.replace(two.qparams, **changed))
+    said = stored_apart(model, dataclasses.replace(quantized, layers={**quantized.layers, "two": other}))
+    assert reason in said["w"]
+    assert "trained" not in said["w"]
+
+
+def test_a_float_layer_beside_a_quantized_one_is_named():
+    model, quantized = quantized_for("ort", skip=["two"])
+    assert stored_apart(model, quantized)["w"].endswith("one of 'one' and 'two' stays float")
 
 
 def test_float_layers_share_too(tmp_path):

@@ -15,6 +15,7 @@ from dipo.report.measures import (
     output_error,
     output_figures,
     sqnr_db,
+    worst_error,
 )
 
 
@@ -146,3 +147,11 @@ def test_the_worst_output_counts_and_differences_that_nobody_hears_do_not():
     assert least_sqnr_db({"a": good, "b": good}, {"a": good, "b": 0.9 * good}) == pytest.approx(20, abs=0.1)
     assert least_sqnr_db({"a": good}, {"a": np.full_like(good, np.nan)}) == -NO_NOISE_DB
     assert least_sqnr_db({"a": np.arange(3)}, {"a": np.arange(3)[::-1]}) == NO_NOISE_DB
+
+
+def test_the_error_of_the_worst_output():
+    boxes, scores = np.full((4, 3), 500, np.float32), np.full((4, 2), 0.5, np.float32)
+    reference, other = {"boxes": boxes, "scores": scores}, {"boxes": boxes, "scores": np.zeros_like(scores)}
+    assert output_error(reference, other).sqnr_db > 50
+    assert worst_error(reference, other).sqnr_db == pytest.approx(0)
+    assert worst_error(reference, reference).sqnr_db == NO_NOISE_DB
