@@ -32,6 +32,9 @@ ALGOS = (
     "none", "equalize", "update_bn", "bias_correction", "adaround", "brecq", "qdrop", "tune", "full", "analyze",
     "sparse",
 )  # fmt: skip
+SWING_DB = 2.0
+"""SLACK_DB of equalize, which no guard judges, where scales are powers of two: it moves ranges across them by chance
+(the scores of windows, with six sets of weights: -1.6 to 1.5 dB, 0.1 on average)."""
 LOSES = {"sparse"}
 """Algorithms that take something away because the user asks for it."""
 
@@ -94,7 +97,10 @@ def check(case, algo, target):
     lost = [name for name, db in found.kept.items() if db < LITTLE_DB and found.said.isdisjoint(parts[name].values)]
     assert lost == [], f"lost without a word: {found.kept}"
     if algo not in LOSES:
-        worse = {name: (db, plain.kept[name]) for name, db in found.kept.items() if db < plain.kept[name] - SLACK_DB}
+        spec = TARGETS[target].spec
+        swings = algo == "equalize" and (spec.power_of_two or spec.prefers_power_of_two)
+        slack = SWING_DB if swings else SLACK_DB
+        worse = {name: (db, plain.kept[name]) for name, db in found.kept.items() if db < plain.kept[name] - slack}
         assert worse == {}, "below plain rounding"
 
 

@@ -1,18 +1,20 @@
 """OpenVINO: whether it reads every QuantizeLinear as the grid that the file means, and keeps it when it compiles.
 
 It turns each into a FakeQuantize, whose ends are compared with the file's; and its runtime model names what every
-kernel was made of.
+kernel was made of. A grid that it has moved or merged, such as that of a Transpose in front of a MatMul, is not named
+there; the outputs tell whether it is kept.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dipo.verify.influence import reason_kept
 from dipo.verify.onnx_network import Grid, Network
 from dipo.verify.sessions import in_rows
 from dipo.verify.verdict import Probe, State, TensorOutcome, Verdict, asking, require
@@ -35,7 +37,6 @@ def check(file: Path, probe: Probe) -> Verdict:
         compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     read = {node.get_friendly_name(): node for node in model.get_ordered_ops()}
     executed = dict(_executed(compiled.get_runtime_model()))
-    tensors = list(_fates(list(network.grids()), read, executed))
     names = [output.name for output in network.model.graph.output]
 
     def run(some: Any) -> dict[str, Any]:
@@ -44,11 +45,17 @@ def check(file: Path, probe: Probe) -> Verdict:
 
     with asking():
         outputs = in_rows(run, probe.inputs, rows=network.batch())
+
+    def reason(grid: Grid) -> str | None:
+        return reason_kept(network, grid, probe=probe, outputs=outputs)
+
+    error = probe.error_of(outputs)
+    tensors = list(_fates(list(network.grids()), read, executed, reason))
     return Verdict(
         f"OpenVINO {openvino.__version__.partition('-')[0]}",
         file,
         tensors,
-        probe.error_of(outputs),
+        error,
         notes=_layers(compiled),
     )
 
@@ -73,7 +80,10 @@ def _layers(compiled: Any) -> list[str]:
     return [f"{integers} of {len(kinds)} layers run on integers"] if kinds else []
 
 
-def _fates(grids: list[Grid], read: dict[str, Any], executed: dict[str, str]) -> Iterator[TensorOutcome]:
+def _fates(
+    grids: list[Grid], read: dict[str, Any], executed: dict[str, str], reason: Callable[[Grid], str | None]
+) -> Iterator[TensorOutcome]:
+    """Yield the outcome of every grid; `reason` says how the outputs show that a grid is kept."""
     kept = {_key(grid) for grid in grids if not grid.stored and _runs(grid.node, executed.keys())}
     for grid in grids:
         node = read.get(grid.node)
@@ -90,6 +100,8 @@ def _fates(grids: list[Grid], read: dict[str, Any], executed: dict[str, str]) ->
             yield TensorOutcome(grid.name, State.ACCEPTED)
         elif _key(grid) in kept:
             yield TensorOutcome(grid.name, State.ACCEPTED, "merged with another of the same grid")
+        elif (why := reason(grid)) is not None:
+            yield TensorOutcome(grid.name, State.ACCEPTED, why)
         else:
             yield TensorOutcome(grid.name, State.IGNORED, "left out of the compiled model")
 

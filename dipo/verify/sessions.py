@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
@@ -30,6 +31,12 @@ def options(*, threads: int, optimized: bool = True) -> ort.SessionOptions:
 def session_of(file: Path, made: ort.SessionOptions) -> ort.InferenceSession:
     """Open a session on the CPU."""
     return ort.InferenceSession(str(file), made, providers=["CPUExecutionProvider"])
+
+
+def session_of_model(model: onnx.ModelProto, made: ort.SessionOptions, *, folder: Path) -> ort.InferenceSession:
+    """Open a session on the CPU with a model that is in no file; its external tensors lie in `folder`."""
+    made.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.absolute()))
+    return ort.InferenceSession(model.SerializeToString(), made, providers=["CPUExecutionProvider"])
 
 
 def outputs_of(session: Any, inputs: Arrays, *, rows: int | None) -> dict[str, NDArray[Any]]:

@@ -2,17 +2,20 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
+from matrix_networks import CASES
 from onnx import numpy_helper
 
+import dipo
 from dipo.export.rknn_config import ENTRIES, read_ranges
-from dipo.verify import aimet, onnx_runtime, openvino, qnn, rknn
+from dipo.verify import aimet, influence, onnx_runtime, openvino, qnn, rknn
 from dipo.verify.onnx_network import Network, is_inside_kernel
-from dipo.verify.probe import feed_of, make_probe
-from dipo.verify.verdict import State, TensorOutcome
+from dipo.verify.probe import Feed, feed_of, make_probe
+from dipo.verify.verdict import Probe, State, TensorOutcome
 
 
 def probe_of(folder):
@@ -57,6 +60,51 @@ def test_openvino(write):
     verdict = openvino.check(folder / "quantized.onnx", probe_of(folder))
     assert verdict.count(State.ACCEPTED) == len(verdict.tensors) > 7
     assert verdict.error.sqnr_db > 35
+
+
+@pytest.mark.parametrize(
+    ("case", "values", "why"), [("windows", {"t0", "t1"}, "merged in a kernel"), ("detector", {"xy3"}, "has its codes")]
+)
+def test_openvino_keeps_grids_that_it_names_nowhere(case, values, why):
+    """A Transpose that it moves behind the grid, and a product whose codes are those of its factor."""
+    pytest.importorskip("openvino")
+    built = CASES[case]()
+    result = dipo.quantize(built.model, built.calib(), algo="none", target="openvino")
+    verdict = openvino.check(result.folder / "quantized.onnx", probe_of(result.folder))
+    assert not verdict.failed and verdict.error.sqnr_db > 40
+    assert {fate.name for fate in verdict.tensors if why in fate.why} == values
+
+
+def test_a_grid_that_a_consumer_drops_is_told_by_its_outputs(write):
+    folder = write("openvino")
+    network, probe = Network.read(folder / "quantized.onnx"), probe_of(folder)
+    grids = [grid for grid in network.grids() if not grid.stored]
+    outcomes = {}
+    for dropped in grids:
+        onnx.save(influence._without(network, dropped), folder / "without.onnx")
+        outputs = make_probe(Feed(probe.inputs, ""), folder / "without.onnx").outputs
+
+        def reason(grid, outputs=outputs):
+            return influence.reason_kept(network, grid, probe=probe, outputs=outputs)
+
+        read = {grid.node: fake_quantize(grid) for grid in grids}
+        fates = openvino._fates(grids, read, {}, reason)
+        outcomes[dropped.name] = {fate.name for fate in fates if fate.state is State.IGNORED}
+    without_effect = {name for name, ignored in outcomes.items() if not ignored}
+    assert len(without_effect) < len(outcomes) // 2
+    assert {name for name, ignored in outcomes.items() if name not in ignored} == without_effect
+    assert all(
+        influence.reason_kept(network, grid, probe=probe, outputs=probe.outputs) is not None for grid in grids
+    ), "the file itself drops none"
+    assert influence.reason_kept(network, grids[0], probe=Probe(probe.inputs, {}), outputs=probe.outputs) is None
+
+
+def fake_quantize(grid):
+    """Make OpenVINO's QuantizeLinear with the ends of a grid, as it stands behind its FakeQuantize."""
+    ends = [np.float64((code - int(grid.zero_point)) * float(grid.scale)) for code in grid.limits]
+    constants = [None, *(SimpleNamespace(get_node=lambda end=end: SimpleNamespace(data=end)) for end in ends)]
+    source = SimpleNamespace(get_type_name=lambda: "FakeQuantize", input_value=constants.__getitem__)
+    return SimpleNamespace(input_value=lambda _: SimpleNamespace(get_node=lambda: source))
 
 
 @pytest.mark.parametrize("platform", ["snpe", "qnn"])
