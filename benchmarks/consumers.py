@@ -119,7 +119,9 @@ def main() -> None:
         lines.append(line)
         Path(__file__).with_suffix(".txt").write_text("\n".join(lines) + "\n")
 
-    say(f"python benchmarks/consumers.py --rknn ... --aimet ... --qnn ...\ndipo {dipo.__version__}, w8a8, algo=none")
+    only = "" if args.only == parser.get_default("only") else f" --only '{args.only}'"
+    say(f"python benchmarks/consumers.py --rknn ... --aimet ... --qnn ...{only}")
+    say(f"dipo {dipo.__version__}, w8a8, algo=none")
     say("file, consumer, tensors accepted, ignored, recomputed, SQNR dB against quantized.onnx, agreement %, verdict")
     for name, model, samples in networks():
         if not re.search(args.only, name):
