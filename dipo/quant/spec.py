@@ -156,7 +156,8 @@ def qparams_between(low: ArrayLike, high: ArrayLike, spec: QuantSpec, *, axis: i
     Asymmetric: scale = (high - low) / (qmax - qmin), zero point = clip(round(qmin - low / scale)).
     Symmetric: scale = max(-low, high) / (qmax - middle), zero point = middle.
     The range is extended to zero. A range of zero alone has scale 1; no scale is below float32's smallest normal
-    number. If the scale has to be a power of two, it is the next larger one.
+    number, nor so large that a code stands for an infinite one. If the scale has to be a power of two, it is the next
+    larger one.
 
     Args:
         low: Lower ends, finite; shape [] or [C].
@@ -168,9 +169,12 @@ def qparams_between(low: ArrayLike, high: ArrayLike, spec: QuantSpec, *, axis: i
     high = np.maximum(np.asarray(high, np.float64), 0)
     assert np.isfinite(low).all() and np.isfinite(high).all()
     span = (np.maximum(-low, high) if spec.symmetric else high - low) / spec.num_steps
-    scale = np.where(span == 0, 1, np.maximum(span, _TINY)).astype(np.float32)
+    reach = max(spec.qmax - spec.middle, spec.middle - spec.qmin) if spec.symmetric else spec.num_steps
+    largest = np.nextafter(np.float32(np.finfo(np.float32).max / reach), np.float32(0))
+    scale = np.minimum(np.where(span == 0, 1, np.maximum(span, _TINY)).astype(np.float32), largest)
     if spec.power_of_two:
         scale = _next_power(scale)
+        scale = np.where(scale > largest, scale / 2, scale)
     if spec.symmetric:
         zero_point = np.full(scale.shape, spec.middle)
     else:
