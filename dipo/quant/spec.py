@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 _TINY = np.finfo(np.float32).tiny
+_HUGE = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def qparams_between(low: ArrayLike, high: ArrayLike, spec: QuantSpec, *, axis: i
     Symmetric: scale = max(-low, high) / (qmax - middle), zero point = middle.
     The range is extended to zero. A range of zero alone has scale 1; no scale is below float32's smallest normal
     number, nor so large that a code stands for an infinite one. If the scale has to be a power of two, it is the next
-    larger one.
+    larger one, whatever the codes at the ends stand for.
 
     Args:
         low: Lower ends, finite; shape [] or [C].
@@ -169,16 +170,17 @@ def qparams_between(low: ArrayLike, high: ArrayLike, spec: QuantSpec, *, axis: i
     high = np.maximum(np.asarray(high, np.float64), 0)
     assert np.isfinite(low).all() and np.isfinite(high).all()
     span = (np.maximum(-low, high) if spec.symmetric else high - low) / spec.num_steps
-    reach = max(spec.qmax - spec.middle, spec.middle - spec.qmin) if spec.symmetric else spec.num_steps
-    largest = np.nextafter(np.float32(np.finfo(np.float32).max / reach), np.float32(0))
-    scale = np.minimum(np.where(span == 0, 1, np.maximum(span, _TINY)).astype(np.float32), largest)
+    scale = np.where(span == 0, 1, np.maximum(span, _TINY)).astype(np.float32)
     if spec.power_of_two:
         scale = _next_power(scale)
-        scale = np.where(scale > largest, scale / 2, scale)
     if spec.symmetric:
         zero_point = np.full(scale.shape, spec.middle)
     else:
         zero_point = np.clip(np.rint(spec.qmin - low / scale.astype(np.float64)), spec.qmin, spec.qmax)
+    if not spec.power_of_two:
+        reach = np.maximum(spec.qmax - zero_point, zero_point - spec.qmin)
+        finite = np.nextafter((_HUGE / reach).astype(np.float32), np.float32(0))
+        scale = np.where(scale.astype(np.float64) * reach > _HUGE, finite, scale).astype(np.float32)
     return QParams(scale, zero_point.astype(np.int32), spec.qmin, spec.qmax, axis, spec.power_of_two)
 
 
