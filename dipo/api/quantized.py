@@ -39,7 +39,7 @@ class Quantized:
     analysis: NetworkAnalysis | None = None
     """What the step `analyze` found."""
     notes: Sequence[Note] = ()
-    """What the steps' guards took back."""
+    """What the guard says of the steps."""
 
 
 def calibrate(network: Network) -> Quantized:

@@ -30,7 +30,7 @@ class Transformed:
     units: list[UnitRow]
     analysis: NetworkAnalysis | None
     notes: list[Note] = field(default_factory=list)
-    """Steps and units that were taken back."""
+    """What the guard says of the steps."""
 
 
 def transform(context: Context, state: NetworkState, steps: Sequence[Step]) -> Transformed:
