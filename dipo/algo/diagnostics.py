@@ -10,7 +10,8 @@ import onnx_ir as ir
 
 from dipo.graph.accessors import array_of
 from dipo.graph.float_products import float_products, tables_of_layers
-from dipo.graph.plan import Plan
+from dipo.graph.layers import layers_of
+from dipo.graph.plan import Plan, QuantizedLayer
 from dipo.quant.observers import Statistics
 
 
@@ -21,6 +22,29 @@ class Diagnostic:
     name: str
     """Name of the layer or of the activation."""
     what: str
+
+
+def lost_channels(model: ir.Model, layers: Mapping[str, QuantizedLayer]) -> list[Diagnostic]:
+    """Return diagnostics of output channels whose weights are all rounded to zero, by a scale that others need larger.
+
+    Args:
+        model: The float network.
+        layers: The quantized layers, by name. Channels that a step pruned do not count.
+    """
+    diagnostics = []
+    for layer in layers_of(model):
+        own = layers.get(layer.name)
+        if own is None:
+            continue
+        kept, wanted = (
+            layer.layout.split(each).reshape(layer.num_channels, -1).any(axis=1)
+            for each in (own.weight, layer.array if own.target is None else own.target)
+        )
+        num_lost = int((wanted & ~kept).sum())
+        if num_lost:
+            what = f"the weights of {num_lost} of its {layer.num_channels} channels are rounded to zero by a scale that they share"
+            diagnostics.append(Diagnostic(layer.name, f"{what}: keep it float (precision.skip), or try +algo=equalize"))
+    return diagnostics
 
 
 def diagnose(model: ir.Model, plan: Plan, statistics: Mapping[str, Statistics]) -> list[Diagnostic]:

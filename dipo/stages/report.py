@@ -10,7 +10,7 @@ from pathlib import Path
 
 import dipo
 from dipo.algo.calibrate import Calibration
-from dipo.algo.diagnostics import diagnose
+from dipo.algo.diagnostics import diagnose, lost_channels
 from dipo.algo.simulate import Simulated
 from dipo.algo.step import UnitStep
 from dipo.config import Config
@@ -80,6 +80,7 @@ def make_report(
             *_distance_notes(context, written_model(files), evaluation.deployed_db),
             *_option_notes(config, loaded),
             *_notes(loaded, calibration),
+            *(Note(found.name, found.what) for found in lost_channels(loaded.model, done.quantized.layers)),
             *_mixed_notes(loaded),
             *(Note(name, what) for name, what in stored_apart(loaded.model, done.quantized).items()),
             *_target_notes(config),
