@@ -42,7 +42,7 @@ def lost_channels(model: ir.Model, layers: Mapping[str, QuantizedLayer]) -> list
         )
         num_lost = int((wanted & ~kept).sum())
         if num_lost:
-            what = f"the weights of {num_lost} of its {layer.num_channels} channels are rounded to zero by a scale that they share"
+            what = f"{num_lost} of its {layer.num_channels} channels are rounded to zero, their weights share a scale"
             diagnostics.append(Diagnostic(layer.name, f"{what}: keep it float (precision.skip), or try +algo=equalize"))
     return diagnostics
 
