@@ -25,6 +25,15 @@ def diagonals(case, values, *, seed=7, batches=None):
     )  # fmt: skip
 
 
+def of_samples(model, value, samples, *, batch_size, seed):
+    """The diagonal of one value, for a network of the input x."""
+    read = fisher_diagonals(
+        model, [value], cut(len(samples), batch_size), lambda batch: {"x": samples[batch.start : batch.stop]},
+        seed=seed, device=CPU, samples=SampleAxes(),
+    )  # fmt: skip
+    return read[value]
+
+
 def by_sample(value, tail, seed, index):
     """d log p(y) / d value, squared, for one sample; `tail` is the network behind the value."""
     leaf = value.detach().double().requires_grad_()
@@ -87,15 +96,7 @@ def test_outputs_that_are_no_classes_are_means_of_gaussians(tmp_path):
     w = {name: torch.tensor(array_of(value)).double() for name, value in model.graph.initializers.items()}
     weights = [value for value in w.values() if value.ndim == 4]
     first, second = sorted(weights, key=lambda value: -value.shape[2])
-    found = fisher_diagonals(
-        model,
-        ["v"],
-        cut(6, 4),
-        lambda batch: {"x": samples[batch.start : batch.stop]},
-        seed=3,
-        device=CPU,
-        samples=SampleAxes(),
-    )["v"]
+    found = of_samples(model, "v", samples, batch_size=4, seed=3)
     for i, sample in enumerate(samples.double()):
         value = F.conv2d(sample[None], first, padding=1)
         expected = by_sample(value, lambda v: F.conv2d(v, second), 3, i)
@@ -109,16 +110,7 @@ def test_probabilities_are_judged_by_their_logits(tmp_path):
     found = []
     for index, end in enumerate(ends):
         path = saved(network(text.format(end), w1=(6, 8), w2=(8, 4)), tmp_path, f"{index}.onnx")
-        read = fisher_diagonals(
-            load(path),
-            ["h"],
-            cut(5, 5),
-            lambda b: {"x": samples[b.start : b.stop]},
-            seed=0,
-            device=CPU,
-            samples=SampleAxes(),
-        )
-        found.append(read["h"].data)
+        found.append(of_samples(load(path), "h", samples, batch_size=5, seed=0).data)
     torch.testing.assert_close(found[0], found[1])
     assert float(found[0].max()) > 0
 

@@ -189,7 +189,7 @@ def test_integers_are_not_quantized(plan_of):
     assert set(plan_of(model).activations) == {"x", "b"}
 
 
-def test_a_shape_of_the_input_makes_no_layer_the_first(tmp_path):
+def test_a_shape_of_the_input_makes_no_layer_the_first(plan_of):
     model = network(
         """(float[N,4] x) => (float[M,4] y) {
           [first] a = Gemm(x, w1)
@@ -201,7 +201,7 @@ def test_a_shape_of_the_input_makes_no_layer_the_first(tmp_path):
         }""",
         w1=(4, 4), w2=(4, 4), w3=(4, 4), w4=(4, 4),
     )  # fmt: skip
-    plan = make_plan(load(saved(model, tmp_path)), TARGETS["ort"].spec, PrecisionConfig(**WIDTHS))
+    plan = plan_of(model)
     assert [layer.spec.bits for layer in plan.layers.values()] == [8, 4, 4, 8]
 
 
@@ -397,7 +397,7 @@ def test_a_layer_is_rounded_to_a_larger_scale_and_kept_on_its_own():
     np.testing.assert_array_equal(larger.codes, [[2, -4], [5, 1]])
 
 
-def test_layers_around_a_residual_sum_are_neither_first_nor_last(tmp_path):
+def test_layers_around_a_residual_sum_are_neither_first_nor_last(plan_of):
     """A transformer's residual sums lead past every layer; its layers are nevertheless in the middle."""
     model = network(
         """(float[N,4] x) => (float[N,4] y) {
@@ -412,5 +412,5 @@ def test_layers_around_a_residual_sum_are_neither_first_nor_last(tmp_path):
         }""",
         w1=(4, 4), w2=(4, 4), w3=(4, 4), w4=(4, 4),
     )  # fmt: skip
-    plan = make_plan(load(saved(model, tmp_path)), TARGETS["ort"].spec, PrecisionConfig(**WIDTHS))
+    plan = plan_of(model)
     assert {name: layer.spec.bits for name, layer in plan.layers.items()} == {"up": 8, "down": 4, "up2": 4, "down2": 8}
