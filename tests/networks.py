@@ -9,9 +9,10 @@ import onnx
 import onnx.parser
 
 
-def network(text: str, *, opset: int = 17, seed: int = 0, **constants: object) -> onnx.ModelProto:
+def network(text: str, *, opset: int = 17, seed: int = 0, domain: str = "", **constants: object) -> onnx.ModelProto:
     """Make a model from the text of its graph; a constant given as a shape is filled with small random numbers."""
-    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]>\ng {text}')
+    imports = f'"" : {opset}' + (f', "{domain}" : 1' if domain else "")
+    model = onnx.parser.parse_model(f"<ir_version: 8, opset_import: [{imports}]>\ng {text}")
     rng = np.random.default_rng(seed)
     for name, value in constants.items():
         array = np.asarray(value)

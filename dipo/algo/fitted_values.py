@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import onnx_ir as ir
 
 from dipo.graph.accessors import name_of
-from dipo.graph.placement import SHAPE_OPERATORS
+from dipo.graph.sizes import SHAPE_OPERATORS
 
 
 def fitted_values(nodes: Sequence[ir.Node], outputs: Iterable[str]) -> tuple[str, ...]:

@@ -10,11 +10,12 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from dipo.graph import operators, torch_ops
+from dipo.graph import operators
 from dipo.graph.accessors import name_of, sole_consumer
 from dipo.graph.limits import clip_limits
 from dipo.graph.operators import Operand
 from dipo.graph.ops.reader import TorchOp
+from dipo.graph.program import bind_all
 from dipo.quant.kernels import Kernels
 from dipo.quant.rounding import flat, random_words, unflat
 
@@ -39,7 +40,7 @@ class FusedFakeQuant:
     high: float
 
 
-def fuse(nodes: Sequence[ir.Node], quantized: set[str], opset: int) -> list[Operation | FusedFakeQuant]:
+def fuse(model: ir.Model, nodes: Sequence[ir.Node], quantized: set[str]) -> list[Operation | FusedFakeQuant]:
     """Return the unit's operations, activation functions and residual sums fused into the quantizers after them."""
     sites: dict[ir.Node, FusedFakeQuant] = {}
     absorbed: set[ir.Node] = set()
@@ -65,22 +66,17 @@ def fuse(nodes: Sequence[ir.Node], quantized: set[str], opset: int) -> list[Oper
             sites[node] = FusedFakeQuant(name_of(value), inputs, low, high)
             absorbed.update(chain)
     program: list[Operation | FusedFakeQuant] = []
-    for node in nodes:
+    for bound in bind_all(model, nodes, wanted=quantized):
+        node = bound.nodes[0]
         if node in sites:
             program.append(sites[node])
             continue
         if node in absorbed:
             continue
-        program.append(
-            Operation(
-                torch_ops.bind(node, opset),
-                tuple(None if v is None else name_of(v) for v in node.inputs),
-                tuple(v.name or "" for v in node.outputs),
-            )
+        program.append(Operation(bound.function, bound.inputs, bound.outputs))
+        program.extend(
+            FusedFakeQuant(name, (name,), -math.inf, math.inf) for name in bound.outputs if name in quantized
         )
-        if node.outputs[0].name in quantized:
-            name = name_of(node.outputs[0])
-            program.append(FusedFakeQuant(name, (name,), -math.inf, math.inf))
     return program
 
 

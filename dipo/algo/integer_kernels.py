@@ -88,7 +88,7 @@ def integer_kernels(
     functions = {step.node: step.function for step in module.steps}
     kernels = IntegerKernels()
     sites = {}
-    for node in model.graph:
+    for node in (node for node in model.graph if node_name(node) in functions):
         site = match_kernel(node, functions, plan=plan, quantized=quantized, quantize_outputs=quantize_outputs)
         own = quantized.layers[node_name(node)] if node_name(node) in plan.layers else None
         suits = node.op_type in INTEGER_FUNCTIONS if own is None else own.qparams.blocks is None

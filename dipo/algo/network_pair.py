@@ -226,7 +226,13 @@ class NetworkPair:
         self, captures: Mapping[str, CachedActivation], names: Sequence[str], rows: Rows
     ) -> dict[str, torch.Tensor]:
         """Return some samples of cached values, float32, by name."""
-        return {name: captures[name].at(rows) for name in names}
+        num = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+        return self.sizes(names, num) | {name: captures[name].at(rows) for name in names if name in captures}
+
+    def sizes(self, names: Iterable[str], num_samples: int) -> dict[str, torch.Tensor]:
+        """Return those of the values that follow from the number of samples."""
+        counted = self.samples.counted
+        return {name: counted[name].of(num_samples, self.device) for name in names if name in counted}
 
     def reads(self, captures: Mapping[str, CachedActivation], module: GraphModule) -> Iterator[dict[str, torch.Tensor]]:
         """Return an iterator over a module's inputs by name, batch by batch."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from dipo.algo.losses import ErrorLoss
 from dipo.algo.steps.reconstruction import ReconstructionOptions
 from dipo.algo.weight_quantizer import FIXED, LayerInit, WeightQuantizer
 from dipo.graph.plan import QuantizedLayer
+from dipo.graph.sample_axis import CountedValue
 from dipo.quant.kernels import Kernels
 from dipo.quant.rounding import random_words
 from dipo.quant.spec import QParams
@@ -55,6 +56,8 @@ class UnitProblem:
     """By name of the output: weights of each element's error; None: all alike."""
     rounding: Mapping[str, NDArray[np.float32]] | None = None
     """By name of the node: state after an earlier phase, see `WeightQuantizer.begun`; None: start at float weights."""
+    sizes: Mapping[str, CountedValue] = field(default_factory=dict)
+    """Inputs that follow from the number of samples."""
     freeze_rounding: bool = False
     """Keep the codes as they are: biases and scales alone are trained."""
 
@@ -148,6 +151,7 @@ class Trainer:
         """
         index, generator = self.batches[piece.index][step], self.generators[piece.index]
         inputs = {name: self._input(name, index, generator) for name in self.problem.q_inputs}
+        inputs |= {name: value.of(len(index), self.device) for name, value in self.problem.sizes.items()}
         names = list(self.targets)
         # An output that depends on nothing that is trained cannot be fitted.
         made = zip(names, self.program.run(inputs, names, generator), strict=True)
@@ -181,7 +185,7 @@ class Trainer:
         # Rows are gathered by index_select: inside a compiled kernel the gather would keep everything from vectorising.
         q, fp = self.problem.q_inputs[name], self.problem.fp_inputs[name]
         rows = q.data.index_select(0, index).view(-1)
-        if self.fp_input_prob == 0 or q is fp:
+        if self.fp_input_prob == 0 or q is fp or not fp.data.is_floating_point():
             return q.view(
                 rows
                 if q.qparams is None

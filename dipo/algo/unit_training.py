@@ -16,7 +16,7 @@ from dipo.algo.reconstruct import reconstruct
 from dipo.algo.steps.reconstruction import ReconstructionOptions
 from dipo.algo.trainer import UnitProblem
 from dipo.algo.unit_solver import UnitResult, UnitWork
-from dipo.graph.accessors import name_of, opset_of
+from dipo.graph.accessors import name_of
 from dipo.quant.spec import QParams
 
 
@@ -109,14 +109,17 @@ def unit_problem(
     if not freeze_rounding:
         activations = _coarse(activations)
     module = pair.module(nodes, unit.outputs)
-    fp_inputs = {name: pair.fp[name] for name in module.inputs}
+    counted = pair.samples.counted
+    captured = [name for name in module.inputs if name not in counted]
+    fp_inputs = {name: pair.fp[name] for name in captured}
     return UnitProblem(
-        steps=fuse(nodes, set(activations), opset_of(pair.model)),
+        steps=fuse(pair.model, nodes, set(activations)),
         constants={name: module.constant(name) for name in module.constant_names},
         layers={name: (*pair.layer_layouts[name], pair.layers[name]) for name in work.layers},
         activations=activations,
         fp_inputs=fp_inputs,
-        q_inputs=fp_inputs if cfg.inputs == "float" else {name: pair.q[name] for name in module.inputs},
+        q_inputs=fp_inputs if cfg.inputs == "float" else {name: pair.q[name] for name in captured},
+        sizes={name: counted[name] for name in module.inputs if name in counted},
         targets={name: work.targets[name] for name in pair.fitted(unit)},
         weights=_fisher(work, seed) if cfg.loss == "fisher" else None,
         rounding=None if work.warm_start is None else work.warm_start.rounding,

@@ -8,6 +8,9 @@ from onnxscript.version_converter import convert_version
 from dipo.errors import UserError
 from dipo.graph.quiet import quiet
 
+ENCLOSED = "dipo.enclosed"
+"""Domain of the functions of `passes.enclose_subgraphs`, which no written file has."""
+
 
 def convert_opset(model: ir.Model, opset: int) -> None:
     """Convert the model to a newer default operator set, in place.

@@ -10,10 +10,8 @@ from dipo.graph import operators
 from dipo.graph.accessors import array_of, name_of, sole_consumer
 from dipo.graph.layers import is_layer
 from dipo.graph.operators import Kind, Moves, Operand
+from dipo.graph.sizes import SHAPE_OPERATORS
 from dipo.graph.target_spec import TargetSpec
-
-SHAPE_OPERATORS = frozenset({"Shape", "Size"})
-"""Operators whose result does not depend on the numbers that they read."""
 
 
 def quantized_values(nodes: Iterable[ir.Node], rules: TargetSpec, *, placement: str) -> set[str]:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from dipo.graph import operators
+from dipo.graph import operators, torch_ops
 from dipo.graph.accessors import name_of, node_name
 from dipo.graph.constraints import check_constraints, check_patterns, check_widths
 from dipo.graph.layers import Layer, is_layer, layer_of, layers_of
@@ -140,7 +140,8 @@ def make_plan(model: ir.Model, rules: TargetSpec, precision: PrecisionConfig) ->
     """
     _check_names(model, precision)
     check_constraints(rules, precision)
-    taken = (node for node in model.graph if operators.key_of(node) in rules.operators)
+    named = (node for node in model.graph if operators.key_of(node) in rules.operators)
+    taken = (node for node in named if torch_ops.supported(node))  # what ONNX Runtime computes here stays float
     nodes = [node for node in taken if not _is_skipped(node, precision.skip)]
     edge = edge_layers(model)
     schemes = {

@@ -19,6 +19,8 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
+from dipo.graph.accessors import name_of
+from dipo.graph.sizes import computed_from_sizes
 from dipo.graph.torch_module import GraphModule, Step, channels_last
 from dipo.quant.rounding import flat, unflat
 
@@ -103,6 +105,30 @@ FIRST = SampleAxis()
 """One row for each sample, on the first axis."""
 
 
+@dataclass(frozen=True, eq=False)
+class CountedValue:
+    """Integers or booleans that follow from the number of samples: shapes and what is computed from them."""
+
+    at_one: NDArray[Any]
+    """The value for one sample."""
+    step: NDArray[Any]
+    """What each further sample adds."""
+
+    def of(self, num_samples: int, device: torch.device) -> torch.Tensor:
+        """Return the value for a number of samples."""
+        return torch.from_numpy(np.asarray(self.at_one + self.step * (num_samples - 1), self.at_one.dtype)).to(device)
+
+    @staticmethod
+    def between(one: torch.Tensor, two: torch.Tensor) -> CountedValue | None:
+        """Return what runs through the values for one and for two samples; None if nothing does."""
+        if one.shape != two.shape or one.dtype != two.dtype or one.is_floating_point():
+            return None
+        first, second = one.numpy(), two.numpy()
+        if one.dtype == torch.bool:
+            return CountedValue(first, np.zeros_like(first, np.int64)) if np.array_equal(first, second) else None
+        return CountedValue(first, np.asarray(second - first))
+
+
 @dataclass(frozen=True)
 class SampleAxes:
     """Where the samples lie in a network's values. Values that are not named have them on their first axis."""
@@ -113,6 +139,8 @@ class SampleAxes:
     """Values that are the same for all samples: anchors, shapes, whatever follows from the batch's size alone."""
     mixed: frozenset[str] = frozenset()
     """Values in which samples cannot be told apart."""
+    counted: Mapping[str, CountedValue] = field(default_factory=dict)
+    """Those of `same` that hold sizes, or what is computed from sizes alone: known without running anything."""
 
     def of(self, name: str) -> SampleAxis:
         """Return a value's axis; it must have one."""
@@ -151,15 +179,38 @@ def find_sample_axes(model: ir.Model, samples: Mapping[str, NDArray[Any]]) -> Sa
     odd: dict[str, SampleAxis] = {}
     same: set[str] = set()
     mixed: set[str] = set()
+    counted: dict[str, CountedValue] = {}
+    sizes = computed_from_sizes(model)
+    made = [name_of(value) for node in model.graph for value in node.outputs if value.name]
+    module = GraphModule(model, outputs=made).eval()
     with torch.inference_mode():
-        for step, name, seen in _in_lockstep(GraphModule(model).eval(), (first, second, both)):
+        for step, name, seen in _in_lockstep(module, (first, second, both)):
+            if not all(isinstance(value, torch.Tensor) for value in seen):
+                mixed.add(name)
+                continue
             near = [odd[source] for source in step.inputs if source in odd]
-            axis = _axis_of(*seen, near=near)
+            known = CountedValue.between(seen[0], seen[2]) if name in sizes and torch.equal(*seen[:2]) else None
+            axis = _axis_of(*seen, near=near) if known is None else None
             if axis is None:
                 (same if _is_same(*seen) else mixed).add(name)
+                counted |= {} if known is None else {name: known}
             elif axis != FIRST:
                 odd[name] = axis
-    return SampleAxes(odd, frozenset(same), frozenset(mixed))
+        if any(value.step.any() for value in counted.values()):
+            three = {name: torch.cat([both[name], first[name]]) for name in first}
+            counted = _confirmed(counted, module, three)
+    return SampleAxes(odd, frozenset(same), frozenset(mixed), counted)
+
+
+def _confirmed(
+    counted: Mapping[str, CountedValue], module: GraphModule, three: Mapping[str, torch.Tensor]
+) -> dict[str, CountedValue]:
+    """Return what was found for one and two samples, without what does not hold for three."""
+    found = dict(counted)
+    for _, name, (seen,) in _in_lockstep(module, (three,)):
+        if name in found and not torch.equal(found[name].of(3, seen.device), seen):
+            del found[name]
+    return found
 
 
 def _two_samples(samples: Mapping[str, NDArray[Any]]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

@@ -10,9 +10,9 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from dipo.graph import torch_ops
-from dipo.graph.accessors import array_of, name_of, node_name, opset_of
+from dipo.graph.accessors import array_of, name_of, node_name
 from dipo.graph.ops.reader import TorchOp
+from dipo.graph.program import Bound, bind_all
 
 Hook = Callable[[str, torch.Tensor], torch.Tensor]
 """Function of a value's name and the value that returns the tensor for the nodes that read it."""
@@ -23,6 +23,7 @@ class Step:
     """A node's function, with the names of the values that it reads, writes, and reads for the last time."""
 
     node: str
+    """Name of the node; of the first one for a region that runs in ONNX Runtime."""
     function: TorchOp
     inputs: tuple[str | None, ...]
     outputs: tuple[str, ...]
@@ -46,8 +47,6 @@ class GraphModule(torch.nn.Module):
             nodes: The nodes to run, in topological order.
             outputs: Names of the values to return; by default those that are read outside `nodes` or leave the network.
 
-        Raises:
-            UserError: A node's operator has no torch function.
         """
         super().__init__()
         nodes = list(model.graph) if nodes is None else list(nodes)
@@ -57,13 +56,15 @@ class GraphModule(torch.nn.Module):
             tuple(outputs) if outputs is not None else tuple(name_of(v) for v in produced if _leaves(v, inside))
         )
         self._constants: dict[str, str] = {}
+        program = bind_all(model, nodes, wanted=self.outputs)
+        in_torch = (node for bound in program if not bound.in_runtime for node in bound.nodes)
         for value in dict.fromkeys(
-            v for node in nodes for v in node.inputs if v is not None and v.const_value is not None
+            v for node in in_torch for v in node.inputs if v is not None and v.const_value is not None
         ):
             buffer = f"constant_{len(self._constants)}"
             self._constants[name_of(value)] = buffer
             self.register_buffer(buffer, _to_tensor(array_of(value)))
-        self.steps = _schedule(nodes, opset_of(model), constants=set(self._constants))
+        self.steps = _schedule(program, constants=set(self._constants))
         made = {name_of(value) for value in produced}
         self._read = dict.fromkeys(name for step in self.steps for name in step.inputs if name is not None)
         passed = (name for name in self.outputs if name not in made)
@@ -126,7 +127,8 @@ class GraphModule(torch.nn.Module):
                 if name in missing:
                     del missing[name]
                     yield name, value
-                seen = value if hook is None or not name else hook(name, value)
+                is_seen = hook is not None and name and isinstance(value, torch.Tensor)
+                seen = hook(name, value) if hook is not None and is_seen else value
                 if name in self._read:
                     live[name] = seen
             for name in step.last_reads:
@@ -150,21 +152,21 @@ def _leaves(value: ir.Value, inside: set[str]) -> bool:
     return value.is_graph_output() or any(use.node.name not in inside for use in value.uses())
 
 
-def _schedule(nodes: Sequence[ir.Node], opset: int, *, constants: set[str]) -> list[Step]:
-    last_read: dict[str, str] = {}
-    for node in nodes:
-        last_read |= {name_of(value): node_name(node) for value in node.inputs if value is not None}
-    steps = []
-    for node in nodes:
-        inputs = tuple(None if value is None else name_of(value) for value in node.inputs)
-        done = (name for name in dict.fromkeys(inputs) if name is not None and last_read[name] == node.name)
-        steps.append(
-            Step(
-                node=node_name(node),
-                function=torch_ops.bind(node, opset),
-                inputs=inputs,
-                outputs=tuple(value.name or "" for value in node.outputs),
-                last_reads=tuple(name for name in done if name not in constants),
-            )
+def _schedule(program: Sequence[Bound], *, constants: set[str]) -> list[Step]:
+    last_read: dict[str, int] = {}
+    for index, bound in enumerate(program):
+        last_read |= {name: index for name in bound.inputs if name is not None}
+    return [
+        Step(
+            node=node_name(bound.nodes[0]),
+            function=bound.function,
+            inputs=bound.inputs,
+            outputs=bound.outputs,
+            last_reads=tuple(
+                name
+                for name in dict.fromkeys(bound.inputs)
+                if name is not None and last_read[name] == index and name not in constants
+            ),
         )
-    return steps
+        for index, bound in enumerate(program)
+    ]

@@ -32,7 +32,7 @@ def bind(node: ir.Node, opset: int) -> TorchOp:
     reader = NodeReader(node, opset)
     builder = operators.of(node).torch
     if builder is None:
-        raise reader.refusal("this operator is not computed in torch, end the model in front of it")
+        raise reader.refusal("this operator is not computed in torch")
     if opset < OLDEST_OPSET:
         raise reader.refusal(f"opset {opset} is too old: convert the model to opset {OLDEST_OPSET} or later")
     op = builder(reader)

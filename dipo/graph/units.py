@@ -8,7 +8,9 @@ skip).
 
 Nodes at the end of a file that no layer comes after, a detector's Sigmoids, belong to the layers that they read,
 wherever these lie. A value in which samples cannot be told apart (`graph.sample_axis`) cannot be kept between units: no
-cut parts it from what reads it. One that is the same for all samples is made again in each unit that reads it.
+cut parts it from what reads it. One that is the same for all samples is made again in each unit that reads it. Sizes,
+and what is computed from them alone, belong to no unit: they are known. What ONNX Runtime computes (`graph.program`) is
+a unit by itself, since gradients do not pass it.
 
 A stage is a run of such blocks between two changes of resolution, and the network may be one unit as a whole.
 """
@@ -25,8 +27,11 @@ from dipo.graph import operators
 from dipo.graph.accessors import name_of, node_name, sole_consumer
 from dipo.graph.layers import Layer, is_layer, layer_of
 from dipo.graph.operators import Kind, Operand
+from dipo.graph.program import float_regions, in_order
 from dipo.graph.sample_axis import SampleAxes
 
+Cut = Callable[[Sequence[ir.Node], Set[str]], list[list[ir.Node]]]
+"""Function that partitions nodes, given the values that need not be kept."""
 LONG_SKIP_LAYERS = 12
 """Number of layers after which a value that is still read is a long skip (a U-Net's), which keeps no unit open."""
 
@@ -64,15 +69,32 @@ def find_units(model: ir.Model, *, granularity: str, samples: SampleAxes | None 
         samples: Where the samples lie in each value; None: on the first axis of all.
     """
     samples = samples or SampleAxes()
-    order = list(model.graph)
+    known = samples.counted.keys()
+    order = [node for node in model.graph if not {value.name for value in node.outputs if value.name} <= known]
     remakable = _remakable(order, samples)
     unkept = samples.mixed | samples.same
-    pieces = _uncut(_CUTS[granularity](_tails_pulled(order), remakable), unkept - remakable)
+    pieces = _uncut(_pieces(model, order, remakable, _CUTS[granularity]), unkept - remakable - known)
     made_again = [_makers(piece, order, remakable) for piece in pieces]
-    inputs = [_read([*makers, *piece]) for makers, piece in zip(made_again, pieces, strict=True)]
+    inputs = [_read([*makers, *piece], known) for makers, piece in zip(made_again, pieces, strict=True)]
     handed_on = {*itertools.chain(*inputs), *(name_of(value) for value in model.graph.outputs)} - unkept
     parts = zip(pieces, made_again, inputs, strict=True)
     return [_unit(index, *part, handed_on=handed_on) for index, part in enumerate(parts)]
+
+
+def _pieces(model: ir.Model, nodes: Sequence[ir.Node], remakable: Set[str], cut: Cut) -> list[list[ir.Node]]:
+    """Return the pieces into which the nodes are cut, those that ONNX Runtime computes with floats by themselves."""
+    regions = {node: region for region in float_regions(model) for node in region}
+    pulled = _tails_pulled(nodes)
+    if not regions:
+        return cut(pulled, remakable)
+    alone = {node for node in pulled if node not in regions}
+    pieces: list[list[ir.Node]] = []
+    for is_torch, groups in itertools.groupby(in_order(pulled, alone), key=lambda group: group[0] in alone):
+        if is_torch:
+            pieces += cut([node for group in groups for node in group], remakable)
+        else:
+            pieces += [list(group) for group in groups]
+    return pieces
 
 
 def _remakable(nodes: Sequence[ir.Node], samples: SampleAxes) -> frozenset[str]:
@@ -81,7 +103,7 @@ def _remakable(nodes: Sequence[ir.Node], samples: SampleAxes) -> frozenset[str]:
     for node in nodes:
         names = {name_of(value) for value in node.outputs if value.name}
         read = {name_of(v) for v in node.inputs if v is not None and v.const_value is None}
-        kept = (read & (samples.same | samples.mixed)) - found
+        kept = (read & (samples.same | samples.mixed)) - found - samples.counted.keys()
         if names and names <= samples.same and not kept and not is_layer(node):
             found |= names
     return frozenset(found)
@@ -112,7 +134,7 @@ def _uncut(pieces: Sequence[list[ir.Node]], values: Set[str]) -> list[list[ir.No
         else:
             joined.append(piece)
         made = (value for node in piece for value in node.outputs if value.name in values)
-        reach = max([reach, *(of_node[use.node] for value in made for use in value.uses())])
+        reach = max([reach, *(of_node[use.node] for value in made for use in value.uses() if use.node in of_node)])
     return joined
 
 
@@ -132,11 +154,11 @@ def _unit(
     )
 
 
-def _read(nodes: Sequence[ir.Node]) -> list[str]:
-    """Return the values that the nodes read and do not compute."""
+def _read(nodes: Sequence[ir.Node], known: Set[str]) -> list[str]:
+    """Return the values that the nodes read and do not compute, without those that are `known`."""
     produced = {name_of(value) for node in nodes for value in node.outputs if value.name}
     read = (name_of(v) for node in nodes for v in node.inputs if v is not None and v.const_value is None)
-    return [name for name in dict.fromkeys(read) if name not in produced]
+    return [name for name in dict.fromkeys(read) if name not in produced and name not in known]
 
 
 def _makers(nodes: Sequence[ir.Node], order: Sequence[ir.Node], remakable: Set[str]) -> list[ir.Node]:
@@ -191,8 +213,9 @@ def _blocks(nodes: Sequence[ir.Node], remakable: Set[str]) -> list[list[ir.Node]
         pieces[-1].append(node)
         entering = (value for value in node.inputs if value is not None and value.is_graph_input())
         for value in (value for value in (*entering, *node.outputs) if value.name not in remakable):
-            last = max((order[use.node] for use in value.uses()), default=index)
-            is_long = layers_before[last + 1] - layers_before[index + 1] > LONG_SKIP_LAYERS
+            # What is read behind these nodes lives to their end.
+            last = max((order.get(use.node, len(nodes)) for use in value.uses()), default=index)
+            is_long = layers_before[min(last + 1, len(nodes))] - layers_before[index + 1] > LONG_SKIP_LAYERS
             live.setdefault(value, (last, is_long))
         live = {value: (last, is_long) for value, (last, is_long) in live.items() if last > index}
         short = [value for value, (_, is_long) in live.items() if value in node.outputs or not is_long]
@@ -297,10 +320,10 @@ def _strides(node: ir.Node) -> Sequence[int]:
     return () if attribute is None else attribute.as_ints()
 
 
-_CUTS: dict[str, Callable[[Sequence[ir.Node], Set[str]], list[list[ir.Node]]]] = {
+_CUTS: dict[str, Cut] = {
     "layer": _layers,
     "block": lambda nodes, remakable: _merge(_blocks(nodes, remakable)),
     "stage": _stages,
     "network": lambda nodes, _: [list(nodes)],
 }
-"""Function that partitions a network's nodes, given the values that need not be kept, by granularity."""
+"""How nodes are partitioned, by granularity."""

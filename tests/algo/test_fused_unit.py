@@ -3,7 +3,6 @@
 import torch
 
 from dipo.algo.fused_unit import FusedFakeQuant, FusedUnit, Quantizer, fuse
-from dipo.graph.accessors import opset_of
 from dipo.graph.torch_module import GraphModule
 from dipo.quant import kernels
 from dipo.quant.functional import TorchQParams, fake_quantize
@@ -24,7 +23,7 @@ def program_of(case, names, values):
             q_prob=1.0,
         )
     constants = {name: module.constant(name).clone().requires_grad_() for name in module.constant_names}
-    steps = fuse(nodes, set(values), opset_of(case.model))
+    steps = fuse(case.model, nodes, set(values))
     return module, FusedUnit(steps, constants, quantizers, kernels.eager())
 
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 from networks import images, network, saved, tiny_cnn
 
-from dipo.errors import UserError
 from dipo.export.runtime import run_model
 from dipo.graph.accessors import node_name
 from dipo.graph.load import load
+from dipo.graph.runtime_region import RuntimeRegion
 from dipo.graph.torch_module import GraphModule, channels_last
 from dipo.graph.units import find_units
 
@@ -132,7 +132,18 @@ def test_values_that_nobody_reads_are_not_kept(tmp_path):
     assert module.outputs == ("y",)
 
 
-def test_an_operator_that_torch_lacks_is_refused_by_name(tmp_path):
-    model = load(saved(network("(float[N,4] x) => (float[N,4] y) { [odd] y = Shrink(x) }"), tmp_path))
-    with pytest.raises(UserError, match="Shrink"):
-        GraphModule(model)
+def test_operators_that_torch_lacks_run_in_onnx_runtime_together(tmp_path):
+    text = """(float[N,4] x) => (float[N,4] y, float[N,4] z) {
+      [odd] a = com.microsoft.QuickGelu(x) [odder] b = com.microsoft.QuickGelu(a) [relu] c = Relu(b)
+      [last] z = com.microsoft.QuickGelu(c) y = Neg(a)
+    }"""
+    model = load(saved(network(text, domain="com.microsoft"), tmp_path))
+    module = GraphModule(model)
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    made = module({"x": x})
+    a = x * torch.sigmoid(1.702 * x)
+    b = a * torch.sigmoid(1.702 * a)
+    c = torch.relu(b)
+    torch.testing.assert_close(made["y"], -a)
+    torch.testing.assert_close(made["z"], c * torch.sigmoid(1.702 * c))
+    assert [step.node for step in module.steps if isinstance(step.function, RuntimeRegion)] == ["odd", "last"]

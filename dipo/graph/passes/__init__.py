@@ -12,6 +12,7 @@ from onnx_ir.passes.common import TopologicalSortPass
 from dipo.graph.passes.constant_parameters import ConstantParameters
 from dipo.graph.passes.default_domain import DefaultDomain
 from dipo.graph.passes.drop_no_ops import DropNoOps
+from dipo.graph.passes.enclose_subgraphs import DiscloseSubgraphs, EncloseSubgraphs
 from dipo.graph.passes.fold_fills import FoldFills
 from dipo.graph.passes.fold_weights import FoldWeights
 from dipo.graph.passes.free_batch import FreeBatch
@@ -44,6 +45,7 @@ NORMALISATION: tuple[PassBase, ...] = (
     Simplify(),
     # Once more: the optimizer may have found out what a weight depends on, such as a shape.
     FoldWeights(),
+    EncloseSubgraphs(),
     ScalarLimits(),
     InferShapes(),
     DropNoOps(),
@@ -60,4 +62,5 @@ def as_in_file(model: ir.Model) -> ir.Model:
     """Return a copy of a normalised network whose inputs and outputs are those of the user's file."""
     copy = model.clone()
     RestoreInterface()(copy)
+    DiscloseSubgraphs()(copy)
     return copy

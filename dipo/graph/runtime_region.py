@@ -1,0 +1,117 @@
+"""A part of the network that torch does not compute, as a torch function that runs it in ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import torch
+
+from dipo.graph.accessors import name_of
+
+FATAL = 4
+"""Severity from which ONNX Runtime's log is shown; errors raise exceptions."""
+
+
+@dataclass(eq=False)
+class RuntimeRegion:
+    """Nodes that run together in ONNX Runtime, on the CPU, as one float function.
+
+    It takes the values of `inputs` by position and returns a tuple of `outputs`. Gradients do not pass it. What is no
+    tensor, such as a sequence, goes in and out as ONNX Runtime has it. A session is made at the first call, when the
+    types of the inputs are known.
+    """
+
+    model: ir.Model
+    """The model that the nodes belong to."""
+    nodes: tuple[ir.Node, ...]
+    """The nodes, in topological order."""
+    inputs: tuple[str, ...]
+    """Names of the values that they read from outside, constants excepted."""
+    outputs: tuple[str, ...]
+    """Names of the values to return."""
+    _session: ort.InferenceSession | None = field(default=None, init=False, repr=False)
+
+    def __call__(self, *values: Any) -> tuple[Any, ...]:
+        """Run the nodes."""
+        device = next((value.device for value in values if isinstance(value, torch.Tensor)), torch.device("cpu"))
+        feeds = {name: _to_runtime(value) for name, value in zip(self.inputs, values, strict=True)}
+        if self._session is None:
+            self._session = self._make_session(feeds)
+        made = self._session.run(list(self.outputs), feeds)
+        return tuple(_to_torch(value, device) for value in made)
+
+    def _make_session(self, feeds: dict[str, Any]) -> ort.InferenceSession:
+        options = ort.SessionOptions()
+        options.log_severity_level = FATAL
+        options.intra_op_num_threads = torch.get_num_threads()
+        file = region_proto(
+            self.model, self.nodes, {name: _type_of(value) for name, value in feeds.items()}, self.outputs
+        )
+        return ort.InferenceSession(file.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def region_proto(
+    model: ir.Model, nodes: Sequence[ir.Node], inputs: dict[str, onnx.TypeProto], outputs: Sequence[str]
+) -> onnx.ModelProto:
+    """Return some nodes of a model as a model of their own.
+
+    Args:
+        model: The model.
+        nodes: The nodes, in topological order.
+        inputs: Types of the values that they read from outside, constants excepted, by name.
+        outputs: Names of the values to return.
+    """
+    read = dict.fromkeys(value for node in nodes for value in node.inputs if value is not None)
+    constants = []
+    for value in read:
+        if value.const_value is not None and value.name not in inputs:
+            tensor = ir.serde.serialize_tensor(ir.tensor(value.const_value.numpy(), name=name_of(value)))
+            constants.append(tensor)
+    graph = onnx.helper.make_graph(
+        [ir.serde.serialize_node(node) for node in nodes],
+        "region",
+        [onnx.ValueInfoProto(name=name, type=kind) for name, kind in inputs.items()],
+        [onnx.ValueInfoProto(name=name) for name in outputs],
+        constants,
+    )
+    called = {node.op_identifier() for node in nodes}
+    functions = [f for key, f in model.functions.items() if key in called]
+    imports = dict(model.opset_imports)
+    for function in functions:
+        imports[function.domain] = 1
+    return onnx.helper.make_model(
+        graph,
+        opset_imports=[onnx.helper.make_opsetid(domain, version) for domain, version in imports.items()],
+        ir_version=max(model.ir_version, _WITH_FUNCTIONS),
+        functions=[ir.serde.serialize_function(function) for function in functions],
+    )
+
+
+_WITH_FUNCTIONS = 8
+"""First IR version with functions."""
+
+
+def _to_runtime(value: Any) -> Any:
+    return value.detach().cpu().contiguous().numpy() if isinstance(value, torch.Tensor) else value
+
+
+def _to_torch(value: Any, device: torch.device) -> Any:
+    if isinstance(value, (list, type(None))) or np.asarray(value).dtype.kind not in "biuf":
+        return value
+    return torch.from_numpy(np.asarray(value)).to(device)
+
+
+def _type_of(value: Any) -> onnx.TypeProto:
+    """Return the type of a value that ONNX Runtime made or takes."""
+    if isinstance(value, list):
+        return onnx.helper.make_sequence_type_proto(_type_of(value[0]))
+    kind = onnx.TensorProto.STRING if value.dtype.kind in "OU" else onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+    proto = onnx.TypeProto()
+    proto.tensor_type.elem_type = kind
+    return proto
