@@ -12,9 +12,6 @@ from dipo.graph.layers import is_layer
 from dipo.graph.operators import Kind, Moves, Operand
 from dipo.graph.target_spec import TargetSpec
 
-SHAPE_OPERATORS = frozenset({"Shape", "Size"})
-"""Operators whose result does not depend on the numbers that they read."""
-
 
 def quantized_values(nodes: Iterable[ir.Node], rules: TargetSpec, *, placement: str) -> set[str]:
     """Return the names of the quantized values: those with a quantizer, and rearrangements of these, which share codes.
@@ -54,7 +51,7 @@ def final_floats(model: ir.Model) -> set[str]:
 
 def _is_last_float(value: ir.Value) -> bool:
     readers = [use.node for use in value.uses()]
-    ends = [node.op_type not in SHAPE_OPERATORS and not any(map(is_float, node.outputs)) for node in readers]
+    ends = [not operators.of(node).reads_shape and not any(map(is_float, node.outputs)) for node in readers]
     return bool(ends) and all(ends)
 
 
