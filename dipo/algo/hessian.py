@@ -18,6 +18,7 @@ from dipo.algo.network_pair import NetworkPair
 from dipo.algo.reference_weights import target_of
 from dipo.errors import UserError
 from dipo.graph.accessors import name_of, node_name
+from dipo.graph.one_by_one import of_one
 from dipo.graph.ops.reader import TorchOp
 from dipo.graph.torch_module import GraphModule
 from dipo.graph.weight_layout import WeightLayout
@@ -58,7 +59,7 @@ def hessian(pair: NetworkPair, node: ir.Node) -> torch.Tensor:
     source = name_of(next(value for value in node.inputs[:1] if value is not None))
     capture = pair.q[source]
     layout = WeightLayout.of(node, target_of(pair, node_name(node)).shape)
-    function = GraphModule(pair.model, nodes=[node]).steps[0].function
+    function = of_one(GraphModule(pair.model, nodes=[node]).steps[0].function)
     total = len(capture.data)
     first = columns(_numbers(capture, 0, 1), layout, function, node=node)
     grid = _grid(pair, capture, total * first.shape[-1])

@@ -25,6 +25,7 @@ import torch
 from dipo.algo.kernel_matching import Grid, KernelMatch, keep_integer, match_kernel
 from dipo.graph.accessors import name_of, node_name
 from dipo.graph.layers import Layer, layer_of
+from dipo.graph.one_by_one import of_one, with_function
 from dipo.graph.ops.reader import TorchOp
 from dipo.graph.plan import Plan, QuantizedLayer, QuantizedModel
 from dipo.graph.torch_module import GraphModule, channels_last
@@ -59,7 +60,10 @@ class IntegerKernels:
         """Return the same module with these kernels; it shares its constants."""
         changed = copy.copy(module)
         changed.steps = [
-            dataclasses.replace(step, function=self.functions.get(step.node, step.function)) for step in module.steps
+            dataclasses.replace(step, function=with_function(step.function, self.functions[step.node]))
+            if step.node in self.functions
+            else step
+            for step in module.steps
         ]
         return changed
 
@@ -85,7 +89,7 @@ def integer_kernels(
         quantize_outputs: The network's outputs are quantized too.
         device: Device to run on.
     """
-    functions = {step.node: step.function for step in module.steps}
+    functions = {step.node: of_one(step.function) for step in module.steps}
     kernels = IntegerKernels()
     sites = {}
     for node in (node for node in model.graph if node_name(node) in functions):

@@ -71,9 +71,6 @@ def open_datasets(
     """
     assert inputs
     how = preprocessing(mean=mean, std=std, scale=scale, size=size, layout=layout)
-    for spec in inputs:
-        if not spec.shape:
-            raise UserError(f"input '{spec.name}' of the model has no batch dimension: export the model with one")
     parts = _parts(path, source, num, name="", inputs=inputs, how=how)
     assert parts is not None
     evaluation = parts.eval

@@ -37,7 +37,7 @@ class NoiseDataset:
         """Return samples `start` to `stop` (not included), the same numbers in every process."""
         assert 0 <= start < stop <= self.num
         inputs = {
-            spec.name: np.stack([self._sample(number, spec, index) for index in range(start, stop)])
+            spec.name: np.stack([self._sample(number, spec, 0 if spec.axis is None else i) for i in range(start, stop)])
             for number, spec in enumerate(self.inputs)
         }
         return Samples(inputs, None)

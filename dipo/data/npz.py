@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from dipo.data.preprocess import Fit, Preprocessing, fit
 from dipo.data.samples import InputSpec, Parts, Samples, shape_text, stored_name
-from dipo.data.stored_array import StoredArray, open_npy, open_npz
+from dipo.data.stored_array import MovedArray, StoredArray, open_npy, open_npz
 from dipo.errors import UserError
 
 LABELS = ("labels", "label", "y")
@@ -32,7 +32,7 @@ _LISTED = 8
 class ArrayDataset:
     """Samples in arrays, one for each input."""
 
-    arrays: tuple[StoredArray, ...]
+    arrays: tuple[StoredArray | MovedArray, ...]
     fits: tuple[Fit, ...]
     """Conversion of each array to an input."""
     labels: StoredArray | None
@@ -153,8 +153,9 @@ def _only_input(source: str, inputs: Sequence[InputSpec]) -> Sequence[InputSpec]
 
 
 def _dataset(
-    arrays: Sequence[StoredArray], labels: StoredArray | None, *, inputs: Sequence[InputSpec], how: Preprocessing
+    stored: Sequence[StoredArray], labels: StoredArray | None, *, inputs: Sequence[InputSpec], how: Preprocessing
 ) -> ArrayDataset:
+    arrays = _samples_first(stored, inputs)
     for array in arrays:
         if not array.shape:
             raise UserError(f"{array.source} is a single number: give an array of samples along its first axis")
@@ -171,6 +172,21 @@ def _dataset(
         for spec, array in zip(inputs, arrays, strict=True)
     ]
     return ArrayDataset(tuple(arrays), tuple(fits), labels, num)
+
+
+def _samples_first(stored: Sequence[StoredArray], inputs: Sequence[InputSpec]) -> list[StoredArray | MovedArray]:
+    """Return the arrays [samples, ...], moved or repeated where they are stored as the model's file takes them."""
+    pairs = list(zip(stored, inputs, strict=True))
+    plain = [array.shape[0] for array, spec in pairs if array.shape and not spec.is_in_file_form(array.shape)]
+    moved = [array.shape[spec.axis] for array, spec in pairs if spec.axis and spec.is_in_file_form(array.shape)]
+    num = next(iter((*plain, *moved)), 1)
+    found: list[StoredArray | MovedArray] = []
+    for array, spec in pairs:
+        # [samples, ...] where both readings would do.
+        by_rows = array.shape[1:] == spec.sample_shape and array.shape[:1] == (num,)
+        is_moved = spec.is_in_file_form(array.shape) and not by_rows
+        found.append(MovedArray(array, spec.axis, num) if is_moved else array)
+    return found
 
 
 def _check_labels(labels: StoredArray, num: int) -> None:

@@ -22,11 +22,20 @@ class InputSpec:
     shape: tuple[int | None, ...]
     """Shape with the batch first; None for dynamic dimensions."""
     dtype: np.dtype[Any]
+    axis: int | None = 0
+    """Axis of the samples in the model's file; None: it has none, one value holds for all samples."""
 
     @property
     def sample_shape(self) -> tuple[int | None, ...]:
         """Shape of one sample, without the batch."""
         return self.shape[1:]
+
+    def is_in_file_form(self, shape: tuple[int, ...]) -> bool:
+        """Return whether an array of that shape is this input as the model's file takes it, for all samples at once."""
+        if self.axis == 0 or len(shape) != len(self.shape) - (self.axis is None):
+            return False
+        own = shape if self.axis is None else (*shape[: self.axis], *shape[self.axis + 1 :])
+        return all(wanted in (None, size) for wanted, size in zip(self.sample_shape, own, strict=True))
 
 
 @dataclass(frozen=True, eq=False)

@@ -59,6 +59,43 @@ class StoredArray:
 
 
 @dataclass(frozen=True)
+class MovedArray:
+    """A stored array with the samples moved to the first axis, or repeated where it has one value for all of them."""
+
+    array: StoredArray
+    axis: int | None
+    """Axis of the samples in the array; None: it has none."""
+    num: int
+    """Number of samples."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape with the samples first."""
+        own = self.array.shape
+        return (self.num, *own) if self.axis is None else (self.num, *own[: self.axis], *own[self.axis + 1 :])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of its elements."""
+        return self.array.dtype
+
+    @property
+    def source(self) -> str:
+        """Name of the array in messages."""
+        return self.array.source
+
+    @property
+    def kind(self) -> str:
+        """Kind of the array in the log."""
+        return self.array.kind
+
+    def load(self) -> NDArray[Any]:
+        """Return a view of the values, see `StoredArray.load`."""
+        values = self.array.load()
+        return np.broadcast_to(values, self.shape) if self.axis is None else np.moveaxis(values, self.axis, 0)
+
+
+@dataclass(frozen=True)
 class _Header:
     shape: tuple[int, ...]
     fortran_order: bool

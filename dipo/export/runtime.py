@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
+
+from dipo.graph.input_axes import InputAxes, in_file
 
 BySample = Callable[[str, NDArray[Any], int], NDArray[Any]]
 """Function of an output's name, the output and the number of samples that returns it as [samples, ...]."""
@@ -25,6 +29,9 @@ def run_model(
     cuda: bool = False,
     float_biases: bool = False,
     by_sample: BySample | None = None,
+    axes: InputAxes = MappingProxyType({}),
+    takes_one: bool = False,
+    outputs: Sequence[str] | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Return all outputs of a model, by name, for batches of its inputs.
 
@@ -39,27 +46,48 @@ def run_model(
         float_biases: Whether to keep float biases beside integer weights, which ONNX Runtime would round.
         by_sample: Brings an output into the form [n, ...] in which batches are put together; None: it is in that
             form, and a scalar output has one number per batch.
+        axes: Axes of the samples in the file's inputs, see `graph.input_axes`.
+        takes_one: Whether samples run one at a time, whatever sizes the file takes.
+        outputs: Names of the values to return, of which some may lie within the network; None: its outputs.
     """
     options = ort.SessionOptions()
     options.log_severity_level = FATAL
     options.intra_op_num_threads = threads
     disabled = ["WeightBiasQuantization"] if float_biases else []
-    session = ort.InferenceSession(str(path), options, providers=providers(cuda=cuda), disabled_optimizers=disabled)
-    names = [output.name for output in session.get_outputs()]
-    sizes = {value.shape[0] for value in session.get_inputs() if value.shape}
-    fixed = sizes.pop() if len(sizes) == 1 else None
+    source = _with_outputs(path, outputs, options)
+    session = ort.InferenceSession(source, options, providers=providers(cuda=cuda), disabled_optimizers=disabled)
+    names = [output.name for output in session.get_outputs()] if outputs is None else list(outputs)
+    inputs = {value.name: value.shape for value in session.get_inputs()}
+    sizes = {shape[axis] for name, shape in inputs.items() if shape and (axis := axes.get(name, 0)) is not None}
+    fixed = 1 if takes_one else sizes.pop() if len(sizes) == 1 else None
     parts: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
     for batch in batches:
         num_samples = len(next(iter(batch.values())))
         size = fixed if isinstance(fixed, int) else num_samples
         for start in range(0, num_samples, size):
             rows = np.arange(start, start + size) % num_samples
-            made = session.run(names, {name: array[rows] for name, array in batch.items()})
+            made = session.run(names, in_file({name: array[rows] for name, array in batch.items()}, axes))
             wanted = num_samples - start
             for name, output in zip(names, made, strict=True):
                 whole = np.atleast_1d(output) if by_sample is None else by_sample(name, output, size)
                 parts[name].append(first_samples(whole, wanted, batch=size))
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def _with_outputs(path: Path, outputs: Sequence[str] | None, options: ort.SessionOptions) -> str | bytes:
+    """Return a model for a session: the file, or its bytes with further values among its outputs."""
+    if outputs is None:
+        return str(path)
+    model = onnx.load(path, load_external_data=False)
+    more = set(outputs) - {value.name for value in model.graph.output}
+    if not more:
+        return str(path)
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(more))
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(path.parent.absolute())
+    )
+    content: bytes = model.SerializeToString()
+    return content
 
 
 def first_samples(output: NDArray[Any], wanted: int, *, batch: int) -> NDArray[Any]:

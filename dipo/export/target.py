@@ -229,10 +229,17 @@ def write_target(target: Target[Any], export: Export, given: Mapping[str, Any]) 
         UserError: A tensor that needs a range has none, or has one that the target does not take; nothing is written.
     """
     from dipo.graph.passes import as_in_file
+    from dipo.graph.passes.batch_first import values_in_file
     from dipo.graph.sharing import with_shared_parameters
 
     export.folder.mkdir(parents=True, exist_ok=True)
-    export = dataclasses.replace(export, model=as_in_file(export.model))
+    activations = dict(export.quantized.activations)
+    for name, value in values_in_file(export.model).items():
+        # The file's input is the value that stands for it.
+        own = activations.pop(value, None)
+        activations |= {} if own is None else {name: own}
+    quantized = dataclasses.replace(export.quantized, activations=activations)
+    export = dataclasses.replace(export, model=as_in_file(export.model), quantized=quantized)
     if target.spec.int32_bias:
         from dipo.export.storage import with_room_for_biases
 

@@ -12,28 +12,42 @@ from dipo.errors import UserError
 from dipo.graph import operators
 from dipo.graph.accessors import array_of
 from dipo.graph.layers import layers_of
+from dipo.graph.one_by_one import set_rows
 from dipo.graph.operators import Kind
-from dipo.graph.passes import NORMALISATION, READING
+from dipo.graph.passes import NORMALISATION, ONE_BY_ONE, READING
+from dipo.graph.passes.free_batch import FixedBatchError
 from dipo.graph.passes.inline import invalid
 from dipo.graph.quiet import quiet
 from dipo.graph.sparse import make_dense
 
 
-def load(path: Path) -> ir.Model:
+def load(path: Path, *, takes_one: bool = False) -> ir.Model:
     """Read and normalise a model.
+
+    Args:
+        path: The file.
+        takes_one: Whether the network runs one sample at a time (`graph.one_by_one`); it does so too where its batch
+            is fixed at 1 in a way that cannot be undone.
 
     Raises:
         UserError: The file is missing, is not a float ONNX model, or uses what dipo cannot quantize.
     """
-    return normalise(_read(path), source=f"model.path={path}")
+    source = f"model.path={path}"
+    try:
+        return normalise(_read(path), source=source, takes_one=takes_one)
+    except FixedBatchError as error:
+        if error.batch != 1:
+            raise
+    return normalise(_read(path), source=source, takes_one=True)
 
 
-def normalise(model: ir.Model, *, source: str) -> ir.Model:
+def normalise(model: ir.Model, *, source: str, takes_one: bool = False) -> ir.Model:
     """Normalise a model, in place, to the form that everything else relies on.
 
     Args:
         model: A model as its exporter made it.
         source: Origin of the model, with which messages begin.
+        takes_one: Whether it runs one sample at a time: then its batch stays as it is.
 
     Raises:
         UserError: It is no float model, is not complete, or uses what dipo cannot quantize.
@@ -42,9 +56,12 @@ def normalise(model: ir.Model, *, source: str) -> ir.Model:
         with quiet():
             _bring_to_one_writing(model)
             _refuse_unusable(model)
-            for transform in NORMALISATION:
+            for transform in ONE_BY_ONE if takes_one else NORMALISATION:
                 transform(model)
         _refuse_infinite_weights(model)
+        set_rows(model, {} if takes_one else None)
+    except FixedBatchError as error:
+        raise FixedBatchError(f"{source}: {error}", error.batch) from error
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
     return model

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from dipo.errors import UserError
 from dipo.graph import torch_ops
 from dipo.graph.accessors import name_of, opset_of
+from dipo.graph.one_by_one import of_one, one_by_one
 from dipo.graph.ops.reader import TorchOp
 from dipo.graph.placement import is_float
 from dipo.graph.runtime_region import RuntimeRegion
@@ -35,7 +36,7 @@ class Bound:
     @property
     def in_runtime(self) -> bool:
         """Whether ONNX Runtime computes it."""
-        return isinstance(self.function, RuntimeRegion)
+        return isinstance(of_one(self.function), RuntimeRegion)
 
 
 def bind_all(model: ir.Model, nodes: Sequence[ir.Node], *, wanted: Container[str]) -> list[Bound]:
@@ -60,10 +61,14 @@ def bind_all(model: ir.Model, nodes: Sequence[ir.Node], *, wanted: Container[str
         if group[0] in functions:
             (node,) = group
             inputs = tuple(None if value is None else name_of(value) for value in node.inputs)
-            found.append(Bound(group, functions[node], inputs, tuple(value.name or "" for value in node.outputs)))
+            outputs = tuple(value.name or "" for value in node.outputs)
+            found.append(Bound(group, one_by_one(model, functions[node], inputs, outputs), inputs, outputs))
         else:
             region = _region(model, group, wanted)
-            found.append(Bound(group, region, region.inputs, region.outputs))
+            if not region.outputs:
+                continue  # it makes outputs of the file for which others stand: `compared_outputs`
+            function = one_by_one(model, region, region.inputs, region.outputs)
+            found.append(Bound(group, function, region.inputs, region.outputs))
     return found
 
 

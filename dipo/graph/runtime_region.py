@@ -38,12 +38,20 @@ class RuntimeRegion:
     _session: ort.InferenceSession | None = field(default=None, init=False, repr=False)
 
     def __call__(self, *values: Any) -> tuple[Any, ...]:
-        """Run the nodes."""
+        """Run the nodes.
+
+        Raises:
+            RuntimeError: ONNX Runtime does not run them.
+        """
         device = next((value.device for value in values if isinstance(value, torch.Tensor)), torch.device("cpu"))
         feeds = {name: _to_runtime(value) for name, value in zip(self.inputs, values, strict=True)}
-        if self._session is None:
-            self._session = self._make_session(feeds)
-        made = self._session.run(list(self.outputs), feeds)
+        try:
+            if self._session is None:
+                self._session = self._make_session(feeds)
+            made = self._session.run(list(self.outputs), feeds)
+        except Exception as error:
+            # Of many types, none of which are those that torch raises for the same faults.
+            raise RuntimeError(next(iter(str(error).splitlines()), type(error).__name__)) from error
         return tuple(_to_torch(value, device) for value in made)
 
     def _make_session(self, feeds: dict[str, Any]) -> ort.InferenceSession:

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from dipo.graph.accessors import name_of
+from dipo.graph.one_by_one import RAGGED, rows_between, rows_of
 from dipo.graph.sizes import computed_from_sizes
 from dipo.graph.torch_module import GraphModule, Step, channels_last
 from dipo.quant.rounding import flat, unflat
@@ -81,6 +82,7 @@ class SampleAxis:
 
     def by_sample(self, value: NDArray[Any]) -> NDArray[Any]:
         """Return a value as [samples, ...], the axis without its samples kept where it has several rows for each."""
+        value = np.atleast_1d(value)  # a number for each sample, of one sample
         before, behind = value.shape[: self.axis], value.shape[self.axis + 1 :]
         apart = np.moveaxis(value.reshape(*before, self.outer, -1, self.inner, *behind), self.axis + 1, 0)
         return apart.reshape(len(apart), *before, *(size for size in (self.outer, self.inner) if size > 1), *behind)
@@ -174,13 +176,16 @@ def find_sample_axes(model: ir.Model, samples: Mapping[str, NDArray[Any]]) -> Sa
     Raises:
         RuntimeError, IndexError: torch cannot run the network on these samples.
     """
+    rows = rows_of(model)
+    if rows is not None:
+        return _axes_of_rows(model, rows)
     first, second = _two_samples(samples)
     both = {name: torch.cat([first[name], second[name]]) for name in first}
     odd: dict[str, SampleAxis] = {}
     same: set[str] = set()
     mixed: set[str] = set()
     counted: dict[str, CountedValue] = {}
-    sizes = computed_from_sizes(model)
+    sizes, outputs = computed_from_sizes(model), {value.name for value in model.graph.outputs}
     made = [name_of(value) for node in model.graph for value in node.outputs if value.name]
     module = GraphModule(model, outputs=made).eval()
     with torch.inference_mode():
@@ -192,7 +197,9 @@ def find_sample_axes(model: ir.Model, samples: Mapping[str, NDArray[Any]]) -> Sa
             known = CountedValue.between(seen[0], seen[2]) if name in sizes and torch.equal(*seen[:2]) else None
             axis = _axis_of(*seen, near=near) if known is None else None
             if axis is None:
-                (same if _is_same(*seen) else mixed).add(name)
+                # What follows from the number of samples is no output that each of them has.
+                has_rows = name in outputs and seen[0].shape != seen[2].shape
+                (same if _is_same(*seen) and not has_rows else mixed).add(name)
                 counted |= {} if known is None else {name: known}
             elif axis != FIRST:
                 odd[name] = axis
@@ -200,6 +207,36 @@ def find_sample_axes(model: ir.Model, samples: Mapping[str, NDArray[Any]]) -> Sa
             three = {name: torch.cat([both[name], first[name]]) for name in first}
             counted = _confirmed(counted, module, three)
     return SampleAxes(odd, frozenset(same), frozenset(mixed), counted)
+
+
+def find_rows(model: ir.Model, samples: Mapping[str, NDArray[Any]]) -> dict[str, int]:
+    """Return the rows of one sample of each value that depends on the sample, for a network that runs one at a time.
+
+    Args:
+        model: A model that `graph.load` has normalised.
+        samples: One sample or more of every input, [n, ...].
+
+    Raises:
+        RuntimeError, IndexError: torch cannot run the network on a sample.
+    """
+    first, second = _two_samples(samples)
+    made = [name_of(value) for node in model.graph for value in node.outputs if value.name]
+    rows = {name: first[name].shape[0] for name in first}
+    with torch.inference_mode():
+        for step, name, seen in _in_lockstep(GraphModule(model, outputs=made).eval(), (first, second)):
+            if any(source in rows for source in step.inputs):
+                rows[name] = rows_between(*seen)
+    return rows
+
+
+def _axes_of_rows(model: ir.Model, rows: Mapping[str, int]) -> SampleAxes:
+    """Return where the samples lie in the values of a network that runs one at a time."""
+    made = {name_of(value) for node in model.graph for value in node.outputs if value.name}
+    return SampleAxes(
+        {name: SampleAxis(inner=num) for name, num in rows.items() if num > 1},
+        frozenset(made - rows.keys()),
+        frozenset(name for name, num in rows.items() if num == RAGGED),
+    )
 
 
 def _confirmed(

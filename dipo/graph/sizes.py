@@ -26,6 +26,15 @@ def computed_from_sizes(model: ir.Model) -> frozenset[str]:
     return frozenset(value.name for value in sizes if value.name)
 
 
+def sized_by_numbers(model: ir.Model) -> frozenset[str]:
+    """Return the names of the values that follow from one whose size depends on numbers: places that are not 0."""
+    found: set[ir.Value] = set()
+    for node in model.graph:
+        if operators.of(node).sized_by_numbers or any(value in found for value in node.inputs):
+            found.update(node.outputs)
+    return frozenset(value.name for value in found if value.name)
+
+
 def _makes_sizes(node: ir.Node, sizes: Container[ir.Value]) -> bool:
     """Return whether the sizes of the node's outputs may depend on the numbers that it reads."""
     operator = operators.of(node)

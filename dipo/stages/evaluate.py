@@ -19,7 +19,9 @@ from dipo.data.dataset import Dataset
 from dipo.errors import UserError
 from dipo.export.runtime import run_model
 from dipo.export.targets import TARGETS
+from dipo.graph.accessors import name_of
 from dipo.graph.class_axes import class_axes
+from dipo.graph.passes.batch_first import input_axes
 from dipo.graph.plan import QuantizedModel
 from dipo.report.measures import OutputError, accuracy, class_axis, least_sqnr_db, output_error, output_figures
 from dipo.report.report import OutputRow, TargetRow
@@ -194,6 +196,9 @@ def _deploy(context: Context, dataset: Dataset, path: Path) -> tuple[dict[str, N
         threads=config.cluster.threads,
         float_biases=not TARGETS[config.platform.name].spec.int32_bias,
         by_sample=context.loaded.samples.by_sample,
+        axes=input_axes(context.loaded.model),
+        takes_one=context.loaded.takes_one,
+        outputs=[name_of(value) for value in context.loaded.model.graph.outputs],
     )
     return outputs, np.concatenate(labels) if labels else None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,16 @@ from dipo.export.formats import OnnxFormat
 from dipo.export.targets import TARGETS, check_options
 from dipo.graph.accessors import name_of
 from dipo.graph.class_axes import class_axes
+from dipo.graph.compared_outputs import stand_in_outputs
 from dipo.graph.constraints import fitting
 from dipo.graph.load import load
+from dipo.graph.one_by_one import rows_of, set_rows
+from dipo.graph.passes.batch_first import input_axes
+from dipo.graph.passes.interface import was_fixed
 from dipo.graph.placement import is_float
 from dipo.graph.plan import Plan, make_plan
-from dipo.graph.sample_axis import SampleAxes, find_sample_axes
+from dipo.graph.sample_axis import SampleAxes, find_rows, find_sample_axes
+from dipo.graph.sizes import sized_by_numbers
 from dipo.stages.known_inputs import KnownInputs
 
 NOISE_SAMPLES = 64
@@ -48,6 +53,10 @@ class JobInputs:
     """Changes by the steps on the float network."""
     inputs: KnownInputs
     """What is known of the network's inputs by themselves."""
+    samples: SampleAxes = field(default_factory=SampleAxes)
+    """Where the samples lie in each of the network's values."""
+    uncompared: Sequence[str] = ()
+    """Outputs in which samples cannot be told apart, for which others stand (`graph.compared_outputs`)."""
     has_samples: bool = True
     """Whether `data` holds the user's samples, not noise."""
     original: ir.Model | None = None
@@ -64,11 +73,10 @@ class JobInputs:
             return self
         return dataclasses.replace(self, model=self.original)
 
-    @functools.cached_property
-    def samples(self) -> SampleAxes:
-        """Where the samples lie in each of the network's values."""
-        two = self.data.calib.read(0, min(2, len(self.data.calib)))
-        return find_sample_axes(self.model, two.inputs)
+    @property
+    def takes_one(self) -> bool:
+        """Whether the network runs one sample at a time."""
+        return rows_of(self.model) is not None
 
 
 def load_job(config: Config, *, model: ir.Model | None = None) -> JobInputs:
@@ -87,13 +95,47 @@ def load_job(config: Config, *, model: ir.Model | None = None) -> JobInputs:
     model = load(path) if model is None else model
     data = _samples(config, model, path)
     has_samples = config.data.is_given
+    model, samples = _in_a_form_that_runs(model, data, path)
+    uncompared = stand_in_outputs(model, samples)
     check_options([config.platform.name, *config.export.also], config.platform.given, form=form_of(config))
     class_axes(model, config.data.class_axis)  # what is wrong with the option shows before the work
     steps = config.algo.make_steps()
     plan = plan_for(config.platform.name, config, model)
     inputs = KnownInputs(config.data, data.calib if has_samples else None)
-    loaded = JobInputs(path, model, data, plan, [], FloatChange(model), inputs, has_samples)
+    loaded = JobInputs(
+        path, model, data, plan, [], FloatChange(model), inputs, samples, uncompared, has_samples=has_samples
+    )
     return with_float_steps(loaded, steps, config)
+
+
+def _in_a_form_that_runs(model: ir.Model, data: Datasets, path: Path) -> tuple[ir.Model, SampleAxes]:
+    """Return a network with the axes of its samples, as one that takes one at a time where it cannot take several."""
+    two = data.calib.read(0, min(2, len(data.calib))).inputs
+    try:
+        if rows_of(model) is None:
+            samples = find_sample_axes(model, two)
+            if _tells_apart(model, samples):
+                return model, samples
+        alone = load(path, takes_one=True)
+        set_rows(alone, None)
+        set_rows(alone, find_rows(alone, two))
+    except (RuntimeError, IndexError):
+        # What is wrong is told where the network is compared with its file.
+        return model, SampleAxes()
+    return alone, find_sample_axes(alone, two)
+
+
+def _tells_apart(model: ir.Model, samples: SampleAxes) -> bool:
+    """Return whether samples can be told apart where they have to be.
+
+    That is in all outputs but those whose size numbers decide on; and, in a network whose batch was fixed, in every
+    float within it: what is mixed there, such as rows that are picked by constant places, was right for one batch.
+    """
+    values = list(model.graph.outputs)
+    if was_fixed(model):
+        values += [value for node in model.graph for value in node.outputs if is_float(value)]
+    varying = sized_by_numbers(model)
+    return not any(value.name in samples.mixed and value.name not in varying for value in values)
 
 
 def with_float_steps(loaded: JobInputs, steps: Sequence[Step], config: Config) -> JobInputs:
@@ -257,5 +299,6 @@ def input_specs(model: ir.Model, *, source: str) -> list[InputSpec]:
         if value.shape is None or value.dtype is None:
             raise UserError(f"{source}: input {value.name!r} has no declared shape and type, export it with both")
         shape = tuple(size if isinstance(size, int) else None for size in value.shape)
-        specs.append(InputSpec(name=name_of(value), shape=shape, dtype=value.dtype.numpy()))
+        axis = input_axes(model).get(name_of(value), 0)
+        specs.append(InputSpec(name=name_of(value), shape=shape, dtype=value.dtype.numpy(), axis=axis))
     return specs

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dipo.errors import UserError
 from dipo.export.runtime import run_model
 from dipo.graph.accessors import name_of
+from dipo.graph.passes.batch_first import input_axes
 from dipo.graph.torch_module import GraphModule, channels_last
 from dipo.stages.load import JobInputs
 
@@ -41,15 +42,12 @@ def check_parity(loaded: JobInputs, *, threads: int) -> float:
     num_samples = len(next(iter(samples.values())))
     made = _in_torch(loaded, samples, threads=threads)
     alone = {name: array[:1] for name, array in samples.items()}
-    apart = _in_torch(loaded, alone, threads=threads) if loaded.samples.same & made.keys() else {}
-    for name, array in made.items():
-        # What is the same for any one sample alone, such as a Softmax over samples, need not be so among others.
-        grows = name in loaded.samples.same and array.shape != apart[name].shape
-        if name in loaded.samples.mixed or grows:
-            raise UserError(
-                f"model.path={loaded.path}: output {name!r}, of shape {list(array.shape)} for {num_samples} samples, "
-                "mixes samples: export the model with one row of every output for each sample, made from it alone"
-            )
+    mixed = [name for name in made if name in loaded.samples.mixed]
+    if mixed or not made:
+        raise UserError(
+            f"model.path={loaded.path}: samples cannot be told apart in the outputs ({', '.join(mixed) or 'all'}), nor "
+            "in what they are made from, so nothing can be compared: export the model with a row for each sample"
+        )
     expected = _in_onnx_runtime(loaded, [samples, alone], threads=threads, by_sample=loaded.samples.by_sample)
     _check_labels(loaded, classes=next(iter(expected.values()))[0].size)
     worst = 0.0
@@ -62,13 +60,12 @@ def check_parity(loaded: JobInputs, *, threads: int) -> float:
 
 
 def _in_torch(loaded: JobInputs, samples: Mapping[str, NDArray[Any]], *, threads: int) -> dict[str, NDArray[Any]]:
-    """Return the float network's outputs in torch, where the samples' axes are known as well."""
+    """Return the float network's outputs in torch."""
     names = [name_of(value) for value in loaded.model.graph.outputs]
     module = GraphModule(loaded.model, outputs=names).eval()
     try:
         with torch.inference_mode():
             outputs = module({name: channels_last(torch.from_numpy(array)) for name, array in samples.items()})
-        assert loaded.samples is not None
     except (RuntimeError, IndexError) as error:
         # Samples that the file itself does not take are told in ONNX Runtime's words.
         _in_onnx_runtime(loaded, [samples], threads=threads)
@@ -80,7 +77,15 @@ def _in_onnx_runtime(
     loaded: JobInputs, batches: Sequence[Mapping[str, NDArray[Any]]], *, threads: int, **options: Any
 ) -> dict[str, NDArray[Any]]:
     try:
-        return run_model(loaded.path, batches, threads=threads, **options)
+        return run_model(
+            loaded.path,
+            batches,
+            threads=threads,
+            axes=input_axes(loaded.model),
+            takes_one=loaded.takes_one,
+            outputs=[name_of(value) for value in loaded.model.graph.outputs],
+            **options,
+        )
     except Exception as error:
         raise _cannot_run("ONNX Runtime", error, loaded.path) from error
 

@@ -19,6 +19,8 @@ from dipo.errors import UserError
 from dipo.export.runtime import run_model
 from dipo.export.target import QUANTIZED
 from dipo.export.targets import TARGETS
+from dipo.graph.accessors import name_of
+from dipo.graph.passes.batch_first import input_axes
 from dipo.graph.torch_module import channels_last
 from dipo.report.measures import least_sqnr_db
 from dipo.stages.load import JobInputs
@@ -89,7 +91,15 @@ def _run(
     """
     floats = not TARGETS[target].spec.int32_bias
     try:
-        return run_model(file, [sample], threads=threads, float_biases=floats, by_sample=loaded.samples.by_sample)
+        return run_model(
+            file,
+            [sample],
+            threads=threads,
+            float_biases=floats,
+            by_sample=loaded.samples.by_sample,
+            axes=input_axes(loaded.model),
+            outputs=[name_of(value) for value in loaded.model.graph.outputs],
+        )
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(

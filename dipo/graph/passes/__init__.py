@@ -9,7 +9,11 @@ import onnx_ir as ir
 from onnx_ir.passes import PassBase
 from onnx_ir.passes.common import TopologicalSortPass
 
+from dipo.graph.compared_outputs import RestoreOutputs
+from dipo.graph.one_by_one import set_rows
+from dipo.graph.passes.batch_first import BatchFirst
 from dipo.graph.passes.constant_parameters import ConstantParameters
+from dipo.graph.passes.constant_targets import ConstantTargets
 from dipo.graph.passes.default_domain import DefaultDomain
 from dipo.graph.passes.drop_no_ops import DropNoOps
 from dipo.graph.passes.enclose_subgraphs import DiscloseSubgraphs, EncloseSubgraphs
@@ -48,19 +52,25 @@ NORMALISATION: tuple[PassBase, ...] = (
     EncloseSubgraphs(),
     ScalarLimits(),
     InferShapes(),
+    ConstantTargets(),
     DropNoOps(),
     ResizeScales(),
+    BatchFirst(),
     FreeBatch(),
     RefuseConstantOutputs(),
     NameNodes(),
     OwnParameters(),
 )
 """The passes in order; afterwards `passes.invariants` hold."""
+ONE_BY_ONE: tuple[PassBase, ...] = tuple(each for each in NORMALISATION if not isinstance(each, FreeBatch))
+"""The passes for a network that runs one sample at a time: its batch stays as it is."""
 
 
 def as_in_file(model: ir.Model) -> ir.Model:
     """Return a copy of a normalised network whose inputs and outputs are those of the user's file."""
     copy = model.clone()
+    RestoreOutputs()(copy)
     RestoreInterface()(copy)
     DiscloseSubgraphs()(copy)
+    set_rows(copy, None)
     return copy

@@ -11,7 +11,22 @@ from onnx_ir.passes.common import ShapeInferencePass
 from dipo.errors import UserError
 from dipo.graph.batch_axis import batch_axes, reshaped_axis
 from dipo.graph.constants import record_constants, replace_input, single_rows
+from dipo.graph.passes.batch_first import input_axes
 from dipo.graph.passes.resize_scales import exact_scales, set_scales
+
+
+class FixedBatchError(UserError):
+    """A network's batch cannot be freed."""
+
+    def __init__(self, sentence: str, batch: int) -> None:
+        """Say why.
+
+        Args:
+            sentence: What the user reads.
+            batch: Size of the batch.
+        """
+        super().__init__(sentence)
+        self.batch = batch
 
 
 class FreeBatch(InPlacePass):
@@ -27,10 +42,14 @@ class FreeBatch(InPlacePass):
         """Free the batch of a model whose constants are folded.
 
         Raises:
-            UserError: The graph depends on the size of the batch in some other way.
+            FixedBatchError: The graph depends on the size of the batch in some other way.
         """
         inputs = model.graph.inputs
-        sizes = {value.shape[0] if value.shape is not None and len(value.shape) else None for value in inputs}
+        sizes = {
+            value.shape[0] if value.shape is not None and len(value.shape) else None
+            for value in inputs
+            if input_axes(model).get(value.name or "", 0) is not None
+        }
         batch = sizes.pop() if len(sizes) == 1 else None
         if not isinstance(batch, int):
             return PassResult(model, modified=False)
@@ -41,9 +60,10 @@ class FreeBatch(InPlacePass):
         _infer_shapes(model)
         for value, shape in declared.items():
             if value.shape is not None and (not len(value.shape) or isinstance(value.shape[0], int)):
-                raise UserError(
+                raise FixedBatchError(
                     f"the batch is fixed at {batch} and the shape of output {value.name!r} does not follow another "
-                    "one, export the model with a dynamic batch"
+                    "one, export the model with a dynamic batch, or with a batch of 1",
+                    batch,
                 )
             if shape is not None:
                 value.shape = ir.Shape(["batch", *shape[1:]])

@@ -11,6 +11,7 @@ from onnx_ir.passes import InPlacePass, PassResult
 from onnx_ir.passes.common import ShapeInferencePass
 
 from dipo.graph.constants import restore_constants
+from dipo.graph.passes.batch_first import input_axes, take_back
 from dipo.graph.passes.infer_shapes import InferShapes
 
 _KEY = "dipo.declared_shapes"
@@ -32,11 +33,13 @@ class RestoreInterface(InPlacePass):
     1. Dynamic dimensions have their names, and a batch that was fixed is fixed.
     2. In a network whose batch was fixed, the constants that contained it do so again, and shapes between inputs and
        outputs are inferred anew.
-    3. An output that had no shape in the file keeps the one that was inferred.
+    3. Inputs have the axes that they had in the file.
+    4. An output that had no shape in the file keeps the one that was inferred.
     """
 
     def call(self, model: ir.Model) -> PassResult:
         """Restore what `RecordInterface` has recorded; a model without a record is left as it is."""
+        take_back(model)
         declared: dict[str | None, ir.Shape] = model.graph.meta.get(_KEY, {})
         refixed = [value for value in model.graph.inputs if _is_fixed_again(value, declared.get(value.name))]
         if refixed:
@@ -46,6 +49,14 @@ class RestoreInterface(InPlacePass):
         for value in changed:
             value.shape = declared[value.name].copy()
         return PassResult(model, modified=bool(refixed or changed))
+
+
+def was_fixed(model: ir.Model) -> bool:
+    """Return whether the batch of a normalised model is fixed in its file."""
+    declared: dict[str | None, ir.Shape] = model.graph.meta.get(_KEY, {})
+    axes = input_axes(model)
+    own = [(value, axes.get(value.name or "", 0)) for value in model.graph.inputs if value.name in declared]
+    return any(axis is not None and isinstance(declared[value.name][axis], int) for value, axis in own)
 
 
 def _is_fixed_again(value: ir.Value, declared: ir.Shape | None) -> bool:

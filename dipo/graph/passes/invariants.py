@@ -7,7 +7,8 @@ After `graph.load.load`:
   2. every node has a unique name; a layer keeps the one that it had in the file;
   3. every layer owns its weights: no initializer is read by two layers;
   4. every Conv, ConvTranspose and Gemm has a bias, zero if the file had none; a Gemm has no alpha or beta;
-  5. the first dimension of every network input and output is the batch, and is dynamic; initializers are no inputs.
+  5. the first dimension of every network input and output is the batch, and is dynamic, unless the network takes one
+     sample at a time (`graph.one_by_one`) or an output does not begin with the batch; initializers are no inputs.
      The shapes of the file are recorded, and `passes.as_in_file` puts them back into a copy for what is written.
 """
 
@@ -21,6 +22,7 @@ from onnx_ir.passes import InvariantError
 from dipo.graph.accessors import array_of, sole_consumer
 from dipo.graph.batch_norm import batch_norm_in
 from dipo.graph.layers import is_layer, layers_of
+from dipo.graph.one_by_one import rows_of
 from dipo.graph.opset import ENCLOSED
 
 
@@ -100,7 +102,8 @@ def check_batch(model: ir.Model) -> None:
     Raises:
         InvariantError: One has a fixed first dimension, or is an initializer.
     """
-    for value in (*model.graph.inputs, *model.graph.outputs):
+    takes_one = rows_of(model) is not None
+    for value in () if takes_one else (*model.graph.inputs, *model.graph.outputs):
         if value.shape is not None and (not len(value.shape) or isinstance(value.shape[0], int)):
             raise InvariantError(f"{value.name!r} has the shape {value.shape}")
     for value in model.graph.inputs:
