@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import onnx_ir as ir
 
+from dipo.graph import operators
 from dipo.graph.accessors import name_of
-from dipo.graph.sizes import SHAPE_OPERATORS
 
 
 def fitted_values(nodes: Sequence[ir.Node], outputs: Iterable[str]) -> tuple[str, ...]:
@@ -35,6 +35,6 @@ def _floats(value: ir.Value, made: dict[str, ir.Value]) -> Iterator[str]:
         yield name_of(value)
         return
     node = value.producer()
-    for source in () if node is None or node.op_type in SHAPE_OPERATORS else node.inputs:
+    for source in () if node is None or operators.of(node).reads_shape else node.inputs:
         if source is not None and source.name in made:
             yield from _floats(source, made)

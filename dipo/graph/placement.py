@@ -10,7 +10,6 @@ from dipo.graph import operators
 from dipo.graph.accessors import array_of, name_of, sole_consumer
 from dipo.graph.layers import is_layer
 from dipo.graph.operators import Kind, Moves, Operand
-from dipo.graph.sizes import SHAPE_OPERATORS
 from dipo.graph.target_spec import TargetSpec
 
 
@@ -52,7 +51,7 @@ def final_floats(model: ir.Model) -> set[str]:
 
 def _is_last_float(value: ir.Value) -> bool:
     readers = [use.node for use in value.uses()]
-    ends = [node.op_type not in SHAPE_OPERATORS and not any(map(is_float, node.outputs)) for node in readers]
+    ends = [not operators.of(node).reads_shape and not any(map(is_float, node.outputs)) for node in readers]
     return bool(ends) and all(ends)
 
 

@@ -6,7 +6,9 @@ import onnx_ir as ir
 
 from dipo.errors import UserError
 from dipo.graph import operators
+from dipo.graph.operators import Kind
 from dipo.graph.ops.reader import NodeReader, TorchOp
+from dipo.graph.ops.types import COMPUTED, DTYPES
 
 OLDEST_OPSET = 7
 """Oldest supported opset: before it, operators broadcast by attributes."""
@@ -15,9 +17,10 @@ OLDEST_OPSET = 7
 def bind(node: ir.Node, opset: int) -> TorchOp:
     """Turn a node into a torch function of its inputs.
 
-    Attributes and inputs that have to be constant (shapes, axes, pads, limits) are read now. The function takes all of
-    the node's inputs by position, None for absent optional ones, and does not look at those constants again. It is
-    differentiable, changes no argument, and keeps the memory format of convolutional tensors.
+    Attributes are read now, and so are the options among its inputs (shapes, axes, pads, limits) that are constant. The
+    function takes all of the node's inputs by position, None for absent optional ones, and looks at computed options
+    alone. It is differentiable where the operator is, changes no argument, and keeps the memory format of
+    convolutional tensors.
 
     Args:
         node: The node; its constants are initializers or Constant nodes.
@@ -35,9 +38,19 @@ def bind(node: ir.Node, opset: int) -> TorchOp:
         raise reader.refusal("this operator is not computed in torch")
     if opset < OLDEST_OPSET:
         raise reader.refusal(f"opset {opset} is too old: convert the model to opset {OLDEST_OPSET} or later")
+    _refuse_types(reader)
     op = builder(reader)
     reader.check_all_read()
     return op
+
+
+def _refuse_types(reader: NodeReader) -> None:
+    """Refuse values of types that torch does not compute with; types that are not known pass."""
+    node = reader.node
+    known = COMPUTED if operators.of(node).kind is not Kind.CONVERSION else DTYPES
+    for value in (*node.inputs, *node.outputs):
+        if value is not None and value.dtype is not None and value.dtype.name not in known:
+            raise reader.refusal(f"'{value.name}' is of type {value.dtype.name}, which torch does not compute with")
 
 
 def supported(node: ir.Node, opset: int | None = None) -> bool:

@@ -33,7 +33,8 @@ def _keeps_sign(node: ir.Node, positive: Set[str]) -> bool:
     if operator.sign is not Sign.KEPT or operator.own_grid or node.attributes.get_string("mode", "") == "cubic":
         return False
     data = [value for value in node.inputs[: operator.data_inputs] if value is None or is_float(value)]
-    return all(value is None or _is_positive(value, positive) for value in data)
+    # Integers behind no float may be negative, as those that a Cast converts.
+    return bool(data) and all(value is None or _is_positive(value, positive) for value in data)
 
 
 def _is_positive(value: ir.Value | None, positive: Set[str]) -> bool:

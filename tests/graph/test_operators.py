@@ -49,7 +49,8 @@ def test_a_row_is_complete(operator: Operator) -> None:
     assert operator.kind is not Kind.OTHER
     assert operator.torch is not None or operator.name in {"Upsample"}, "torch computes all others"
     assert (operator.kind is Kind.WEIGHTED) == (operator.weight is not None)
-    assert operator.full_integer or operator.moves or operator.clips or operator.name in {"Cast", "Where"}
+    no_floats = operator.kind in {Kind.INDEX, Kind.CONVERSION}
+    assert operator.full_integer or operator.moves or operator.clips or operator.name == "Where" or no_floats
     if operator.kind is Kind.MOVEMENT:
         assert operator.moves is not None
     if operator.kind is Kind.ACTIVATION:
@@ -92,14 +93,18 @@ ATTRIBUTES = {
     "Transpose": {"perm": [1, 0, 2, 3]},
     "DepthToSpace": {"blocksize": 2},
     "SpaceToDepth": {"blocksize": 2},
+    "Shrink": {"bias": 2.0},
 }
+DIVISORS = {"Asin": 12.0, "Acos": 12.0, "Atanh": 12.0, "ReduceLogSum": 1e4}
+"""Of the numbers, for operators that take those below 1, or show their sign there."""
 OF_ONE = [
     operator
     for operator in FLOAT
     if operator.data_inputs == 1
     and operator.torch is not None
     and operator.kind in {Kind.ACTIVATION, Kind.ELEMENTWISE, Kind.POOLING, Kind.REDUCTION, Kind.MOVEMENT}
-    and operator.name not in {"PRelu", "Resize", "Clip", "Cast"}
+    and operator.name not in {"PRelu", "Resize", "Clip"}  # need more inputs
+    and operator.name not in {"CumSum", "CumProd", "TopK", "Unique", "ReduceProd"}  # or return more, or overflow
     and not (operator.kind is Kind.MOVEMENT and operator.name not in {"Identity", "Dropout", "Flatten", *ATTRIBUTES})
 ]
 """Those that compute something of one tensor alone."""
@@ -108,6 +113,7 @@ OF_ONE = [
 def computed(operator: Operator, x: torch.Tensor) -> torch.Tensor:
     value = ir.Value(name="x", shape=ir.Shape(x.shape), type=ir.TensorType(ir.DataType.FLOAT))
     attributes = ATTRIBUTES.get(operator.name, {})
+    x = x / DIVISORS.get(operator.name, 1.0)
     y = bind(ir.node(operator.name, [value], attributes, name="node"), OPSET)(x)
     assert isinstance(y, torch.Tensor)
     return y
@@ -123,9 +129,10 @@ def test_the_sign_is_what_the_row_says(operator: Operator, x: torch.Tensor) -> N
     if operator.sign is Sign.NEVER_NEGATIVE:
         assert not (computed(operator, x) < 0).any()
     elif operator.sign is Sign.KEPT:
-        assert (computed(operator, x.abs()) >= 0).all()
+        assert not (computed(operator, x.abs()) < 0).any()
         # Rows that could promise more do so.
-        assert (computed(operator, -x.abs()) < 0).any() or operator.name == "ThresholdedRelu"
+        below = [computed(operator, -factor * x.abs()) for factor in (1, 100)]
+        assert any((y < 0).any() for y in below) or operator.name == "ThresholdedRelu"
     else:
         assert (computed(operator, x.abs()) < 0).any()
 
@@ -146,7 +153,7 @@ def test_channels_stay_apart_where_the_row_says_so(operator: Operator, x: torch.
     changed = x.abs()
     changed[:, 1] *= 5
     others = [0, 2, 3]
-    torch.testing.assert_close(computed(operator, changed)[:, others], y[:, others])
+    torch.testing.assert_close(computed(operator, changed)[:, others], y[:, others], equal_nan=True)
 
 
 @pytest.mark.parametrize("operator", [each for each in OF_ONE if each.output_range], ids=ids)

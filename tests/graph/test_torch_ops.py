@@ -1,11 +1,9 @@
-"""The operators against ONNX's own node tests, against ONNX Runtime, and for what training and speed need."""
+"""The operators against ONNX Runtime, and for what training and speed need; `test_node_tests` has ONNX's own tests."""
 
 from __future__ import annotations
 
 import functools
 import itertools
-import warnings
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,21 +22,6 @@ from dipo.errors import UserError
 from dipo.graph import operators
 from dipo.graph.torch_ops import bind, supported
 
-OPS = [name for name, operator in operators.OPERATORS.items() if operator.torch is not None]
-
-REFUSED = {
-    "BatchNormalization": "_training_mode",
-    "Dropout": "test_training_",
-    "MaxPool": "_with_argmax",
-    "Resize": "test_resize_",
-}
-"""By operator, a piece of the name of the node tests that `bind` may refuse."""
-
-NO_TORCH_KERNEL = ("_uint16", "_uint32", "_uint64", "_empty_set", "_empty_set_bool")
-"""Ends of the names of node tests on types that torch cannot add, and on the maximum of nothing."""
-
-TORCH_TYPES = {"bool", "int8", "int16", "int32", "int64", "uint8", "float16", "bfloat16", "float32", "float64"}
-
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
@@ -47,29 +30,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@functools.cache
-def node_tests() -> Mapping[str, list[Any]]:
-    """ONNX's node tests of a single operator of the table, by operator."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from onnx.backend.test.case.node import collect_testcases
-
-        cases = collect_testcases(None)
-    by_op: dict[str, list[Any]] = {op: [] for op in OPS}
-    for case in cases:
-        nodes = case.model.graph.node
-        if len(nodes) == 1 and nodes[0].op_type in OPS and not case.name.endswith(NO_TORCH_KERNEL):
-            by_op[nodes[0].op_type].append(case)
-    return by_op
-
-
-def to_array(value: Any) -> np.ndarray | None:
-    """An array, where the test's value is a tensor of a type that torch has; None otherwise."""
-    array = numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else value
-    known = isinstance(array, np.ndarray | np.generic) and array.dtype.name in TORCH_TYPES
-    return np.asarray(array) if known else None
 
 
 def to_tensor(array: np.ndarray) -> torch.Tensor:
@@ -102,34 +62,6 @@ def assert_same(results: Sequence[torch.Tensor], expected: Iterable[np.ndarray],
         assert result.dtype == wanted.dtype
         assert result.shape == wanted.shape
         torch.testing.assert_close(result, wanted, rtol=rtol, atol=atol, equal_nan=True)
-
-
-@pytest.mark.parametrize("op", OPS)
-def test_onnx_node_tests(op: str) -> None:
-    """Every node test of an operator: inputs behind the first constant, and nothing constant where that is possible."""
-    ran: Counter[str] = Counter()
-    for case in node_tests()[op]:
-        for inputs, outputs in case.data_sets:
-            feed = {value.name: to_array(x) for value, x in zip(case.model.graph.input, inputs, strict=True)}
-            expected = [to_array(y) for y in outputs]
-            if any(array is None for array in (*feed.values(), *expected)):
-                ran["not torch's types"] += 1
-                continue
-            behind_first = case.model.graph.node[0].input[1:]
-            node, opset = read(case.model, {name: array for name, array in feed.items() if name in behind_first})
-            if not supported(node):
-                assert REFUSED.get(op, "nothing") in case.name
-                ran["refused"] += 1
-                continue
-            tolerance = {"rtol": max(case.rtol, 1e-5), "atol": max(case.atol, 1e-6)}
-            assert_same(run(node, opset, feed), expected, **tolerance)
-            ran["constant"] += 1
-            node, opset = read(case.model, {})
-            if supported(node):
-                assert_same(run(node, opset, feed), expected, **tolerance)
-                ran["variable"] += 1
-    print(f"{op}: {dict(ran)}")  # noqa: T201 - the counts, shown by pytest -rP
-    assert ran["constant"], f"no node test of {op} ran"
 
 
 def make(
@@ -440,11 +372,11 @@ def test_resize_ignores_a_batch_written_into_its_sizes() -> None:
 @pytest.mark.parametrize(
     ("op", "inputs", "options", "message"),
     [
-        ("Reshape", {"x": random(2, 3), "s": ints(6)}, {}, r"node 'the_node' \(Reshape\): input 1 's' is computed"),
-        ("Clip", {"x": random(2), "lo": np.float32(0)}, {}, "input 1 'lo' is computed while the model runs"),
+        ("Reshape", {"x": random(2, 3)}, {}, r"node 'the_node' \(Reshape\): it has no shape"),
+        ("Add", {"x": np.ones(2, np.uint16), "y": np.ones(2, np.uint16)}, {}, "'x' is of type UINT16"),
         ("Relu", {"x": random(2)}, {"leak": 0.1}, "attribute 'leak' is not known at opset 18"),
         ("Add", {"x": random(2), "y": random(2)}, {"opset": 6}, "opset 6 is too old"),
-        ("Einsum", {"x": random(2, 2)}, {"equation": "ij->ji"}, "this operator is not computed in torch"),
+        ("Multinomial", {"x": random(2, 2)}, {}, "this operator is not computed in torch"),
         ("Conv", {"x": random(1, 1, 5), "w": random(1, 1, 3)}, {"strides": [1, 1]}, "do not fit a kernel of 1 dim"),
         (
             "MaxPool",
@@ -452,7 +384,6 @@ def test_resize_ignores_a_batch_written_into_its_sizes() -> None:
             {"kernel_shape": [2], "dilations": [2], "auto_pad": "SAME_UPPER"},
             "explicit",
         ),
-        ("Pad", {"x": random(2, 3), "p": ints(0, 1, 0, 1)}, {"mode": "edge", "constants": ["p"]}, "mode 'edge'"),
         ("MaxPool", {"x": random(1, 1, 4)}, {"kernel_shape": [2], "num_outputs": 2}, "only its first output"),
         ("Gelu", {"x": random(2)}, {"opset": 20, "approximate": "sigmoid"}, "only none, tanh"),
     ],

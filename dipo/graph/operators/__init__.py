@@ -36,7 +36,20 @@ from collections.abc import Callable, Iterable, Iterator, Set
 from typing import Protocol
 
 from dipo.errors import UserError
-from dipo.graph.operators import activations, elementwise, movement, normalization, pooling, quantized, weighted
+from dipo.graph.operators import (
+    activations,
+    choice,
+    conversion,
+    elementwise,
+    generation,
+    index,
+    movement,
+    normalization,
+    pooling,
+    quantized,
+    reduction,
+    weighted,
+)
 from dipo.graph.operators.record import (
     Channels,
     IntegerKernel,
@@ -80,7 +93,20 @@ __all__ = [
     "with_kind",
 ]
 
-_FAMILIES = (weighted, activations, elementwise, pooling, normalization, movement, quantized)
+_FAMILIES = (
+    weighted,
+    activations,
+    elementwise,
+    pooling,
+    reduction,
+    normalization,
+    movement,
+    choice,
+    conversion,
+    generation,
+    index,
+    quantized,
+)
 
 OPERATORS: Registry[Operator] = Registry(
     "operator",

@@ -56,6 +56,7 @@ OPERATORS = (
     _curve(name="Selu", torch=built_by(f"{_OPS}:selu")),
     _curve(name="Celu", torch=built_by(f"{_OPS}:celu"), keeps_shifts=True),
     _curve(name="ThresholdedRelu", torch=built_by(f"{_OPS}:thresholded_relu")),
+    _curve(name="Shrink", torch=built_by(f"{_OPS}:shrink"), sign=Sign.ANY),
     _curve(name="Softplus", torch=same_as(f"{_OPS}:softplus"), sign=Sign.NEVER_NEGATIVE),
     _curve(name="Softsign", torch=same_as("torch.nn.functional:softsign"), output_range=(-1, 1)),
     _curve(

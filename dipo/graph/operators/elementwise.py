@@ -54,10 +54,17 @@ OPERATORS = (
     _of_one(name="Sqrt", torch=same_as("torch:sqrt"), sign=Sign.NEVER_NEGATIVE),
     _of_one(name="Reciprocal", torch=same_as("torch:reciprocal"), sign=Sign.KEPT, moments=None),
     _of_one(name="Erf", torch=same_as("torch:erf"), sign=Sign.KEPT, output_range=(-1, 1)),
+    _of_one(name="Tan", torch=same_as("torch:tan"), sign=Sign.ANY, moments=None),
+    _of_one(name="Asin", torch=same_as("torch:asin"), sign=Sign.KEPT, moments=None),
+    _of_one(name="Acos", torch=same_as("torch:acos"), sign=Sign.NEVER_NEGATIVE, moments=None),
+    _of_one(name="Atan", torch=same_as("torch:atan"), sign=Sign.KEPT),
+    _of_one(name="Sinh", torch=same_as("torch:sinh"), sign=Sign.KEPT),
+    _of_one(name="Cosh", torch=same_as("torch:cosh"), sign=Sign.NEVER_NEGATIVE),
+    _of_one(name="Asinh", torch=same_as("torch:asinh"), sign=Sign.KEPT),
+    _of_one(name="Acosh", torch=same_as("torch:acosh"), sign=Sign.NEVER_NEGATIVE, moments=None),
+    _of_one(name="Atanh", torch=same_as("torch:atanh"), sign=Sign.KEPT, moments=None),
     _of_one(name="Sin", torch=same_as("torch:sin"), sign=Sign.ANY, output_range=(-1, 1)),
     _of_one(name="Cos", torch=same_as("torch:cos"), sign=Sign.ANY, output_range=(-1, 1)),
-    # Its output may be integers, which have no range.
-    _of_one(name="Cast", torch=built_by(f"{_OPS}:cast"), sign=Sign.KEPT, moments=None, full_integer=False),
     _of_two(
         name="Add", torch=same_as("torch:add"), sign=Sign.KEPT, moments=MomentRule.SUM, operand=Operand.SUMMAND,
         neutral=0, integer_kernel=IntegerKernel.CODES, qoperator="QLinearAdd", saturation=Saturation.SUM,
@@ -71,6 +78,9 @@ OPERATORS = (
         neutral=1, integer_kernel=IntegerKernel.CODES, qoperator="QLinearMul",
     ),
     _of_two(name="Div", torch=same_as(f"{_OPS}:divide"), sign=Sign.KEPT, moments=MomentRule.QUOTIENT, neutral=1),
+    _of_two(
+        name="Mod", torch=built_by("dipo.graph.ops.comparison:mod"), sign=Sign.KEPT, moments=None,
+    ),
     # The exponent is an option.
     _of_two(name="Pow", torch=built_by(f"{_OPS}:power"), sign=Sign.KEPT, moments=None, data_constants=False),
     _of_many(

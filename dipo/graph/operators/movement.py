@@ -40,6 +40,7 @@ OPERATORS = (
     _movement(name="SpaceToDepth", torch=built_by(f"{_OPS}:space_to_depth"), moves=Moves.ALL, resizes=True),
     _movement(name="Split", torch=built_by(f"{_OPS}:split"), moves=Moves.SOME),
     _movement(name="Slice", torch=built_by(f"{_OPS}:slice_"), moves=Moves.SOME, on_codes=True),
+    _movement(name="ReverseSequence", torch=built_by(f"{_OPS}:reverse_sequence"), moves=Moves.ALL),
     _movement(name="Expand", torch=built_by(f"{_OPS}:expand"), moves=Moves.SOME),
     _movement(name="Tile", torch=built_by(f"{_OPS}:tile"), moves=Moves.SOME),
     # Gathers as often from a constant table as from activations, so its output has a range of its own.
@@ -47,8 +48,17 @@ OPERATORS = (
         name="Gather", torch=built_by(f"{_OPS}:gather"), moves=Moves.SOME, full_integer=True, data_constants=True
     ),
     _movement(
-        name="Pad", torch=built_by(f"{_OPS}:pad"), moves=Moves.PADDED, on_codes=True, data_inputs=None,
+        name="Pad", torch=built_by("dipo.graph.ops.padding:pad"), moves=Moves.PADDED, on_codes=True, data_inputs=None,
         homogeneous=False, keeps_shifts=False,
+    ),
+    # Zeros stand beside what is left.
+    _movement(
+        name="CenterCropPad", torch=built_by("dipo.graph.ops.padding:center_crop_pad"), moves=Moves.PADDED,
+        homogeneous=False, keeps_shifts=False, moments=None,
+    ),
+    _movement(
+        name="Trilu", torch=built_by(f"{_OPS}:trilu"), moves=Moves.PADDED, homogeneous=False, keeps_shifts=False,
+        moments=None,
     ),
     # The ranges of its inputs may differ.
     _movement(

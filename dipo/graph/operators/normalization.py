@@ -19,6 +19,7 @@ _normalization = partial(
     full_integer=True,
     data_constants=True,
 )
+_by_norm = partial(_normalization, sign=Sign.KEPT, moments=None, data_constants=False)
 _softmax = partial(_normalization, data_constants=False, distribution=True)
 
 OPERATORS = (
@@ -28,6 +29,17 @@ OPERATORS = (
     ),
     _normalization(name="LayerNormalization", torch=built_by(f"{_OPS}:layer_normalization")),
     _normalization(name="InstanceNormalization", torch=built_by(f"{_OPS}:instance_normalization")),
+    _normalization(name="GroupNormalization", torch=built_by(f"{_OPS}:group_normalization")),
+    _normalization(name="RMSNormalization", torch=built_by(f"{_OPS}:rms_normalization"), moments=None),
+    _by_norm(name="LRN", torch=built_by(f"{_OPS}:local_response_normalization")),
+    _by_norm(name="LpNormalization", torch=built_by(f"{_OPS}:lp_normalization")),
+    _by_norm(
+        name="MeanVarianceNormalization", torch=built_by(f"{_OPS}:mean_variance_normalization"), sign=Sign.ANY
+    ),
+    _by_norm(
+        name="Hardmax", torch=built_by("dipo.graph.ops.elementwise:hardmax"), sign=Sign.NEVER_NEGATIVE,
+        output_range=(0, 1),
+    ),
     _softmax(
         name="Softmax", torch=built_by("dipo.graph.ops.elementwise:softmax"), sign=Sign.NEVER_NEGATIVE,
         moments=MomentRule.SOFTMAX, output_range=(0, 1), own_grid=True,

@@ -1,4 +1,4 @@
-"""Poolings over windows and over all positions, interpolations, and reductions over axes."""
+"""Poolings over windows and over all positions, and interpolations."""
 
 from __future__ import annotations
 
@@ -34,16 +34,6 @@ _interpolation = partial(
     resizes=True,
     interpolates=True,
 )
-_reduction = partial(
-    Operator,
-    kind=Kind.REDUCTION,
-    sign=Sign.KEPT,
-    channels=Channels.REDUCED,
-    moments=None,
-    full_integer=True,
-    resizes=True,
-)
-
 OPERATORS = (
     _pooling(
         name="MaxPool", torch=built_by(f"{_OPS}:max_pool"), full_integer=False, moves=Moves.PICKED, on_codes=True
@@ -63,27 +53,4 @@ OPERATORS = (
     ),
     _interpolation(name="Resize", torch=built_by("dipo.graph.ops.resize:resize")),
     _interpolation(name="Upsample", torch=None),
-    _reduction(
-        name="ReduceMean", torch=built_by(f"{_OPS}:reduce_mean"), homogeneous=True, keeps_shifts=True,
-        moments=MomentRule.AVERAGED,
-    ),
-    _reduction(
-        name="ReduceMax", torch=built_by(f"{_OPS}:reduce_max"), homogeneous=True, keeps_shifts=True, moves=Moves.PICKED
-    ),
-    _reduction(
-        name="ReduceMin", torch=built_by(f"{_OPS}:reduce_min"), homogeneous=True, keeps_shifts=True, moves=Moves.PICKED
-    ),
-    _reduction(name="ReduceSum", torch=built_by(f"{_OPS}:reduce_sum"), homogeneous=True, keeps_shifts=False),
-    _reduction(
-        name="ReduceL1", torch=built_by(f"{_OPS}:reduce_l1"), sign=Sign.NEVER_NEGATIVE, homogeneous=True,
-        keeps_shifts=False,
-    ),
-    _reduction(
-        name="ReduceL2", torch=built_by(f"{_OPS}:reduce_l2"), sign=Sign.NEVER_NEGATIVE, homogeneous=True,
-        keeps_shifts=False,
-    ),
-    _reduction(
-        name="ReduceSumSquare", torch=built_by(f"{_OPS}:reduce_sum_square"), sign=Sign.NEVER_NEGATIVE,
-        homogeneous=False, keeps_shifts=False,
-    ),
 )  # fmt: skip

@@ -39,6 +39,12 @@ class Kind(Enum):
     """Normalizes numbers by their own statistics or by given ones."""
     MOVEMENT = auto()
     """Moves numbers without computing any."""
+    CONVERSION = auto()
+    """Converts numbers to another type."""
+    GENERATION = auto()
+    """Makes numbers from sizes, limits or indices."""
+    INDEX = auto()
+    """Computes integers or booleans, which have no range: shapes, places, comparisons."""
     QUANTIZED = auto()
     """Reads or writes integer codes: no part of a float network."""
     OTHER = auto()
@@ -208,6 +214,8 @@ class Operator:
     """Whether targets that run whole networks on integers compute it with a range of its own for its output. Operators
     that only move values, or clip them within the kernel before, have none."""
 
+    reads_shape: bool = False
+    """Whether it reads the shapes of its inputs alone, not the numbers in them."""
     distribution: bool = False
     """Whether its output is a distribution, or the logarithm of one, over what its `axis` counts."""
     data_inputs: int | None = 1

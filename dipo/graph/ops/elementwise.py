@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import reduce
 
-import onnx_ir as ir
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -54,15 +53,22 @@ def power(node: NodeReader) -> TorchOp:
 
 
 def clip(node: NodeReader) -> TorchOp:
-    """Clip to constant limits: attributes before opset 11, inputs since."""
+    """Clip to limits: attributes before opset 11, inputs since; the upper one wins over a lower one above it."""
     if node.opset < 11:
         low: int | float | None = node.get_float("min", float("-inf"))
         high: int | float | None = node.get_float("max", float("inf"))
-    else:
+    elif all(node.known(index) is not None or not node.has_input(index) for index in (1, 2)):
         low, high = (node.constant_scalar(index) for index in (1, 2))
+    else:
+        return _clip_between
     if low is None and high is None:
         return lambda x, _low=None, _high=None: x
     return lambda x, _low=None, _high=None: torch.clamp(x, low, high)
+
+
+def _clip_between(x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
+    x = x if low is None else torch.maximum(x, low.reshape(()))
+    return x if high is None else torch.minimum(x, high.reshape(()))
 
 
 def leaky_relu(node: NodeReader) -> TorchOp:
@@ -114,6 +120,16 @@ def swish(node: NodeReader) -> TorchOp:
     return F.silu if alpha == 1 else lambda x: x * torch.sigmoid(alpha * x)
 
 
+def shrink(node: NodeReader) -> TorchOp:
+    """Shrink: x moved by bias towards zero where it is beyond lambd, otherwise 0."""
+    bias, limit = node.get_float("bias", 0.0), node.get_float("lambd", 0.5)
+
+    def run(x: Tensor) -> Tensor:
+        return torch.where(x < -limit, x + bias, torch.where(x > limit, x - bias, 0.0)).to(x.dtype)
+
+    return run
+
+
 def hard_sigmoid(node: NodeReader) -> TorchOp:
     """HardSigmoid: clip(alpha * x + beta, 0, 1)."""
     alpha, beta = node.get_float("alpha", 0.2), node.get_float("beta", 0.5)
@@ -124,6 +140,15 @@ def gelu(node: NodeReader) -> TorchOp:
     """Gelu: exact, or the approximation by tanh."""
     approximate = node.choice("approximate", "none", ("none", "tanh"))
     return lambda x: F.gelu(x, approximate=approximate)
+
+
+def hardmax(node: NodeReader) -> TorchOp:
+    """Hardmax: 1 at the first largest number, 0 elsewhere; over the axes that a Softmax runs over."""
+
+    def hard(x: Tensor, *, dim: int) -> Tensor:
+        return torch.zeros_like(x).scatter(dim, x.argmax(dim, keepdim=True), 1)
+
+    return _over_axis(hard)(node)
 
 
 def _over_axis(function: Callable[..., Tensor]) -> Builder:
@@ -143,17 +168,6 @@ softmax = _over_axis(F.softmax)
 log_softmax = _over_axis(F.log_softmax)
 
 
-def cast(node: NodeReader) -> TorchOp:
-    """Cast to a type that torch and ONNX both have."""
-    node.ignore("saturate", "round_mode")  # for 8-bit floats only, which are refused
-    dtype = _DTYPES.get(ir.DataType(node.get_int("to", 0)).name)
-    if dtype is None:
-        raise node.refusal(
-            f"no cast to {ir.DataType(node.get_int('to', 0)).name} in torch, only to {', '.join(_DTYPES)}"
-        )
-    return lambda x: x.to(dtype)
-
-
 def dropout(node: NodeReader) -> TorchOp:
     """Dropout at inference: the input, and a mask that is true everywhere."""
     node.ignore("ratio", "seed")
@@ -163,17 +177,3 @@ def dropout(node: NodeReader) -> TorchOp:
     if node.num_outputs > 1:
         return lambda x, *_: (x, torch.ones_like(x, dtype=torch.bool))
     return lambda x, *_: x
-
-
-_DTYPES = {
-    "FLOAT": torch.float32,
-    "DOUBLE": torch.float64,
-    "FLOAT16": torch.float16,
-    "BFLOAT16": torch.bfloat16,
-    "INT8": torch.int8,
-    "INT16": torch.int16,
-    "INT32": torch.int32,
-    "INT64": torch.int64,
-    "UINT8": torch.uint8,
-    "BOOL": torch.bool,
-}

@@ -1,4 +1,4 @@
-"""Poolings over windows or all positions, and reductions over axes."""
+"""Poolings over windows or all positions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dipo.graph.ops.reader import Builder, NodeReader, TorchOp
+from dipo.graph.ops.reader import NodeReader, TorchOp
 from dipo.graph.ops.window import Window, by_rank, lowest, torch_pads
 
 
@@ -67,44 +67,6 @@ def global_max_pool(node: NodeReader) -> TorchOp:
     """GlobalMaxPool: maximum over the spatial dimensions, which stay with size 1."""
     dims = tuple(range(2, node.rank(0)))
     return lambda x: x.amax(dim=dims, keepdim=True)
-
-
-def _reduction(function: Callable[..., Tensor]) -> Builder:
-    """Return a Reduce operator from `function(x, dim=..., keepdim=...)`; its axes are an attribute or an input."""
-
-    def build(node: NodeReader) -> TorchOp:
-        axes = node.ints_from("axes", 1)
-        keepdims = bool(node.get_int("keepdims", 1))
-        if not axes:
-            if node.get_int("noop_with_empty_axes", 0):
-                return lambda x, _axes=None: x
-            return lambda x, _axes=None: function(x, dim=tuple(range(x.dim())), keepdim=keepdims)
-        node.ignore("noop_with_empty_axes")
-        return lambda x, _axes=None: function(x, dim=axes, keepdim=keepdims)
-
-    return build
-
-
-def _norm_1(x: Tensor, *, dim: tuple[int, ...], keepdim: bool) -> Tensor:
-    return x.abs().sum(dim=dim, keepdim=keepdim)
-
-
-def _norm_2(x: Tensor, *, dim: tuple[int, ...], keepdim: bool) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(x, dim=dim, keepdim=keepdim)
-    return norm
-
-
-def _sum_of_squares(x: Tensor, *, dim: tuple[int, ...], keepdim: bool) -> Tensor:
-    return x.square().sum(dim=dim, keepdim=keepdim)
-
-
-reduce_mean = _reduction(torch.mean)
-reduce_sum = _reduction(torch.sum)
-reduce_max = _reduction(torch.amax)
-reduce_min = _reduction(torch.amin)
-reduce_l1 = _reduction(_norm_1)
-reduce_l2 = _reduction(_norm_2)
-reduce_sum_square = _reduction(_sum_of_squares)
 
 
 def _pool_window(node: NodeReader) -> Window:

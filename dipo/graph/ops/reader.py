@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -13,6 +14,32 @@ from dipo.errors import UserError
 
 TorchOp = Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]
 """A function of a node's inputs, in ONNX order; None for an absent optional one."""
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Numbers that a node takes as an option: known when it is bound, or computed while the model runs."""
+
+    known: tuple[Any, ...] | None
+    """The numbers, flat; None if they are computed, or absent."""
+    port: int | None = None
+    """Index, behind the node's first input, of the input that holds them while the model runs; None if known."""
+
+    @property
+    def absent(self) -> bool:
+        """Whether the node does without them."""
+        return self.known is None and self.port is None
+
+    def among(self, behind: Sequence[torch.Tensor | None]) -> tuple[Any, ...] | None:
+        """Return the numbers; None if absent.
+
+        Args:
+            behind: The node's inputs behind its first, which are read only where the numbers are computed.
+        """
+        if self.port is None:
+            return self.known
+        tensor = behind[self.port]
+        return None if tensor is None else tuple(tensor.reshape(-1).tolist())
 
 
 class NodeReader:
@@ -50,6 +77,11 @@ class NodeReader:
         """Return an attribute that is a list of integers; None where absent."""
         value = self._attribute(name)
         return None if value is None else tuple(int(v) for v in value)
+
+    def get_tensor(self, name: str) -> NDArray[Any] | None:
+        """Return an attribute that is a tensor; None where absent."""
+        value = self._attribute(name)
+        return None if value is None else value.numpy()
 
     def ignore(self, *names: str) -> None:
         """Declare that these attributes do not affect inference."""
@@ -105,10 +137,24 @@ class NodeReader:
         scalar: int | float = value.reshape(()).item()
         return scalar
 
-    def ints_from(self, name: str, index: int) -> tuple[int, ...] | None:
-        """Return integers that older opsets have in attribute `name` and newer ones in constant input `index`."""
-        value = self.get_ints(name)
-        return self.constant_ints(index) if value is None else value
+    def ints(self, index: int, attribute: str | None = None) -> Numbers:
+        """Return integers of an input, which may be computed, or of the attribute that older opsets have instead."""
+        value = None if attribute is None else self.get_ints(attribute)
+        return self._numbers(index, int) if value is None else Numbers(value)
+
+    def floats(self, index: int) -> Numbers:
+        """Return the floats of an input, which may be computed."""
+        return self._numbers(index, float)
+
+    def require(self, numbers: Numbers, what: str) -> Numbers:
+        """Return the numbers.
+
+        Raises:
+            UserError: They are absent.
+        """
+        if numbers.absent:
+            raise self.refusal(f"it has no {what}")
+        return numbers
 
     def shape(self, index: int) -> tuple[int | None, ...] | None:
         """Return the shape of an input, with None for unknown sizes; None if not even the rank is known."""
@@ -148,6 +194,16 @@ class NodeReader:
     def refusal(self, why: str) -> UserError:
         """Return an error that names this node."""
         return UserError(f"node '{self.node.name}' ({self.node.op_type}): {why}")
+
+    def dtype(self, index: int) -> ir.DataType | None:
+        """Return the element type of an input; None if it is not known."""
+        return self._input(index).dtype
+
+    def _numbers(self, index: int, kind: type[int] | type[float]) -> Numbers:
+        value = self.known(index)
+        if value is not None:
+            return Numbers(tuple(kind(v) for v in value.reshape(-1)))
+        return Numbers(None, index - 1 if self.has_input(index) else None)
 
     def _input(self, index: int) -> ir.Value:
         value = self.node.inputs[index] if index < len(self.node.inputs) else None

@@ -1,27 +1,32 @@
-"""Operators that move elements: Reshape, Slice, Pad and similar."""
+"""Operators that move elements: Reshape, Slice, Gather and similar."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dipo.graph.constants import single_rows
-from dipo.graph.ops.reader import NodeReader, TorchOp
-from dipo.graph.ops.window import torch_pads
+from dipo.graph.ops.reader import NodeReader, Numbers, TorchOp
 
 
 def reshape(node: NodeReader) -> TorchOp:
-    """Reshape to a constant shape; 0 keeps the input's size unless allowzero, -1 is the remaining size."""
-    shape = node.constant_ints(1)
-    if shape is None:
-        raise node.refusal("it has no shape")
+    """Reshape; 0 keeps the input's size unless allowzero, -1 is the remaining size."""
+    shape = node.require(node.ints(1), "shape")
     allow_zero = bool(node.get_int("allowzero", 0))
-    if allow_zero or 0 not in shape:
-        return lambda x, _shape: x.reshape(shape)
-    return lambda x, _shape: x.reshape([x.shape[i] if size == 0 else size for i, size in enumerate(shape)])
+    if shape.known is not None and (allow_zero or 0 not in shape.known):
+        constant = shape.known
+        return lambda x, _shape: x.reshape(constant)
+
+    def run(x: Tensor, *behind: Tensor | None) -> Tensor:
+        sizes = shape.among(behind) or ()
+        if allow_zero:
+            return x.reshape(sizes)
+        return x.reshape([x.shape[i] if size == 0 else size for i, size in enumerate(sizes)])
+
+    return run
 
 
 def flatten(node: NodeReader) -> TorchOp:
@@ -40,21 +45,23 @@ def transpose(node: NodeReader) -> TorchOp:
 
 def squeeze(node: NodeReader) -> TorchOp:
     """Squeeze the axes, or every axis of size 1 where none are named."""
-    axes = node.ints_from("axes", 1)
-    if axes is None:
-        return lambda x, _axes=None: x.squeeze()
-    return lambda x, _axes=None: x.squeeze(axes)
+    axes = node.ints(1, "axes")
+
+    def run(x: Tensor, *behind: Tensor | None) -> Tensor:
+        named = axes.among(behind)
+        return x.squeeze(named) if named else x.squeeze()
+
+    return run
 
 
 def unsqueeze(node: NodeReader) -> TorchOp:
     """Unsqueeze: the axes count in the output."""
-    axes = node.ints_from("axes", 1)
-    if axes is None:
-        raise node.refusal("it has no axes")
+    axes = node.require(node.ints(1, "axes"), "axes")
 
-    def run(x: Tensor, _axes: Tensor | None = None) -> Tensor:
-        rank = x.dim() + len(axes)
-        for axis in sorted(axis % rank for axis in axes):
+    def run(x: Tensor, *behind: Tensor | None) -> Tensor:
+        added = axes.among(behind) or ()
+        rank = x.dim() + len(added)
+        for axis in sorted(axis % rank for axis in added):
             x = x.unsqueeze(axis)
         return x
 
@@ -76,59 +83,37 @@ def concat(node: NodeReader) -> TorchOp:
 
 
 def split(node: NodeReader) -> TorchOp:
-    """Split into the given sizes, or into one part per output, of which the last may be smaller."""
+    """Split into the given sizes, or into one part per output, of which the last ones may be smaller."""
     axis = node.get_int("axis", 0)
-    sizes = node.ints_from("split", 1)
+    sizes = node.ints(1, "split")
     num = node.get_int("num_outputs", len(node.node.outputs))
-    if sizes is not None:
-        return lambda x, _sizes=None: x.split(sizes, axis)
-    return lambda x, _sizes=None: x.split(-(-x.shape[axis] // num), axis)
+
+    def run(x: Tensor, *behind: Tensor | None) -> tuple[Tensor, ...]:
+        given = sizes.among(behind)
+        if given is None:
+            size = x.shape[axis]
+            part = -(-size // num)
+            given = tuple(min(part, max(size - i * part, 0)) for i in range(num))
+        return torch.split(x, given, axis)
+
+    return run
 
 
 def slice_(node: NodeReader) -> TorchOp:
-    """Slice with constant starts, ends, axes and steps."""
-    starts, ends = node.ints_from("starts", 1), node.ints_from("ends", 2)
-    if starts is None or ends is None:
-        raise node.refusal("it has no starts or no ends")
-    axes = node.ints_from("axes", 3) or tuple(range(len(starts)))
-    steps = node.constant_ints(4) or (1,) * len(starts)
-    cuts = [
-        (axis, slice(_bounded(start), _bounded(end), step))
-        for axis, start, end, step in zip(axes, starts, ends, steps, strict=True)
-    ]
-    if min(axes, default=0) >= 0 and min(steps, default=1) > 0:
-        by_axis = dict(cuts)
-        index = tuple(by_axis.get(axis, slice(None)) for axis in range(max(axes, default=-1) + 1))
-        return lambda x, *_: x[index]
+    """Slice by starts, ends, axes and steps, constant or computed."""
+    starts = node.require(node.ints(1, "starts"), "starts")
+    ends = node.require(node.ints(2, "ends"), "ends")
+    axes, steps = node.ints(3, "axes"), node.ints(4)
+    if all(each.port is None for each in (starts, ends, axes, steps)):
+        return _constant_slice(_cuts(starts.known or (), ends.known or (), axes.known, steps.known))
 
-    def run(x: Tensor, *_: Tensor | None) -> Tensor:
+    def run(x: Tensor, *behind: Tensor | None) -> Tensor:
+        cuts = _cuts(starts.among(behind) or (), ends.among(behind) or (), axes.among(behind), steps.among(behind))
         for axis, cut in cuts:
             x = _cut(x, axis, cut)
         return x
 
     return run
-
-
-def pad(node: NodeReader) -> TorchOp:
-    """Pad with a constant, by reflection, edge or wrapping; pads and value are constant, negative pads cut."""
-    mode = node.choice("mode", "constant", ("constant", "reflect", "edge", "wrap"))
-    pads = node.ints_from("pads", 1)
-    if pads is None:
-        raise node.refusal("it has no pads")
-    axes = node.constant_ints(3)
-    if axes is not None:
-        pads = _all_axes(pads, axes, node.rank(0))
-    half = len(pads) // 2
-    flat = torch_pads(pads[:half], pads[half:])
-    if mode == "constant":
-        value = node.constant_scalar(2) if node.opset >= 11 else node.get_float("value", 0.0)
-        return lambda x, *_: F.pad(x, flat, value=value)
-    node.ignore("value")
-    if min(pads) < 0 or half > 5 or len(flat) > 2 * (half - 2):
-        raise node.refusal(f"mode '{mode}' is computed in torch for spatial axes (up to 3) and pads from 0 only")
-    torch_mode = {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}[mode]
-    flat += [0] * (2 * (half - 2) - len(flat))
-    return lambda x, *_: F.pad(x, flat, mode=torch_mode)
 
 
 def depth_to_space(node: NodeReader) -> TorchOp:
@@ -162,25 +147,22 @@ def space_to_depth(node: NodeReader) -> TorchOp:
 
 
 def expand(node: NodeReader) -> TorchOp:
-    """Expand to the shape to which the input and the constant shape broadcast."""
-    shape = node.constant_ints(1)
-    if shape is None:
-        raise node.refusal("it has no shape")
+    """Expand to the shape to which the input and the given shape broadcast."""
+    shape = node.require(node.ints(1), "shape")
 
-    def run(x: Tensor, _shape: Tensor) -> Tensor:
-        added = max(len(shape) - x.dim(), 0)
-        sizes = (-1 if size == 1 else size for size in shape[added:])
-        return x.expand(*shape[:added], *[-1] * (x.dim() - len(shape)), *sizes)
+    def run(x: Tensor, *behind: Tensor | None) -> Tensor:
+        wanted = shape.among(behind) or ()
+        added = max(len(wanted) - x.dim(), 0)
+        sizes = (-1 if size == 1 else size for size in wanted[added:])
+        return x.expand(*wanted[:added], *[-1] * (x.dim() - len(wanted)), *sizes)
 
     return run
 
 
 def tile(node: NodeReader) -> TorchOp:
-    """Tile by constant repeats, one for each axis."""
-    repeats = node.constant_ints(1)
-    if repeats is None:
-        raise node.refusal("it has no repeats")
-    return lambda x, _repeats: x.repeat(repeats)
+    """Tile by repeats, one for each axis."""
+    repeats = node.require(node.ints(1), "repeats")
+    return lambda x, *behind: x.repeat(repeats.among(behind) or ())
 
 
 def gather(node: NodeReader) -> TorchOp:
@@ -191,6 +173,56 @@ def gather(node: NodeReader) -> TorchOp:
         index = int(known)
         return lambda x, _indices: x.select(axis, index)
     return lambda x, indices: x[(*[slice(None)] * (axis % x.dim()), indices)]
+
+
+def reverse_sequence(node: NodeReader) -> TorchOp:
+    """ReverseSequence: the first `lengths[i]` elements of each sequence in reverse order."""
+    time, batch = node.get_int("time_axis", 0), node.get_int("batch_axis", 1)
+
+    def run(x: Tensor, lengths: Tensor) -> Tensor:
+        steps = torch.arange(x.shape[time], device=x.device)
+        lengths = lengths[:, None]
+        order = torch.where(steps < lengths, lengths - 1 - steps, steps)  # [batch, time]
+        order = order if batch < time else order.t()
+        shape = [x.shape[axis] if axis in {time, batch} else 1 for axis in range(x.dim())]
+        return x.gather(time, order.reshape(shape).expand(x.shape))
+
+    return run
+
+
+def trilu(node: NodeReader) -> TorchOp:
+    """Trilu: the upper or the lower triangle of matrices, from diagonal k on."""
+    function = torch.triu if node.get_int("upper", 1) else torch.tril
+    k: Numbers = node.ints(1)
+    return lambda x, *behind: function(x, (k.among(behind) or (0,))[0])
+
+
+_Cuts = list[tuple[int, slice]]
+
+
+def _cuts(starts: Sequence[int], ends: Sequence[int], axes: Sequence[int] | None, steps: Sequence[int] | None) -> _Cuts:
+    """Return a slice for each axis."""
+    axes = axes or range(len(starts))
+    steps = steps or [1] * len(starts)
+    return [
+        (axis, slice(_bounded(start), _bounded(end), step))
+        for axis, start, end, step in zip(axes, starts, ends, steps, strict=True)
+    ]
+
+
+def _constant_slice(cuts: _Cuts) -> TorchOp:
+    axes = [axis for axis, _ in cuts]
+    if min(axes, default=0) >= 0 and all(cut.step > 0 for _, cut in cuts):
+        by_axis = dict(cuts)
+        index = tuple(by_axis.get(axis, slice(None)) for axis in range(max(axes, default=-1) + 1))
+        return lambda x, *_: x[index]
+
+    def run(x: Tensor, *_: Tensor | None) -> Tensor:
+        for axis, cut in cuts:
+            x = _cut(x, axis, cut)
+        return x
+
+    return run
 
 
 def _cut(x: Tensor, axis: int, cut: slice) -> Tensor:
@@ -206,11 +238,3 @@ def _cut(x: Tensor, axis: int, cut: slice) -> Tensor:
 def _bounded(index: int) -> int:
     """Return the index limited to +-2^62: ONNX's "to the end" may be -2^63 or 2^63 - 1, of which torch warns."""
     return min(max(index, -(1 << 62)), 1 << 62)
-
-
-def _all_axes(pads: tuple[int, ...], axes: tuple[int, ...], rank: int) -> tuple[int, ...]:
-    """Return the pads of some axes as a list of begins, then ends, of all axes."""
-    full = [0] * (2 * rank)
-    for i, axis in enumerate(axes):
-        full[axis % rank], full[axis % rank + rank] = pads[i], pads[i + len(axes)]
-    return tuple(full)

@@ -120,4 +120,13 @@ def by_rank(node: NodeReader, functions: Sequence[Callable[..., Tensor]], num_di
 
 def lowest(dtype: torch.dtype) -> float:
     """Return the lowest value of a dtype, which never wins a maximum."""
+    if dtype == torch.bool:
+        return False
     return float("-inf") if dtype.is_floating_point else torch.iinfo(dtype).min
+
+
+def highest(dtype: torch.dtype) -> float:
+    """Return the highest value of a dtype, which never wins a minimum."""
+    if dtype == torch.bool:
+        return True
+    return float("inf") if dtype.is_floating_point else torch.iinfo(dtype).max

@@ -1,0 +1,57 @@
+"""The operators against ONNX's own node tests."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from node_tests import NodeTest, differs, in_onnxruntime, in_torch, node_tests
+
+LEAST_IN_TORCH = 0.6
+"""Share of the tests with float32 values."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a node test."""
+
+    test: NodeTest
+    by: str
+    """`torch`, or `onnxruntime` where `bind` refuses the node, or `neither`."""
+    wrong: str | None
+    """How its numbers differ from what is right; None if they do not."""
+
+
+@functools.cache
+def outcomes() -> tuple[Outcome, ...]:
+    """The outcome of each test, of its form with constant options and of that with computed ones."""
+    return tuple(_outcome(test, constant=constant) for test in node_tests() for constant in (True, False))
+
+
+def _outcome(test: NodeTest, *, constant: bool) -> Outcome:
+    expected = [outputs for _, outputs in test.data]
+    made = in_torch(test, constant=constant)
+    by = "torch"
+    if made is None:
+        made = in_onnxruntime(test)
+        by = "neither" if made is None else "onnxruntime"
+    if made is None:
+        return Outcome(test, by, None)
+    wrong = next((how for each, right in zip(made, expected, strict=True) if (how := differs(test, each, right))), None)
+    if wrong is not None and by == "torch":
+        # Where the two differ, ONNX Runtime is the reference: it is what runs the network that is written.
+        right = in_onnxruntime(test)
+        if right is not None and not any(differs(test, each, other) for each, other in zip(made, right, strict=True)):
+            wrong = None
+    return Outcome(test, by, wrong)
+
+
+def test_torch_computes_what_bind_takes_and_nothing_else() -> None:
+    assert {each.test.name: each.wrong for each in outcomes() if each.by == "torch" and each.wrong} == {}
+
+
+def test_torch_computes_most_tests() -> None:
+    by: Mapping[str, int] = Counter(each.by for each in outcomes()[::2] if each.test.has_floats)
+    assert by["torch"] >= LEAST_IN_TORCH * sum(by.values()), by
