@@ -52,5 +52,5 @@ OPERATORS = (
         integer_kernel=IntegerKernel.CODES, qoperator="QLinearGlobalAveragePool",
     ),
     _interpolation(name="Resize", torch=built_by("dipo.graph.ops.resize:resize")),
-    _interpolation(name="Upsample", torch=None),
+    _interpolation(name="Upsample", torch=built_by("dipo.graph.ops.resize:upsample")),
 )  # fmt: skip

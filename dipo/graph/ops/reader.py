@@ -78,6 +78,11 @@ class NodeReader:
         value = self._attribute(name)
         return None if value is None else tuple(int(v) for v in value)
 
+    def get_floats(self, name: str) -> tuple[float, ...] | None:
+        """Return an attribute that is a list of floats; None where absent."""
+        value = self._attribute(name)
+        return None if value is None else tuple(float(v) for v in value)
+
     def get_tensor(self, name: str) -> NDArray[Any] | None:
         """Return an attribute that is a tensor; None where absent."""
         value = self._attribute(name)

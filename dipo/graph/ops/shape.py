@@ -94,7 +94,7 @@ def split(node: NodeReader) -> TorchOp:
             size = x.shape[axis]
             part = -(-size // num)
             given = tuple(min(part, max(size - i * part, 0)) for i in range(num))
-        return torch.split(x, given, axis)
+        return torch.split(x, list(given), axis)
 
     return run
 
