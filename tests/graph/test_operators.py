@@ -92,6 +92,7 @@ ATTRIBUTES = {
     "MaxPool": {"kernel_shape": [2, 2]},
     "Transpose": {"perm": [1, 0, 2, 3]},
     "DepthToSpace": {"blocksize": 2},
+    "LpPool": {"kernel_shape": [2, 2]},
     "SpaceToDepth": {"blocksize": 2},
     "Shrink": {"bias": 2.0},
 }
@@ -103,7 +104,7 @@ OF_ONE = [
     if operator.data_inputs == 1
     and operator.torch is not None
     and operator.kind in {Kind.ACTIVATION, Kind.ELEMENTWISE, Kind.POOLING, Kind.REDUCTION, Kind.MOVEMENT}
-    and operator.name not in {"PRelu", "Resize", "Clip"}  # need more inputs
+    and operator.name not in {"PRelu", "Resize", "Upsample", "Clip"}  # need more inputs
     and operator.name not in {"CumSum", "CumProd", "TopK", "Unique", "ReduceProd"}  # or return more, or overflow
     and not (operator.kind is Kind.MOVEMENT and operator.name not in {"Identity", "Dropout", "Flatten", *ATTRIBUTES})
 ]

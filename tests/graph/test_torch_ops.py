@@ -384,7 +384,6 @@ def test_resize_ignores_a_batch_written_into_its_sizes() -> None:
             {"kernel_shape": [2], "dilations": [2], "auto_pad": "SAME_UPPER"},
             "explicit",
         ),
-        ("MaxPool", {"x": random(1, 1, 4)}, {"kernel_shape": [2], "num_outputs": 2}, "only its first output"),
         ("Gelu", {"x": random(2)}, {"opset": 20, "approximate": "sigmoid"}, "only none, tanh"),
     ],
 )

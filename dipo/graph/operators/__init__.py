@@ -43,11 +43,14 @@ from dipo.graph.operators import (
     elementwise,
     generation,
     index,
+    losses,
     movement,
     normalization,
     pooling,
     quantized,
     reduction,
+    sampling,
+    sequence,
     weighted,
 )
 from dipo.graph.operators.record import (
@@ -105,6 +108,9 @@ _FAMILIES = (
     conversion,
     generation,
     index,
+    sampling,
+    sequence,
+    losses,
     quantized,
 )
 

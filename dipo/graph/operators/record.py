@@ -41,6 +41,10 @@ class Kind(Enum):
     """Moves numbers without computing any."""
     CONVERSION = auto()
     """Converts numbers to another type."""
+    PRODUCT = auto()
+    """Sums products of activations, or of them and constants, without being a layer."""
+    SAMPLING = auto()
+    """Reads or writes an image at places that are computed."""
     GENERATION = auto()
     """Makes numbers from sizes, limits or indices."""
     INDEX = auto()

@@ -119,20 +119,24 @@ def _positions(coordinates: str, old: int, new: int, scale: np.float32, part: tu
     if coordinates == "align_corners":
         return index * np.float32(old - 1) / np.float32(max(new - 1, 1))
     if coordinates == CROP:
-        begin, end = (np.float32(share) for share in part)
-        if new == 1:
-            return (half * (begin + end) * np.float32(old - 1)).reshape(1)
-        return begin * np.float32(old - 1) + index * (end - begin) * np.float32(old - 1) / np.float32(new - 1)
+        return _cropped_positions(index, old, part)
     if coordinates == "pytorch_half_pixel" and new == 1:
         return np.zeros(1, np.float32)
+    centre = (index + half) / scale
     if coordinates == "tf_half_pixel_for_nn":
-        return (index + half) / scale
-    position = (index + half) / scale - half
+        return centre
     if coordinates == "half_pixel_symmetric":
         # A size that was rounded down leaves as much out on either side.
         adjustment = np.float32(new) / (scale * np.float32(old))
-        position = np.float32(old) / 2 * (1 - adjustment) + position
-    return position.astype(np.float32)
+        centre = np.float32(old) / 2 * (1 - adjustment) + centre
+    return (centre - half).astype(np.float32)
+
+
+def _cropped_positions(index: Floats, old: int, part: tuple[float, float]) -> Floats:
+    begin, end = (np.float32(share) * np.float32(old - 1) for share in part)
+    if len(index) == 1:
+        return (np.float32(0.5) * (begin + end)).reshape(1)
+    return begin + index * (end - begin) / np.float32(len(index) - 1)
 
 
 def _within(indices: Floats, size: int) -> NDArray[np.int64]:

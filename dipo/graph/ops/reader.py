@@ -201,8 +201,8 @@ class NodeReader:
         return UserError(f"node '{self.node.name}' ({self.node.op_type}): {why}")
 
     def dtype(self, index: int) -> ir.DataType | None:
-        """Return the element type of an input; None if it is not known."""
-        return self._input(index).dtype
+        """Return the element type of an input; None if it is not known, or the input is absent."""
+        return self._input(index).dtype if self.has_input(index) else None
 
     def _numbers(self, index: int, kind: type[int] | type[float]) -> Numbers:
         value = self.known(index)
