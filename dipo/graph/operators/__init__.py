@@ -49,6 +49,7 @@ from dipo.graph.operators import (
     pooling,
     quantized,
     reduction,
+    runtime,
     sampling,
     sequence,
     weighted,
@@ -111,6 +112,7 @@ _FAMILIES = (
     sampling,
     sequence,
     losses,
+    runtime,
     quantized,
 )
 

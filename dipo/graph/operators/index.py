@@ -25,7 +25,7 @@ _of_two = partial(_index, data_inputs=2)
 OPERATORS = (
     _index(name="Shape", torch=built_by(f"{_SHAPES}:shape"), reads_shape=True),
     _index(name="Size", torch=same_as(f"{_SHAPES}:size"), reads_shape=True),
-    _index(name="NonZero", torch=same_as("dipo.graph.ops.indexing:non_zero")),
+    _index(name="NonZero", sized_by_numbers=True, torch=same_as("dipo.graph.ops.indexing:non_zero")),
     _index(name="ArgMax", torch=built_by(f"{_REDUCTION}:arg_max")),
     _index(name="ArgMin", torch=built_by(f"{_REDUCTION}:arg_min")),
     _index(name="IsNaN", torch=same_as("torch:isnan")),

@@ -59,6 +59,6 @@ OPERATORS = (
         name="GlobalAveragePool", torch=built_by(f"{_OPS}:global_average_pool"), full_integer=True, resizes=True,
         integer_kernel=IntegerKernel.CODES, qoperator="QLinearGlobalAveragePool",
     ),
-    _interpolation(name="Resize", torch=built_by("dipo.graph.ops.resize:resize")),
-    _interpolation(name="Upsample", torch=built_by("dipo.graph.ops.resize:upsample")),
+    _interpolation(name="Resize", sized_by=(2, 3), torch=built_by("dipo.graph.ops.resize:resize")),
+    _interpolation(name="Upsample", sized_by=(1,), torch=built_by("dipo.graph.ops.resize:upsample")),
 )  # fmt: skip

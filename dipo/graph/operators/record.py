@@ -220,6 +220,13 @@ class Operator:
 
     reads_shape: bool = False
     """Whether it reads the shapes of its inputs alone, not the numbers in them."""
+    sized_by: tuple[int, ...] = ()
+    """Indices of the inputs whose numbers are sizes or decide on the sizes of its outputs; axes, which are constants in
+    practice, left out."""
+    sized_by_numbers: bool = False
+    """Whether the sizes of its outputs depend on the numbers of its data."""
+    random: bool = False
+    """Whether its outputs may differ from call to call."""
     distribution: bool = False
     """Whether its output is a distribution, or the logarithm of one, over what its `axis` counts."""
     data_inputs: int | None = 1

@@ -22,8 +22,8 @@ _sampling = partial(
 
 OPERATORS = (
     _sampling(name="GridSample", torch=built_by(f"{_OPS}:grid_sample")),
-    _sampling(name="AffineGrid", torch=built_by(f"{_OPS}:affine_grid")),
-    _sampling(name="Col2Im", torch=built_by(f"{_OPS}:col_to_im")),
-    _sampling(name="MaxUnpool", torch=built_by(f"{_OPS}:max_unpool")),
+    _sampling(name="AffineGrid", sized_by=(1,), torch=built_by(f"{_OPS}:affine_grid")),
+    _sampling(name="Col2Im", sized_by=(1, 2), torch=built_by(f"{_OPS}:col_to_im")),
+    _sampling(name="MaxUnpool", sized_by=(2,), torch=built_by(f"{_OPS}:max_unpool")),
     _sampling(name="RoiAlign", torch=built_by(f"{_OPS}:roi_align")),
 )

@@ -33,6 +33,6 @@ OPERATORS = (
     ),
     _product(name="Einsum", torch=built_by(f"{_LINEAR}:einsum"), data_inputs=None, data_constants=True),
     _product(name="Det", torch=same_as("torch.linalg:det")),
-    _product(name="DFT", torch=built_by(f"{_SIGNAL}:dft")),
-    _product(name="STFT", torch=built_by(f"{_SIGNAL}:stft")),
+    _product(name="DFT", sized_by=(1,), torch=built_by(f"{_SIGNAL}:dft")),
+    _product(name="STFT", sized_by=(1, 3), torch=built_by(f"{_SIGNAL}:stft")),
 )  # fmt: skip
