@@ -168,7 +168,7 @@ def _refuse_half(node: NodeReader) -> None:
 
 def _of_heads(x: Tensor, num: int) -> Tensor:
     """Return [batch, positions, heads * size] as [batch, heads, positions, size]."""
-    return x.unflatten(2, (num, -1)).transpose(1, 2)
+    return x.reshape(*x.shape[:2], num, x.shape[2] // num).transpose(1, 2)
 
 
 def _bias_of(seen: Tensor, q: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,13 +23,13 @@ def softmax_cross_entropy(node: NodeReader) -> TorchOp:
 
     def run(x: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         log_prob = F.log_softmax(x, 1)
-        made: Tensor = loss(log_prob, target, weight)
+        made = loss(log_prob, target, weight)
         return made if num_outputs == 1 else (made, log_prob)
 
     return run
 
 
-def _loss(node: NodeReader) -> TorchOp:
+def _loss(node: NodeReader) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
     reduction = node.choice("reduction", "mean", ("mean", "sum", "none"))
     ignored = node.get_int("ignore_index", 0) if "ignore_index" in node.node.attributes else None
 

@@ -16,6 +16,8 @@ from dipo.graph.ops.reader import NodeReader, Numbers, TorchOp
 
 _LINEAR = {3: "linear", 4: "bilinear", 5: "trilinear"}
 _POLICIES = ("stretch", "not_larger", "not_smaller")
+_TIED = ("nearest", "half_pixel_symmetric")
+"""A mode in which elements lie half way between two, by scales that are not those of the sizes."""
 _OLD = 11
 """Before this operator set, positions are the output's over the scale."""
 
@@ -45,6 +47,8 @@ def resize(node: NodeReader) -> TorchOp:
     )
     scales, sizes, roi = node.floats(2), node.ints(3), node.floats(1)
     policy = node.choice("keep_aspect_ratio_policy", "stretch", _POLICIES)
+    if policy != "stretch" and (how.coordinates == CROP or (how.mode, how.coordinates) == _TIED):
+        raise node.refusal(f"policy '{policy}' is not computed in torch for '{how.coordinates}'")
     axes = node.get_ints("axes")
     if not (scales.known or scales.port is not None or sizes.known or sizes.port is not None):
         raise node.refusal("it has neither sizes nor scales")
@@ -59,8 +63,7 @@ def resize(node: NodeReader) -> TorchOp:
         given = sizes.among(behind)
         if given and policy != "stretch":
             return _keep_aspect(how, x, axes, given, largest=policy == "not_smaller")
-        y: Tensor = _resizer(how, x.shape, _goal(x.shape, axes, scales.among(behind), given))(x)
-        return y
+        return _resizer(how, x.shape, _goal(x.shape, axes, scales.among(behind), given))(x)
 
     return run
 
@@ -78,8 +81,7 @@ def _scaled(node: NodeReader, scales: Numbers) -> TorchOp:
     def run(x: Tensor, *behind: Tensor | None) -> Tensor:
         given = scales.among(behind) or ()
         how = Interpolation(mode, "asymmetric", "ceil" if min(given) < 1 else "floor")
-        y: Tensor = _resizer(how, x.shape, _goal(x.shape, None, given, None))(x)
-        return y
+        return _resizer(how, x.shape, _goal(x.shape, None, given, None))(x)
 
     return run
 
@@ -93,8 +95,8 @@ def _refuse_uncertain(node: NodeReader, how: Interpolation, scales: Numbers, siz
     is_whole = scales.known is not None and all(float(scale).is_integer() for scale in scales.known)
     if how.coordinates == "align_corners" and by_scales and not is_whole:
         raise node.refusal("runtimes differ on 'align_corners' by a scale that is not whole: export it by its sizes")
-    if how.antialias and how.mode == "nearest":
-        raise node.refusal("antialias of mode 'nearest' is not computed in torch")
+    if how.antialias and (how.mode == "nearest" or how.coordinates == CROP):
+        raise node.refusal(f"antialias is not computed in torch for mode 'nearest' and '{CROP}'")
 
 
 def _goal(
@@ -113,7 +115,7 @@ def _goal(
     return _Goal({axis: size for axis, size in zip(named, sizes, strict=True) if axis and shape[axis] != size}, {})
 
 
-def _resizer(how: Interpolation, shape: Sequence[int | None], goal: _Goal) -> TorchOp:
+def _resizer(how: Interpolation, shape: Sequence[int | None], goal: _Goal) -> Callable[..., Tensor]:
     """Return a function of x and other inputs for a goal that is known."""
     fast = _interpolate(how, shape, goal)
     if fast is not None:
@@ -123,7 +125,9 @@ def _resizer(how: Interpolation, shape: Sequence[int | None], goal: _Goal) -> To
         for axis, size in goal.sizes.items():
             x = how.along(x, axis, size=size, scale=size / x.shape[axis])
         for axis, scale in goal.scales.items():
-            x = how.along(x, axis, size=int(x.shape[axis] * scale), scale=scale)
+            size = int(x.shape[axis] * scale)
+            if not (how.antialias and size == x.shape[axis]):
+                x = how.along(x, axis, size=size, scale=scale)
         return x
 
     return run
@@ -156,7 +160,7 @@ def _cropped(
         old, part = x.shape[axis], (roi[i], roi[i + len(named)])
         scale = sizes[i] / old if sizes else (scales or ())[i]
         new = sizes[i] if sizes else int(old * scale)
-        if new == old and part == (0.0, 1.0):
+        if scale == 1:  # an axis that keeps its size is not cropped either
             continue
         x = how.along(x, axis, size=new, scale=scale, part=part)
         beyond = torch.from_numpy(np.asarray(how.is_outside(old, new, scale, part))).to(x.device)
@@ -174,11 +178,18 @@ def _interpolate(how: Interpolation, shape: Sequence[int | None], goal: _Goal) -
     if how.antialias or (goal.sizes and len(known) < len(wanted)):
         return None
     factors = None if goal.sizes else [goal.scales.get(axis, 1.0) for axis in range(2, rank)]
+    if factors is not None and any(map(_may_keep, shape[2:], factors)):
+        return None  # torch takes an axis that keeps its size as it is, whatever the scale
     mode = _torch_mode(how, shape, known if goal.sizes else None, factors)
     if mode is None:
         return None
     align_corners = how.coordinates == "align_corners" if mode in _LINEAR.values() else None
     return lambda x, *_: F.interpolate(x, known if goal.sizes else None, factors, mode, align_corners)
+
+
+def _may_keep(size: int | None, scale: float) -> bool:
+    """Return whether an axis of several elements may have as many behind a scale that is not 1."""
+    return 1 < scale < 1.5 if size is None else scale > 1 and int(size * scale) == size > 1
 
 
 def _torch_mode(

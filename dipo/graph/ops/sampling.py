@@ -51,7 +51,9 @@ def col_to_im(node: NodeReader) -> TorchOp:
         values = x.reshape(x.shape[0], -1, place.numel())
         made = x.new_zeros((*values.shape[:2], math.prod(padded)))
         made = made.index_add(2, place.reshape(-1), values).reshape(*values.shape[:2], *padded)
-        return made[(..., *(slice(edges[i], edges[i] + image[i]) for i in range(rank)))]
+        for i in range(rank):
+            made = made.narrow(2 + i, edges[i], image[i])
+        return made
 
     return run
 
@@ -103,9 +105,12 @@ def _region(x: Tensor, roi: Tensor, size: tuple[int, int], ratio: int, *, least:
         _samples(roi[axis], roi[axis + 2], size[1 - axis], ratio, x.shape[2 - axis], least) for axis in (1, 0)
     )
     (row_low, row_high, row_part, row_seen), (low, high, part, seen) = rows, columns
+    if not (row_low.numel() and low.numel()):  # an empty region
+        return x.new_zeros((len(x), *size))
     above = x[:, row_low] * (1 - row_part)[:, None] + x[:, row_high] * row_part[:, None]
     read = (above[..., low] * (1 - part) + above[..., high] * part) * (row_seen[:, None] & seen)
-    return read.unflatten(2, (size[1], -1)).mean(3).unflatten(1, (size[0], -1)).mean(2)
+    bins = read.reshape(len(x), size[0], read.shape[1] // size[0], size[1], read.shape[2] // size[1])
+    return bins.mean((2, 4))
 
 
 def _samples(
@@ -113,7 +118,7 @@ def _samples(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the samples along an axis: two neighbours, the share of the second, whether they lie in the image."""
     length = (end - begin).clamp(min=least) if least else end - begin
-    count = ratio or max(math.ceil(float(length) / num), 1)
+    count = ratio or max(math.ceil(float(length.detach()) / num), 0)
     place = begin + (torch.arange(num * count, device=begin.device) + 0.5) * (length / num / count)
     seen = (place >= -1) & (place <= size)
     place = place.clamp(0, size - 1)

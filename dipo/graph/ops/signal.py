@@ -17,6 +17,8 @@ def dft(node: NodeReader) -> TorchOp:
     """DFT of x [..., 1 or 2], real or complex, along an axis; to [..., 2], or to real numbers [..., 1]."""
     inverse, onesided = bool(node.get_int("inverse", 0)), bool(node.get_int("onesided", 0))
     length = node.ints(1)
+    if inverse and onesided and not length.absent:
+        raise node.refusal("runtimes differ on the length of an inverse of one side")
     axes = Numbers((node.get_int("axis", 1),)) if node.opset < 20 else node.ints(2)
 
     def run(x: Tensor, *behind: Tensor | None) -> Tensor:
@@ -25,9 +27,10 @@ def dft(node: NodeReader) -> TorchOp:
         (size,) = length.among(behind) or (None,)
         signal = torch.view_as_complex(x.contiguous()) if x.shape[-1] == 2 else x[..., 0]
         if inverse and onesided:
-            return torch.fft.irfft(signal, size, axis).unsqueeze(-1)
+            made: Tensor = torch.fft.irfft(signal, size, axis)
+            return made.unsqueeze(-1)
         if inverse:
-            return torch.view_as_real(torch.fft.ifft(signal, size, axis))
+            return torch.view_as_real(torch.fft.ifft(signal, size, axis).resolve_conj())
         spectrum = torch.fft.fft(signal, size, axis)
         if onesided:
             spectrum = spectrum.narrow(axis, 0, spectrum.shape[axis] // 2 + 1)
