@@ -41,14 +41,17 @@ from dipo.graph.operators import (
     choice,
     conversion,
     elementwise,
-    foreign,
     generation,
     index,
+    losses,
     movement,
     normalization,
     pooling,
     quantized,
     reduction,
+    runtime,
+    sampling,
+    sequence,
     weighted,
 )
 from dipo.graph.operators.record import (
@@ -106,7 +109,10 @@ _FAMILIES = (
     conversion,
     generation,
     index,
-    foreign,
+    sampling,
+    sequence,
+    losses,
+    runtime,
     quantized,
 )
 

@@ -24,6 +24,8 @@ _choice = partial(
 # Their second input holds indices, their third one data.
 _replacement = partial(_choice, moves=None, kind=Kind.ELEMENTWISE, data_inputs=3, homogeneous=False, keeps_shifts=False)
 _order = partial(_choice, data_constants=False)
+_with_places = partial(_order, moves=None, kind=Kind.REDUCTION)
+"""Those that also give the places, as another output."""
 
 OPERATORS = (
     _choice(name="GatherElements", torch=built_by(f"{_INDEXING}:gather_elements")),
@@ -33,9 +35,6 @@ OPERATORS = (
     _replacement(name="ScatterND", torch=built_by(f"{_INDEXING}:scatter_nd")),
     _replacement(name="TensorScatter", torch=built_by(f"{_INDEXING}:tensor_scatter"), data_inputs=2),
     _order(name="Compress", sized_by_numbers=True, torch=built_by(f"{_INDEXING}:compress")),
-    # Those below also give the places, as another output.
-    _order(
-        name="Unique", sized_by_numbers=True, torch=built_by(f"{_INDEXING}:unique"), moves=None, kind=Kind.REDUCTION
-    ),
-    _order(name="TopK", sized_by=(1,), torch=built_by(f"{_REDUCTION}:top_k"), moves=None, kind=Kind.REDUCTION),
+    _with_places(name="Unique", sized_by_numbers=True, torch=built_by(f"{_INDEXING}:unique")),
+    _with_places(name="TopK", sized_by=(1,), torch=built_by(f"{_REDUCTION}:top_k")),
 )

@@ -23,4 +23,5 @@ _conversion = partial(
 OPERATORS = (
     _conversion(name="Cast", torch=built_by(f"{_OPS}:cast")),
     _conversion(name="CastLike", torch=built_by(f"{_OPS}:cast_like")),
+    _conversion(name="BitCast", torch=built_by(f"{_OPS}:bit_cast"), sign=Sign.ANY),
 )

@@ -81,6 +81,7 @@ OPERATORS = (
     _of_two(
         name="Mod", torch=built_by("dipo.graph.ops.comparison:mod"), sign=Sign.KEPT, moments=None,
     ),
+    _of_two(name="SwiGLU", torch=built_by(f"{_OPS}:swiglu"), sign=Sign.KEPT, moments=None),
     # The exponent is an option.
     _of_two(name="Pow", torch=built_by(f"{_OPS}:power"), sign=Sign.KEPT, moments=None, data_constants=False),
     _of_many(

@@ -30,7 +30,7 @@ _rearrangement = partial(
 
 OPERATORS = (
     _same(name="Identity", torch=same_as("dipo.graph.ops.elementwise:identity"), on_codes=True),
-    _same(name="Dropout", torch=built_by("dipo.graph.ops.elementwise:dropout")),
+    _same(name="Dropout", random=True, torch=built_by("dipo.graph.ops.elementwise:dropout")),
     _rearrangement(name="Reshape", sized_by=(1,), torch=built_by(f"{_OPS}:reshape")),
     _rearrangement(name="Flatten", torch=built_by(f"{_OPS}:flatten"), resizes=True),
     _rearrangement(name="Transpose", torch=built_by(f"{_OPS}:transpose")),
@@ -48,8 +48,8 @@ OPERATORS = (
         name="Gather", torch=built_by(f"{_OPS}:gather"), moves=Moves.SOME, full_integer=True, data_constants=True
     ),
     _movement(
-        name="Pad", sized_by=(1, 3), torch=built_by("dipo.graph.ops.padding:pad"), moves=Moves.PADDED,
-        on_codes=True, data_inputs=None, homogeneous=False, keeps_shifts=False,
+        name="Pad", sized_by=(1, 3), torch=built_by("dipo.graph.ops.padding:pad"), moves=Moves.PADDED, on_codes=True,
+        data_inputs=None, homogeneous=False, keeps_shifts=False,
     ),
     # Zeros stand beside what is left.
     _movement(

@@ -44,6 +44,14 @@ OPERATORS = (
         integer_kernel=IntegerKernel.CODES, qoperator="QLinearAveragePool",
     ),
     _pooling(
+        name="LpPool", torch=built_by(f"{_OPS}:lp_pool"), full_integer=True, sign=Sign.NEVER_NEGATIVE,
+        keeps_shifts=False, moments=None,
+    ),
+    _pooling(
+        name="GlobalLpPool", torch=built_by(f"{_OPS}:global_lp_pool"), full_integer=True, sign=Sign.NEVER_NEGATIVE,
+        keeps_shifts=False, moments=None, resizes=True,
+    ),
+    _pooling(
         name="GlobalMaxPool", torch=built_by(f"{_OPS}:global_max_pool"), full_integer=False, moves=Moves.PICKED,
         resizes=True,
     ),
@@ -52,5 +60,5 @@ OPERATORS = (
         integer_kernel=IntegerKernel.CODES, qoperator="QLinearGlobalAveragePool",
     ),
     _interpolation(name="Resize", sized_by=(2, 3), torch=built_by("dipo.graph.ops.resize:resize")),
-    _interpolation(name="Upsample", sized_by=(1,), torch=None),
+    _interpolation(name="Upsample", sized_by=(1,), torch=built_by("dipo.graph.ops.resize:upsample")),
 )  # fmt: skip

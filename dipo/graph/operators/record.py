@@ -41,10 +41,16 @@ class Kind(Enum):
     """Moves numbers without computing any."""
     CONVERSION = auto()
     """Converts numbers to another type."""
+    PRODUCT = auto()
+    """Sums products of activations, or of them and constants, without being a layer."""
+    SAMPLING = auto()
+    """Reads or writes an image at places that are computed."""
     GENERATION = auto()
     """Makes numbers from sizes, limits or indices."""
     INDEX = auto()
     """Computes integers or booleans, which have no range: shapes, places, comparisons."""
+    RECURRENT = auto()
+    """Runs over a sequence with a state."""
     QUANTIZED = auto()
     """Reads or writes integer codes: no part of a float network."""
     OTHER = auto()
@@ -217,11 +223,12 @@ class Operator:
     reads_shape: bool = False
     """Whether it reads the shapes of its inputs alone, not the numbers in them."""
     sized_by: tuple[int, ...] = ()
-    """Indices of inputs whose numbers are sizes of its output, or decide on them; axes of reductions left out."""
+    """Indices of the inputs whose numbers are sizes or decide on the sizes of its outputs; axes, which are constants in
+    practice, left out."""
     sized_by_numbers: bool = False
-    """Whether its output has a size that depends on the numbers that it reads as data."""
+    """Whether the sizes of its outputs depend on the numbers of its data."""
     random: bool = False
-    """Whether it draws numbers."""
+    """Whether its outputs may differ from call to call."""
     distribution: bool = False
     """Whether its output is a distribution, or the logarithm of one, over what its `axis` counts."""
     data_inputs: int | None = 1

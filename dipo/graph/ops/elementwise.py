@@ -130,6 +130,12 @@ def shrink(node: NodeReader) -> TorchOp:
     return run
 
 
+def swiglu(node: NodeReader) -> TorchOp:
+    """SwiGLU: a * sigmoid(alpha * a) * b."""
+    alpha = node.get_float("alpha", 1.0)
+    return lambda a, b: a * torch.sigmoid(alpha * a) * b
+
+
 def hard_sigmoid(node: NodeReader) -> TorchOp:
     """HardSigmoid: clip(alpha * x + beta, 0, 1)."""
     alpha, beta = node.get_float("alpha", 0.2), node.get_float("beta", 0.5)
@@ -172,7 +178,8 @@ def dropout(node: NodeReader) -> TorchOp:
     """Dropout at inference: the input, and a mask that is true everywhere."""
     node.ignore("ratio", "seed")
     training = node.constant(2)
-    if training is not None and bool(training):
+    ratio = node.known(1) if node.has_input(1) else 0.5
+    if training is not None and bool(training) and (ratio is None or float(ratio) != 0):
         raise node.refusal("training_mode is on: export the model for inference")
     if node.num_outputs > 1:
         return lambda x, *_: (x, torch.ones_like(x, dtype=torch.bool))

@@ -67,6 +67,12 @@ def gemm(node: NodeReader) -> TorchOp:
     return run
 
 
+def einsum(node: NodeReader) -> TorchOp:
+    """Einsum: sums of products over the indices that an equation names."""
+    equation = node.get_string("equation", "")
+    return lambda *xs: torch.einsum(equation, *xs)
+
+
 def kernel_of(node: NodeReader) -> tuple[int, ...]:
     """Return the spatial shape of a convolution's weight.
 

@@ -29,6 +29,10 @@ def layer_normalization(node: NodeReader) -> TorchOp:
 
     def run(x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
         shape = x.shape[axis:]
+        if max(scale.dim(), 0 if bias is None else bias.dim()) > len(shape):  # of each position
+            y, *statistics = torch.native_layer_norm(x, shape, None, None, epsilon)
+            y = y * scale if bias is None else y * scale + bias
+            return y if num_outputs == 1 else (y, *statistics)[:num_outputs]
         bias = None if bias is None else bias.expand(shape)
         outputs = torch.native_layer_norm(x, shape, scale.expand(shape), bias, epsilon)
         return outputs[0] if num_outputs == 1 else outputs[:num_outputs]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -13,10 +14,11 @@ from dipo.graph.ops.window import Window, by_rank, lowest, torch_pads
 
 
 def max_pool(node: NodeReader) -> TorchOp:
-    """MaxPool without its second output (indices); padding never wins."""
-    node.require_one_output()
-    node.ignore("storage_order")  # an order of the indices
+    """MaxPool, and the places of its numbers in the whole input, if used; padding never wins."""
+    by_column = bool(node.get_int("storage_order", 0))
     window = _pool_window(node)
+    if node.num_outputs > 1:
+        return _with_places(node, window, by_column=by_column)
     function = by_rank(node, (F.max_pool1d, F.max_pool2d, F.max_pool3d), len(window.kernel))
     kernel, strides, dilations, ceil_mode = window.kernel, window.strides, window.dilations, window.ceil_mode
     pads = _kernel_pads(window)
@@ -28,6 +30,51 @@ def max_pool(node: NodeReader) -> TorchOp:
         return function(x, kernel, strides, 0, dilations)
 
     return padded
+
+
+def _with_places(node: NodeReader, window: Window, *, by_column: bool) -> TorchOp:
+    """Return a MaxPool with two outputs."""
+    function = by_rank(node, (F.max_pool1d, F.max_pool2d, F.max_pool3d), len(window.kernel))
+
+    def run(x: Tensor) -> tuple[Tensor, Tensor]:
+        sizes = x.shape[2:]
+        begins, ends = window.exact_pads_for(sizes)
+        padded = F.pad(x, torch_pads(begins, ends), value=lowest(x.dtype))
+        y, place = function(padded, window.kernel, window.strides, 0, window.dilations, False, True)
+        coordinates = [
+            each - begin for each, begin in zip(torch.unravel_index(place, padded.shape[2:]), begins, strict=True)
+        ]
+        order = range(len(sizes) - 1, -1, -1) if by_column else range(len(sizes))
+        flat = torch.arange(x.shape[0] * x.shape[1], device=x.device).reshape(*x.shape[:2], *[1] * len(sizes))
+        for axis in order:
+            flat = flat * sizes[axis] + coordinates[axis]
+        return y, flat
+
+    return run
+
+
+def lp_pool(node: NodeReader) -> TorchOp:
+    """LpPool: the p-norm of a window's elements."""
+    window, p = _pool_window(node), node.get_int("p", 2)
+    mean = _window_mean(node, window)
+
+    def run(x: Tensor) -> Tensor:
+        padded = F.pad(x, torch_pads(*window.exact_pads_for(x.shape[2:])))
+        return _root(mean(padded.abs() ** p) * math.prod(window.kernel), p)
+
+    return run
+
+
+def global_lp_pool(node: NodeReader) -> TorchOp:
+    """GlobalLpPool: the p-norm over the spatial dimensions, which stay with size 1."""
+    dims, p = tuple(range(2, node.rank(0))), node.get_int("p", 2)
+    return lambda x: _root((x.abs() ** p).sum(dim=dims, keepdim=True), p)
+
+
+def _root(x: Tensor, p: int) -> Tensor:
+    """Return the p-th root, with no gradient where it is steepest, at 0."""
+    is_zero = x == 0
+    return torch.where(is_zero, torch.zeros_like(x), torch.where(is_zero, torch.ones_like(x), x) ** (1 / p))
 
 
 def average_pool(node: NodeReader) -> TorchOp:

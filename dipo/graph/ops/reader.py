@@ -78,6 +78,11 @@ class NodeReader:
         value = self._attribute(name)
         return None if value is None else tuple(int(v) for v in value)
 
+    def get_floats(self, name: str) -> tuple[float, ...] | None:
+        """Return an attribute that is a list of floats; None where absent."""
+        value = self._attribute(name)
+        return None if value is None else tuple(float(v) for v in value)
+
     def get_tensor(self, name: str) -> NDArray[Any] | None:
         """Return an attribute that is a tensor; None where absent."""
         value = self._attribute(name)
@@ -196,8 +201,8 @@ class NodeReader:
         return UserError(f"node '{self.node.name}' ({self.node.op_type}): {why}")
 
     def dtype(self, index: int) -> ir.DataType | None:
-        """Return the element type of an input; None if it is not known."""
-        return self._input(index).dtype
+        """Return the element type of an input; None if it is not known, or the input is absent."""
+        return self._input(index).dtype if self.has_input(index) else None
 
     def _numbers(self, index: int, kind: type[int] | type[float]) -> Numbers:
         value = self.known(index)

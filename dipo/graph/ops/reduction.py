@@ -25,7 +25,7 @@ def _reduction(function: _Reduction) -> Builder:
         def run(x: Tensor, *behind: Tensor | None) -> Tensor:
             named = axes.among(behind)
             if not named and nothing_to_do:
-                return x
+                return function(x.unsqueeze(-1), (-1,), keepdim=False)  # what it does to each number alone
             return function(x, tuple(named or range(x.dim())), keepdim=keepdims)
 
         return run
@@ -129,7 +129,8 @@ def top_k(node: NodeReader) -> TorchOp:
     Of equal numbers those with smaller places come first, which torch's own topk does not promise.
     """
     axis, largest = node.get_int("axis", -1), bool(node.get_int("largest", 1))
-    node.ignore("sorted")  # in order, where any is allowed
+    if not node.get_int("sorted", 1):
+        raise node.refusal("numbers in no order (sorted = 0) stand in each runtime in another one")
     count = node.ints(1) if node.opset >= 10 else Numbers((node.get_int("k", 0),))
 
     def run(x: Tensor, *behind: Tensor | None) -> tuple[Tensor, Tensor]:

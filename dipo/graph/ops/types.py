@@ -63,6 +63,12 @@ def cast_like(node: NodeReader) -> TorchOp:
     return lambda x, _like: convert(x)
 
 
+def bit_cast(node: NodeReader) -> TorchOp:
+    """BitCast: the same bits, read as another type of the same size."""
+    dtype = dtype_of(node, ir.DataType(node.get_int("to", 0)))
+    return lambda x: x.view(dtype)
+
+
 def _to(node: NodeReader, target: ir.DataType) -> Callable[[Tensor], Tensor]:
     dtype = dtype_of(node, target)
     saturate = bool(node.get_int("saturate", 1))

@@ -67,12 +67,7 @@ def _is_constant(value: ir.Value) -> bool:
 
 def _is_foldable(node: ir.Node, opset: int) -> bool:
     """Return whether the node is ONNX's own, without subgraphs, and always gives the same."""
-    if (
-        node.domain != ""
-        or operators.of(node).random
-        or node.op_type == "Dropout"
-        or not onnx.defs.has(node.op_type, opset, "")
-    ):
+    if node.domain != "" or operators.of(node).random or not onnx.defs.has(node.op_type, opset, ""):
         return False
     return all(attribute.type not in _GRAPHS for attribute in node.attributes.values())
 
