@@ -165,6 +165,9 @@ class FusedUnit:
     ) -> torch.Tensor:
         quantizer = self.quantizers[site.value]
         x, *others = (values[name] for name in site.inputs)
+        if others and others[0].shape != x.shape:
+            # The kernels take flat tensors, which cannot be broadcast.
+            x, others = x + others.pop(), []
         words = random_words(x.numel(), generator, quantizer.q_prob) if quantizer.q_prob < 1 else None
         result: torch.Tensor = _QuantizeFunction.apply(  # type: ignore[no-untyped-call]
             self.kernels, x, others[0] if others else None, self._bound(site.low, x), self._bound(site.high, x),

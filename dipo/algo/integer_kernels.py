@@ -259,7 +259,7 @@ def _add(site: KernelMatch, _: TorchOp) -> TorchOp:
         qa = less_zero_point(xa, a).add(a.zero_point).double()
         qb = less_zero_point(xb, b).add(b.zero_point).double()
         inner = qb.mul_(float(ratio_b)).add_(float(fixed)).float()
-        return qa.mul_(float(ratio_a)).add_(inner).float()
+        return (qa.mul_(float(ratio_a)) + inner).float()
 
     return add
 

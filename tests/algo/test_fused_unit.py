@@ -71,3 +71,14 @@ def test_gradients_are_those_of_the_straight_through_estimator(make_case):
     expected = torch.autograd.grad((result - target).square().sum(), leaves)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=2e-3, atol=2e-3)
+
+
+def test_a_sum_may_broadcast():
+    """Shapes that nobody knows before the network runs do not say so."""
+    quantizer = Quantizer(torch.tensor(0.5).requires_grad_(), torch.tensor(-4.0), torch.tensor(3.0), q_prob=1.0)
+    unit = FusedUnit([FusedFakeQuant("s", ("a", "b"), 0.0, float("inf"))], {}, {"s": quantizer}, kernels.eager())
+    a, b = torch.randn(1, 3, generator=G).requires_grad_(), torch.randn(5, 3, generator=G).requires_grad_()
+    (found,) = unit.run({"a": a, "b": b}, ["s"], torch.Generator())
+    assert torch.equal(found, ((a + b).clamp(min=0) / 0.5).round().clamp(-4, 3) * 0.5)
+    grad_a, grad_b = torch.autograd.grad(found.sum(), (a, b))
+    assert torch.equal(grad_a, grad_b.sum(0, keepdim=True))

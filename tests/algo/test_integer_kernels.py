@@ -38,6 +38,8 @@ NETWORKS = {
     "no activation": "[a] c = Conv<strides=[2,2]>(x, w0, b0) [z] y = Conv(c, w1, b1)",
     "max pool": "[a] c = Conv(x, w0, b0) r = Relu(c) p = MaxPool<kernel_shape=[2,2]>(r) [z] y = Conv(p, w1, b1)",
     "residual": "[a] c = Conv<pads=[1,1,1,1]>(x, w0, b0) s = Add(x, c) r = Relu(s) [z] y = Conv(r, w1, b1)",
+    "broadcast": "[a] c = Conv<pads=[1,1,1,1]>(x, w0, b0) p = GlobalAveragePool(c) s = Add(p, c) r = Relu(s)"
+    " [z] y = Conv(r, w1, b1)",
     "product": "[a] c = Conv<pads=[1,1,1,1]>(x, w0, b0) s = Mul(c, x) [z] y = Conv(s, w1, b1)",
     "average pool": "[a] c = Conv<pads=[1,1,1,1]>(x, w0, b0) p = AveragePool<kernel_shape=[2,2]>(c)"
     " [z] y = Conv(p, w1, b1)",

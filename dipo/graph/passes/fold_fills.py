@@ -33,7 +33,7 @@ class FoldFills(InPlacePass):
             shape, output = node.inputs[0], node.outputs[0]
             fill = node.attributes.get("value")
             number = np.zeros(1, np.float32) if fill is None else fill.as_tensor().numpy()
-            tensor = ir.tensor(np.broadcast_to(number, size).copy(), name=output.name)
+            tensor = ir.tensor(np.broadcast_to(number.reshape(()), size).copy(), name=output.name)
             constant = ir.val(
                 output.name, const_value=tensor, shape=ir.Shape(size), type=ir.TensorType(ir.DataType(tensor.dtype))
             )

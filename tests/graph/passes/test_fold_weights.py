@@ -108,6 +108,16 @@ def test_a_weight_that_cannot_be_computed_is_named(tmp_path):
         load_model(network(text, v=(4, 5), shape=np.array([4, 4])), tmp_path)
 
 
+def test_a_fill_without_dimensions_is_a_number(tmp_path):
+    text = """(float[N,4] x) => (float[N,4] y) {
+      fill = ConstantOfShape<value=float[1] {2.0}>(none)
+      [shift] y = Add(x, fill)
+    }"""
+    loaded = assert_same(network(text, none=np.zeros(0, np.int64)), tmp_path)
+    assert ops(loaded) == ["Add"]
+    assert loaded.graph.node(0).inputs[1].shape == ()
+
+
 @pytest.mark.parametrize(("size", "kept"), [(8, []), (10_000, ["ConstantOfShape"])])
 def test_small_tensors_of_one_number_are_constants(tmp_path, size, kept):
     text = f"""(float[N,{size}] x) => (float[N,{size}] y) {{
