@@ -11,6 +11,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from dipo.export.sessions import open_session, run_session
+
 BySample = Callable[[str, NDArray[Any], int], NDArray[Any]]
 """Function of an output's name, the output and the number of samples that returns it as [samples, ...]."""
 FATAL = 4
@@ -26,7 +28,7 @@ def run_model(
     float_biases: bool = False,
     by_sample: BySample | None = None,
 ) -> dict[str, NDArray[Any]]:
-    """Return all outputs of a model, by name, for batches of its inputs.
+    """Return all outputs of a model, by name, for batches of its inputs; floats are float32, whatever the file has.
 
     A model with a fixed batch size gets pieces of that size; the last is filled up with repeated samples, whose outputs
     are dropped.
@@ -44,7 +46,7 @@ def run_model(
     options.log_severity_level = FATAL
     options.intra_op_num_threads = threads
     disabled = ["WeightBiasQuantization"] if float_biases else []
-    session = ort.InferenceSession(str(path), options, providers=providers(cuda=cuda), disabled_optimizers=disabled)
+    session = open_session(path, options, providers=providers(cuda=cuda), disabled_optimizers=disabled)
     names = [output.name for output in session.get_outputs()]
     sizes = {value.shape[0] for value in session.get_inputs() if value.shape}
     fixed = sizes.pop() if len(sizes) == 1 else None
@@ -54,9 +56,9 @@ def run_model(
         size = fixed if isinstance(fixed, int) else num_samples
         for start in range(0, num_samples, size):
             rows = np.arange(start, start + size) % num_samples
-            made = session.run(names, {name: array[rows] for name, array in batch.items()})
+            made = run_session(session, names, {name: array[rows] for name, array in batch.items()})
             wanted = num_samples - start
-            for name, output in zip(names, made, strict=True):
+            for name, output in made.items():
                 whole = np.atleast_1d(output) if by_sample is None else by_sample(name, output, size)
                 parts[name].append(first_samples(whole, wanted, batch=size))
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}

@@ -229,10 +229,17 @@ def write_target(target: Target[Any], export: Export, given: Mapping[str, Any]) 
         UserError: A tensor that needs a range has none, or has one that the target does not take; nothing is written.
     """
     from dipo.graph.passes import as_in_file
+    from dipo.graph.passes.interface import names_in_file
     from dipo.graph.sharing import with_shared_parameters
 
     export.folder.mkdir(parents=True, exist_ok=True)
-    export = dataclasses.replace(export, model=as_in_file(export.model))
+    names = names_in_file(export.model)
+    export = dataclasses.replace(
+        export,
+        model=as_in_file(export.model),
+        quantized=dataclasses.replace(export.quantized, activations=_renamed(export.quantized.activations, names)),
+        beside=_renamed(export.beside, names),
+    )
     if target.spec.int32_bias:
         from dipo.export.storage import with_room_for_biases
 
@@ -245,3 +252,7 @@ def write_target(target: Target[Any], export: Export, given: Mapping[str, Any]) 
     assert not undeclared, f"target {target.name} writes {undeclared}, which it does not declare in `files`"
     tensors = [file.with_name(f"{file.name}.data") for file in files]
     return [*files, *(file for file in tensors if file.exists())]
+
+
+def _renamed(grids: Mapping[str, QParams], names: Mapping[str, str]) -> dict[str, QParams]:
+    return {names.get(name, name): grid for name, grid in grids.items()}

@@ -13,7 +13,7 @@ from dipo.graph import operators
 from dipo.graph.accessors import array_of
 from dipo.graph.layers import layers_of
 from dipo.graph.operators import Kind
-from dipo.graph.passes import NORMALISATION, READING
+from dipo.graph.passes import IN_SINGLE_PRECISION, NORMALISATION, READING
 from dipo.graph.passes.inline import invalid
 from dipo.graph.quiet import quiet
 from dipo.graph.sparse import make_dense
@@ -47,6 +47,16 @@ def normalise(model: ir.Model, *, source: str) -> ir.Model:
         _refuse_infinite_weights(model)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
+    return model
+
+
+def in_single_precision(path: Path) -> ir.Model:
+    """Read a model that `load` takes, and bring it to float32, without any other change."""
+    model = _read(path)
+    with quiet():
+        _bring_to_one_writing(model)
+        for transform in IN_SINGLE_PRECISION:
+            transform(model)
     return model
 
 

@@ -24,9 +24,11 @@ from dipo.graph.accessors import name_of
 from dipo.graph.class_axes import class_axes
 from dipo.graph.constraints import fitting
 from dipo.graph.load import load
+from dipo.graph.passes.interface import declared_types
 from dipo.graph.placement import is_float
 from dipo.graph.plan import Plan, make_plan
 from dipo.graph.sample_axis import SampleAxes, find_sample_axes
+from dipo.report.report import Note
 from dipo.stages.known_inputs import KnownInputs
 
 NOISE_SAMPLES = 64
@@ -52,6 +54,8 @@ class JobInputs:
     """Whether `data` holds the user's samples, not noise."""
     original: ir.Model | None = None
     """The float network before the steps on it; None: there were none."""
+    notes: Sequence[Note] = ()
+    """What the user should know of the network before the work."""
 
     @property
     def comparable(self) -> JobInputs:
@@ -252,10 +256,11 @@ def input_specs(model: ir.Model, *, source: str) -> list[InputSpec]:
     Raises:
         UserError: An input has no declared shape or type.
     """
-    specs = []
+    specs, types = [], declared_types(model)
     for value in model.graph.inputs:
         if value.shape is None or value.dtype is None:
             raise UserError(f"{source}: input {value.name!r} has no declared shape and type, export it with both")
         shape = tuple(size if isinstance(size, int) else None for size in value.shape)
-        specs.append(InputSpec(name=name_of(value), shape=shape, dtype=value.dtype.numpy()))
+        in_file = types[value.name].numpy() if value.name in types else None
+        specs.append(InputSpec(name=name_of(value), shape=shape, dtype=value.dtype.numpy(), in_file=in_file))
     return specs

@@ -15,6 +15,7 @@ from dipo.errors import UserError
 from dipo.export.runtime import run_model
 from dipo.graph.accessors import name_of
 from dipo.graph.torch_module import GraphModule, channels_last
+from dipo.stages.float_types import float32_file
 from dipo.stages.load import JobInputs
 
 PARITY_SAMPLES = 4
@@ -29,6 +30,8 @@ INTEGER_PARITY_LIMIT = 0.01
 
 def check_parity(loaded: JobInputs, *, threads: int) -> float:
     """Compare the float network in torch with its file in ONNX Runtime, on a few samples together and on one alone.
+
+    A file that holds other floats than float32 is compared in float32 (`stages.float_types`).
 
     Returns:
         The largest difference of all outputs, over the largest number of that output.
@@ -80,7 +83,8 @@ def _in_onnx_runtime(
     loaded: JobInputs, batches: Sequence[Mapping[str, NDArray[Any]]], *, threads: int, **options: Any
 ) -> dict[str, NDArray[Any]]:
     try:
-        return run_model(loaded.path, batches, threads=threads, **options)
+        with float32_file(loaded) as path:
+            return run_model(path, batches, threads=threads, **options)
     except Exception as error:
         raise _cannot_run("ONNX Runtime", error, loaded.path) from error
 

@@ -21,6 +21,7 @@ from dipo.export.target import QUANTIZED
 from dipo.export.targets import TARGETS
 from dipo.graph.torch_module import channels_last
 from dipo.report.measures import least_sqnr_db
+from dipo.stages.float_types import as_given
 from dipo.stages.load import JobInputs
 from dipo.stages.retarget import QuantizedRun, preflight_exports
 
@@ -64,7 +65,7 @@ def rehearse(loaded: JobInputs, config: Config) -> float:
         progress=lambda _: None,
         samples=loaded.samples,
     )
-    return least_sqnr_db(simulated.q_outputs, found)
+    return least_sqnr_db(as_given(run.model, simulated.q_outputs), found)
 
 
 def _quantized_on(sample: Mapping[str, torch.Tensor], loaded: JobInputs, config: Config) -> QuantizedRun:
