@@ -139,7 +139,7 @@ def _numbered_files(path: Path, spec: InputSpec) -> dict[int, Path]:
 def _input(spec: InputSpec, files: tuple[Path, ...], how: Preprocessing) -> BinInput:
     lengths = [file.stat().st_size for file in files]
     wanted = sample_shape_in(spec, how.layout)
-    own = spec.dtype.newbyteorder("<")
+    own = spec.stored.newbyteorder("<")
     for dtype in (np.dtype("<f4"), own) if spec.dtype.kind == "f" else (own,):
         shape = _shape_of(lengths[0], dtype, wanted, files[0])
         if shape is not None:

@@ -54,7 +54,11 @@ def as_array(value: Any, *, source: str) -> NDArray[Any]:
     try:
         if hasattr(value, "detach"):
             value = value.detach().cpu()
+            if str(value.dtype) == "torch.bfloat16":  # which numpy does not know; float32 holds all its numbers
+                value = value.float()
         array = np.asarray(value)
+        if array.dtype.name == "bfloat16":
+            array = array.astype(np.float32)
     except (TypeError, ValueError, RuntimeError) as error:
         reason = next(iter(str(error).splitlines()), "")
         raise UserError(f"{source} cannot be made a numpy array ({reason}): give arrays of numbers") from error

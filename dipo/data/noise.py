@@ -68,7 +68,7 @@ class NoiseDataset:
         if self.mean is None:
             noise = (low + high) / 2 + noise * (high - low) / math.sqrt(12)
         noise = np.clip(noise, low, high)
-        return np.ascontiguousarray(noise, dtype=spec.dtype)
+        return spec.as_taken(noise, copy=False)
 
 
 def make_noise(

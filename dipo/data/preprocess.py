@@ -68,9 +68,8 @@ class Fit:
         if self.order is not None:
             stored = stored.transpose(self.order)
         if self.pixels is not None:
-            return _normalise(stored, self.pixels, _channel_axis(self.spec)).astype(self.spec.dtype, copy=False)
-        with np.errstate(over="ignore"):  # numbers that overflow become Inf, which is refused below
-            cast = np.array(stored, dtype=self.spec.dtype, order="C")
+            return self.spec.as_taken(_normalise(stored, self.pixels, _channel_axis(self.spec)), copy=False)
+        cast = self.spec.as_taken(stored)
         self._check_values(stored, cast, first=first, source=source)
         return cast
 
@@ -85,8 +84,8 @@ class Fit:
         if len(bad):
             problem = "NaN or Inf" if cast.dtype.kind == "f" else "a value out of range"
             raise UserError(
-                f"{source}: sample {first + int(bad[0])} has {problem} for input '{self.spec.name}' ({cast.dtype}); "
-                "repair or remove it"
+                f"{source}: sample {first + int(bad[0])} has {problem} for input '{self.spec.name}' "
+                f"({self.spec.stored}); repair or remove it"
             )
 
 
@@ -117,7 +116,9 @@ def fit(spec: InputSpec, *, shape: tuple[int, ...], dtype: np.dtype[Any], how: P
             f"{shape_text(wanted)}: give samples of that shape, several of them along the first axis"
         )
     if not is_pixels and not np.can_cast(dtype, spec.dtype, "same_kind"):
-        raise UserError(f"{source} holds {dtype}, but input '{spec.name}' takes {spec.dtype}: store it as {spec.dtype}")
+        raise UserError(
+            f"{source} holds {dtype}, but input '{spec.name}' takes {spec.stored}: store it as {spec.stored}"
+        )
     result = Fit(spec, stored_shape, order, None)
     if not is_pixels:
         return result

@@ -22,6 +22,9 @@ class InputSpec:
     shape: tuple[int | None, ...]
     """Shape with the batch first; None for dynamic dimensions."""
     dtype: np.dtype[Any]
+    """Type of the numbers that the network is worked with."""
+    in_file: np.dtype[Any] | None = None
+    """Type that the user's file takes, to which samples are rounded; None: `dtype`."""
     axis: int | None = 0
     """Axis of the samples in the model's file; None: it has none, one value holds for all samples."""
 
@@ -36,6 +39,22 @@ class InputSpec:
             return False
         own = shape if self.axis is None else (*shape[: self.axis], *shape[self.axis + 1 :])
         return all(wanted in (None, size) for wanted, size in zip(self.sample_shape, own, strict=True))
+
+    @property
+    def stored(self) -> np.dtype[Any]:
+        """Type in which the user's file takes samples."""
+        return self.dtype if self.in_file is None else self.in_file
+
+    def as_taken(self, array: NDArray[Any], *, copy: bool = True) -> NDArray[Any]:
+        """Return numbers as the network gets them: of `dtype`, rounded as the type of the file does, C-contiguous.
+
+        Args:
+            array: The numbers.
+            copy: Whether the result may not be `array` itself.
+        """
+        with np.errstate(over="ignore"):  # numbers that overflow become Inf, which readers refuse
+            rounded = array if self.in_file is None else array.astype(self.in_file)
+            return np.array(rounded, dtype=self.dtype, order="C", copy=True if copy else None)
 
 
 @dataclass(frozen=True, eq=False)

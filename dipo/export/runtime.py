@@ -9,10 +9,10 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from dipo.export.sessions import open_session, run_session
 from dipo.graph.input_axes import InputAxes, in_file
 
 BySample = Callable[[str, NDArray[Any], int], NDArray[Any]]
@@ -33,7 +33,7 @@ def run_model(
     takes_one: bool = False,
     outputs: Sequence[str] | None = None,
 ) -> dict[str, NDArray[Any]]:
-    """Return all outputs of a model, by name, for batches of its inputs.
+    """Return all outputs of a model, by name, for batches of its inputs; floats are float32, whatever the file has.
 
     A model with a fixed batch size gets pieces of that size; the last is filled up with repeated samples, whose outputs
     are dropped.
@@ -54,9 +54,9 @@ def run_model(
     options.log_severity_level = FATAL
     options.intra_op_num_threads = threads
     disabled = ["WeightBiasQuantization"] if float_biases else []
-    source = _with_outputs(path, outputs, options)
-    session = ort.InferenceSession(source, options, providers=providers(cuda=cuda), disabled_optimizers=disabled)
-    names = [output.name for output in session.get_outputs()] if outputs is None else list(outputs)
+    names = outputs and list(outputs)
+    session = open_session(path, options, outputs=names, providers=providers(cuda=cuda), disabled_optimizers=disabled)
+    names = names or [output.name for output in session.get_outputs()]
     inputs = {value.name: value.shape for value in session.get_inputs()}
     sizes = {shape[axis] for name, shape in inputs.items() if shape and (axis := axes.get(name, 0)) is not None}
     fixed = 1 if takes_one else sizes.pop() if len(sizes) == 1 else None
@@ -66,28 +66,12 @@ def run_model(
         size = fixed if isinstance(fixed, int) else num_samples
         for start in range(0, num_samples, size):
             rows = np.arange(start, start + size) % num_samples
-            made = session.run(names, in_file({name: array[rows] for name, array in batch.items()}, axes))
+            made = run_session(session, names, in_file({name: array[rows] for name, array in batch.items()}, axes))
             wanted = num_samples - start
-            for name, output in zip(names, made, strict=True):
+            for name, output in made.items():
                 whole = np.atleast_1d(output) if by_sample is None else by_sample(name, output, size)
                 parts[name].append(first_samples(whole, wanted, batch=size))
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
-
-
-def _with_outputs(path: Path, outputs: Sequence[str] | None, options: ort.SessionOptions) -> str | bytes:
-    """Return a model for a session: the file, or its bytes with further values among its outputs."""
-    if outputs is None:
-        return str(path)
-    model = onnx.load(path, load_external_data=False)
-    more = set(outputs) - {value.name for value in model.graph.output}
-    if not more:
-        return str(path)
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(more))
-    options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(path.parent.absolute())
-    )
-    content: bytes = model.SerializeToString()
-    return content
 
 
 def first_samples(output: NDArray[Any], wanted: int, *, batch: int) -> NDArray[Any]:

@@ -230,16 +230,21 @@ def write_target(target: Target[Any], export: Export, given: Mapping[str, Any]) 
     """
     from dipo.graph.passes import as_in_file
     from dipo.graph.passes.batch_first import values_in_file
+    from dipo.graph.passes.interface import names_in_file
     from dipo.graph.sharing import with_shared_parameters
 
     export.folder.mkdir(parents=True, exist_ok=True)
-    activations = dict(export.quantized.activations)
-    for name, value in values_in_file(export.model).items():
-        # The file's input is the value that stands for it.
-        own = activations.pop(value, None)
-        activations |= {} if own is None else {name: own}
-    quantized = dataclasses.replace(export.quantized, activations=activations)
-    export = dataclasses.replace(export, model=as_in_file(export.model), quantized=quantized)
+    activations, beside = export.quantized.activations, export.beside
+    # The file's input is the value that stands for it.
+    inputs = {value: name for name, value in values_in_file(export.model).items()}
+    for names in (inputs, names_in_file(export.model)):
+        activations, beside = _renamed(activations, names), _renamed(beside, names)
+    export = dataclasses.replace(
+        export,
+        model=as_in_file(export.model),
+        quantized=dataclasses.replace(export.quantized, activations=activations),
+        beside=beside,
+    )
     if target.spec.int32_bias:
         from dipo.export.storage import with_room_for_biases
 
@@ -252,3 +257,7 @@ def write_target(target: Target[Any], export: Export, given: Mapping[str, Any]) 
     assert not undeclared, f"target {target.name} writes {undeclared}, which it does not declare in `files`"
     tensors = [file.with_name(f"{file.name}.data") for file in files]
     return [*files, *(file for file in tensors if file.exists())]
+
+
+def _renamed(grids: Mapping[str, QParams], names: Mapping[str, str]) -> dict[str, QParams]:
+    return {names.get(name, name): grid for name, grid in grids.items()}

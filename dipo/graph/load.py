@@ -14,7 +14,7 @@ from dipo.graph.accessors import array_of
 from dipo.graph.layers import layers_of
 from dipo.graph.one_by_one import set_rows
 from dipo.graph.operators import Kind
-from dipo.graph.passes import NORMALISATION, ONE_BY_ONE, READING
+from dipo.graph.passes import IN_SINGLE_PRECISION, NORMALISATION, ONE_BY_ONE, READING
 from dipo.graph.passes.free_batch import FixedBatchError
 from dipo.graph.passes.inline import invalid
 from dipo.graph.quiet import quiet
@@ -64,6 +64,16 @@ def normalise(model: ir.Model, *, source: str, takes_one: bool = False) -> ir.Mo
         raise FixedBatchError(f"{source}: {error}", error.batch) from error
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
+    return model
+
+
+def in_single_precision(path: Path) -> ir.Model:
+    """Read a model that `load` takes, and bring it to float32, without any other change."""
+    model = _read(path)
+    with quiet():
+        _bring_to_one_writing(model)
+        for transform in IN_SINGLE_PRECISION:
+            transform(model)
     return model
 
 

@@ -19,13 +19,13 @@ from dipo.data.dataset import Dataset
 from dipo.errors import UserError
 from dipo.export.runtime import run_model
 from dipo.export.targets import TARGETS
-from dipo.graph.accessors import name_of
 from dipo.graph.class_axes import class_axes
-from dipo.graph.passes.batch_first import input_axes
+from dipo.graph.passes.interface import declared_types
 from dipo.graph.plan import QuantizedModel
 from dipo.report.measures import OutputError, accuracy, class_axis, least_sqnr_db, output_error, output_figures
 from dipo.report.report import OutputRow, TargetRow
 from dipo.stages.context import Context
+from dipo.stages.float_types import as_given
 from dipo.stages.load import form_of
 from dipo.stages.retarget import QuantizedRun, Retargeted
 
@@ -43,6 +43,8 @@ class Evaluation:
     """Outputs [samples, ...] of the written file in ONNX Runtime, by name."""
     class_axes: dict[str, int | None]
     """Axis of the classes of each output [samples, ...]; None where it has none."""
+    types: dict[str, str]
+    """Types of the outputs in the user's file, by name, where they are no float32."""
     labels: NDArray[np.int64] | None
     """Classes [samples]; None where the samples have none."""
     targets: list[TargetRow]
@@ -68,7 +70,7 @@ class Evaluation:
     @property
     def outputs(self) -> list[OutputRow]:
         """Each output of the simulated and of the deployed network against the float one's."""
-        return output_rows(self.simulated, self.deployed, self.class_axes)
+        return output_rows(self.simulated, self.deployed, self.class_axes, self.types)
 
     @property
     def accuracy(self) -> dict[str, float | None]:
@@ -103,7 +105,7 @@ def evaluate(
         deployed, labels = _deploy(context, dataset, written_model(files))
         peaks = context.pool.ask(Worker.peak_rss_mb)
     _check_labels(labels, simulated.fp_outputs)
-    return Evaluation(simulated, deployed, axes, labels, targets, peaks)
+    return Evaluation(simulated, deployed, axes, _types(context), labels, targets, peaks)
 
 
 def _class_axes(context: Context) -> dict[str, int | None]:
@@ -112,8 +114,15 @@ def _class_axes(context: Context) -> dict[str, int | None]:
     return {name: None if axis is None else samples.moved(name, axis) for name, axis in own.items()}
 
 
+def _types(context: Context) -> dict[str, str]:
+    return {name: str(dtype.numpy()) for name, dtype in declared_types(context.loaded.model).items()}
+
+
 def output_rows(
-    simulated: Simulated, deployed: Mapping[str, NDArray[Any]] | None, axes: Mapping[str, int | None]
+    simulated: Simulated,
+    deployed: Mapping[str, NDArray[Any]] | None,
+    axes: Mapping[str, int | None],
+    types: Mapping[str, str],
 ) -> list[OutputRow]:
     """Return the rows of the report on the outputs.
 
@@ -121,6 +130,7 @@ def output_rows(
         simulated: The float and the simulated network.
         deployed: Outputs of the written file; None where it was not run.
         axes: Axis of the classes of each output.
+        types: Types of outputs in the user's file, where they are others than those compared.
     """
     rows = []
     for name, expected in simulated.fp_outputs.items():
@@ -129,7 +139,7 @@ def output_rows(
             OutputRow(
                 name=name,
                 shape=list(expected.shape[1:]),
-                type=str(expected.dtype),
+                type=types.get(name, str(expected.dtype)),
                 class_axis=axis,
                 simulated=output_figures(expected, simulated.q_outputs[name], axis=axis),
                 deployed=None if deployed is None else output_figures(expected, deployed[name], axis=axis),
@@ -160,7 +170,7 @@ def _target_row(
     found = _simulate(context, dataset, target.quantized, target)
     error = output_error(found.fp_outputs, found.q_outputs, class_axes=axes)
     row = target.row(source, files, cfg=context.config.platform, error=error)
-    row = dataclasses.replace(row, outputs=output_rows(found, None, axes))
+    row = dataclasses.replace(row, outputs=output_rows(found, None, axes, _types(context)))
     return row.with_notes(TARGETS[target.name].form_remarks(form_of(context.config)))
 
 
@@ -176,7 +186,10 @@ def _simulate(
         title="verify" if target is None else f"verify {target.name}",
         num_samples=len(dataset),
     )
-    return Simulated.joined(parts)
+    found, model = Simulated.joined(parts), context.loaded.model
+    return dataclasses.replace(
+        found, fp_outputs=as_given(model, found.fp_outputs), q_outputs=as_given(model, found.q_outputs)
+    )
 
 
 def _deploy(context: Context, dataset: Dataset, path: Path) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64] | None]:
@@ -195,10 +208,7 @@ def _deploy(context: Context, dataset: Dataset, path: Path) -> tuple[dict[str, N
         batches(),
         threads=config.cluster.threads,
         float_biases=not TARGETS[config.platform.name].spec.int32_bias,
-        by_sample=context.loaded.samples.by_sample,
-        axes=input_axes(context.loaded.model),
-        takes_one=context.loaded.takes_one,
-        outputs=[name_of(value) for value in context.loaded.model.graph.outputs],
+        **context.loaded.as_run,
     )
     return outputs, np.concatenate(labels) if labels else None
 

@@ -27,11 +27,12 @@ from dipo.graph.constraints import fitting
 from dipo.graph.load import load
 from dipo.graph.one_by_one import rows_of, set_rows
 from dipo.graph.passes.batch_first import input_axes
-from dipo.graph.passes.interface import was_fixed
+from dipo.graph.passes.interface import declared_types, was_fixed
 from dipo.graph.placement import is_float
 from dipo.graph.plan import Plan, make_plan
 from dipo.graph.sample_axis import SampleAxes, find_rows, find_sample_axes
 from dipo.graph.sizes import sized_by_numbers
+from dipo.report.report import Note
 from dipo.stages.known_inputs import KnownInputs
 
 NOISE_SAMPLES = 64
@@ -61,6 +62,8 @@ class JobInputs:
     """Whether `data` holds the user's samples, not noise."""
     original: ir.Model | None = None
     """The float network before the steps on it; None: there were none."""
+    notes: Sequence[Note] = ()
+    """What the user should know of the network before the work."""
 
     @property
     def comparable(self) -> JobInputs:
@@ -74,9 +77,14 @@ class JobInputs:
         return dataclasses.replace(self, model=self.original)
 
     @property
-    def takes_one(self) -> bool:
-        """Whether the network runs one sample at a time."""
-        return rows_of(self.model) is not None
+    def as_run(self) -> dict[str, Any]:
+        """How ONNX Runtime runs its files on samples: arguments of `export.runtime.run_model`."""
+        return {
+            "by_sample": self.samples.by_sample,
+            "axes": input_axes(self.model),
+            "takes_one": rows_of(self.model) is not None,
+            "outputs": [name_of(value) for value in self.model.graph.outputs],
+        }
 
 
 def load_job(config: Config, *, model: ir.Model | None = None) -> JobInputs:
@@ -294,11 +302,12 @@ def input_specs(model: ir.Model, *, source: str) -> list[InputSpec]:
     Raises:
         UserError: An input has no declared shape or type.
     """
-    specs = []
+    specs, types = [], declared_types(model)
     for value in model.graph.inputs:
         if value.shape is None or value.dtype is None:
             raise UserError(f"{source}: input {value.name!r} has no declared shape and type, export it with both")
         shape = tuple(size if isinstance(size, int) else None for size in value.shape)
+        in_file = types[value.name].numpy() if value.name in types else None
         axis = input_axes(model).get(name_of(value), 0)
-        specs.append(InputSpec(name=name_of(value), shape=shape, dtype=value.dtype.numpy(), axis=axis))
+        specs.append(InputSpec(name_of(value), shape, value.dtype.numpy(), in_file=in_file, axis=axis))
     return specs

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from dipo.errors import UserError
 from dipo.export.runtime import run_model
 from dipo.graph.accessors import name_of
-from dipo.graph.passes.batch_first import input_axes
 from dipo.graph.torch_module import GraphModule, channels_last
+from dipo.stages.float_types import float32_file
 from dipo.stages.load import JobInputs
 
 PARITY_SAMPLES = 4
@@ -30,6 +30,8 @@ INTEGER_PARITY_LIMIT = 0.01
 
 def check_parity(loaded: JobInputs, *, threads: int) -> float:
     """Compare the float network in torch with its file in ONNX Runtime, on a few samples together and on one alone.
+
+    A file that holds other floats than float32 is compared in float32 (`stages.float_types`).
 
     Returns:
         The largest difference of all outputs, over the largest number of that output.
@@ -48,7 +50,7 @@ def check_parity(loaded: JobInputs, *, threads: int) -> float:
             f"model.path={loaded.path}: samples cannot be told apart in the outputs ({', '.join(mixed) or 'all'}), nor "
             "in what they are made from, so nothing can be compared: export the model with a row for each sample"
         )
-    expected = _in_onnx_runtime(loaded, [samples, alone], threads=threads, by_sample=loaded.samples.by_sample)
+    expected = _in_onnx_runtime(loaded, [samples, alone], threads=threads)
     _check_labels(loaded, classes=next(iter(expected.values()))[0].size)
     worst = 0.0
     for name, array in made.items():
@@ -74,18 +76,11 @@ def _in_torch(loaded: JobInputs, samples: Mapping[str, NDArray[Any]], *, threads
 
 
 def _in_onnx_runtime(
-    loaded: JobInputs, batches: Sequence[Mapping[str, NDArray[Any]]], *, threads: int, **options: Any
+    loaded: JobInputs, batches: Sequence[Mapping[str, NDArray[Any]]], *, threads: int
 ) -> dict[str, NDArray[Any]]:
     try:
-        return run_model(
-            loaded.path,
-            batches,
-            threads=threads,
-            axes=input_axes(loaded.model),
-            takes_one=loaded.takes_one,
-            outputs=[name_of(value) for value in loaded.model.graph.outputs],
-            **options,
-        )
+        with float32_file(loaded) as path:
+            return run_model(path, batches, threads=threads, **loaded.as_run)
     except Exception as error:
         raise _cannot_run("ONNX Runtime", error, loaded.path) from error
 

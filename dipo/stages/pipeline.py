@@ -38,6 +38,7 @@ from dipo.stages.clock import Clock
 from dipo.stages.context import Context
 from dipo.stages.evaluate import evaluate, source_of
 from dipo.stages.fingerprint import ResumeState, compare, fingerprint, write_fingerprint
+from dipo.stages.float_types import type_notes
 from dipo.stages.load import JobInputs, form_of, load_job
 from dipo.stages.network import SavedNetwork, save_network
 from dipo.stages.parity import check_parity
@@ -99,6 +100,7 @@ def prepare(config: Config, *, clock: Clock, model: ir.Model | None = None) -> P
     with clock.stage("load"):
         loaded = load_job(config, model=model)
         parity = check_parity(loaded.comparable, threads=config.cluster.threads)
+        loaded = dataclasses.replace(loaded, notes=type_notes(loaded, threads=config.cluster.threads))
     with clock.stage("rehearse"):
         rehearsed_db = rehearse(loaded, config)
     return PreparedJob(config, loaded, device, parity, rehearsed_db, clock)

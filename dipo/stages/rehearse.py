@@ -19,10 +19,9 @@ from dipo.errors import UserError
 from dipo.export.runtime import run_model
 from dipo.export.target import QUANTIZED
 from dipo.export.targets import TARGETS
-from dipo.graph.accessors import name_of
-from dipo.graph.passes.batch_first import input_axes
 from dipo.graph.torch_module import channels_last
 from dipo.report.measures import least_sqnr_db
+from dipo.stages.float_types import as_given
 from dipo.stages.load import JobInputs
 from dipo.stages.retarget import QuantizedRun, preflight_exports
 
@@ -66,7 +65,7 @@ def rehearse(loaded: JobInputs, config: Config) -> float:
         progress=lambda _: None,
         samples=loaded.samples,
     )
-    return least_sqnr_db(simulated.q_outputs, found)
+    return least_sqnr_db(as_given(run.model, simulated.q_outputs), found)
 
 
 def _quantized_on(sample: Mapping[str, torch.Tensor], loaded: JobInputs, config: Config) -> QuantizedRun:
@@ -96,9 +95,7 @@ def _run(
             [sample],
             threads=threads,
             float_biases=floats,
-            by_sample=loaded.samples.by_sample,
-            axes=input_axes(loaded.model),
-            outputs=[name_of(value) for value in loaded.model.graph.outputs],
+            **loaded.as_run,
         )
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)

@@ -97,6 +97,7 @@ def make_report(
 def early_notes(config: Config, loaded: JobInputs, quantized: QuantizedModel, calibration: Calibration) -> list[Note]:
     """Return what is known to be lost once there are ranges: the user should hear it before the long work, too."""
     lost = lost_values(loaded.model, quantized, calibration.statistics, TARGETS[config.platform.name].spec)
+    lost = [*loaded.notes, *lost]
     return lost + (loaded.inputs.assumptions(loaded.model) if not config.calib.reads_statistics else [])
 
 

@@ -33,7 +33,7 @@ def check(file: Path, probe: Probe) -> Verdict:
     network = Network.read(file)
     core = openvino.Core()
     with asking():
-        model = core.read_model(str(file))
+        model = _in_float32(openvino, core.read_model(str(file)))
         compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     read = {node.get_friendly_name(): node for node in model.get_ordered_ops()}
     executed = dict(_executed(compiled.get_runtime_model()))
@@ -58,6 +58,16 @@ def check(file: Path, probe: Probe) -> Verdict:
         error,
         notes=_layers(compiled),
     )
+
+
+def _in_float32(openvino: Any, model: Any) -> Any:
+    """Return the model with float32 in place of inputs and outputs of bfloat16, which numpy does not know."""
+    made = openvino.preprocess.PrePostProcessor(model)
+    for ports, places in ((model.inputs, made.input), (model.outputs, made.output)):
+        for index, port in enumerate(ports):
+            if port.element_type == openvino.Type.bf16:
+                places(index).tensor().set_element_type(openvino.Type.f32)
+    return made.build()
 
 
 def _executed(runtime: Any) -> Iterator[tuple[str, str]]:

@@ -11,7 +11,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from dipo.data.samples import InputSpec
 from dipo.errors import UserError
+from dipo.graph.passes.single_precision import OTHER_FLOATS
 from dipo.verify.onnx_network import Network
 from dipo.verify.sessions import options, outputs_of, session_of
 from dipo.verify.verdict import Probe, Refused
@@ -66,11 +68,11 @@ def feed_of(model: Path, *, data: Mapping[str, Any] | None, samples: int) -> Fee
 
 def _samples(network: Network, data: Mapping[str, Any], samples: int) -> dict[str, NDArray[Any]]:
     from dipo.config import DataConfig, resolve_path
-    from dipo.data.dataset import InputSpec, open_datasets
+    from dipo.data.dataset import open_datasets
     from dipo.section import from_plain
 
     config = from_plain(DataConfig, data)
-    specs = [InputSpec(value.name, (None, *_shape(value)[1:]), _dtype(value)) for value in network.inputs()]
+    specs = [_spec(value) for value in network.inputs()]
     found = open_datasets(
         path=None if config.path is None else resolve_path(config.path),
         source=config.source,
@@ -98,10 +100,10 @@ def _noise(network: Network, samples: int) -> dict[str, NDArray[Any]]:
         shape = (samples, *(UNKNOWN if size is None else size for size in _shape(value)[1:]))
         grid = grids.get(value.name)
         if grid is None:
-            made[value.name] = rng.normal(size=shape).astype(_dtype(value))
+            made[value.name] = _spec(value).as_taken(rng.normal(size=shape))
         else:
             low, high = ((code - int(grid.zero_point)) * float(grid.scale) for code in grid.limits)
-            made[value.name] = rng.uniform(low, high, size=shape).astype(_dtype(value))
+            made[value.name] = _spec(value).as_taken(rng.uniform(low, high, size=shape))
     return made
 
 
@@ -110,5 +112,11 @@ def _shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
     return tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in dims)
 
 
-def _dtype(value: onnx.ValueInfoProto) -> np.dtype[Any]:
-    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
+def _spec(value: onnx.ValueInfoProto) -> InputSpec:
+    """Return the specification of an input; floats are given as float32, rounded to the input's type."""
+    kind = value.type.tensor_type.elem_type
+    own = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind))
+    shape = (None, *_shape(value)[1:])
+    if kind in OTHER_FLOATS:
+        return InputSpec(value.name, shape, np.dtype(np.float32), in_file=own)
+    return InputSpec(value.name, shape, own)

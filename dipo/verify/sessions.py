@@ -12,6 +12,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from dipo.export.runtime import first_samples
+from dipo.export.sessions import cast_ends, open_session, run_session
 from dipo.verify.verdict import Arrays
 
 FATAL = 4
@@ -30,11 +31,15 @@ def options(*, threads: int, optimized: bool = True) -> ort.SessionOptions:
 
 def session_of(file: Path, made: ort.SessionOptions) -> ort.InferenceSession:
     """Open a session on the CPU."""
-    return ort.InferenceSession(str(file), made, providers=["CPUExecutionProvider"])
+    return open_session(file, made, providers=["CPUExecutionProvider"])
 
 
 def session_of_model(model: onnx.ModelProto, made: ort.SessionOptions, *, folder: Path) -> ort.InferenceSession:
-    """Open a session on the CPU with a model that is in no file; its external tensors lie in `folder`."""
+    """Open a session on the CPU with a model that is in no file; its external tensors lie in `folder`.
+
+    Its inputs and outputs are made such as `dipo.export.sessions.open_session` has them, in place.
+    """
+    cast_ends(model.graph)
     made.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.absolute()))
     return ort.InferenceSession(model.SerializeToString(), made, providers=["CPUExecutionProvider"])
 
@@ -42,7 +47,7 @@ def session_of_model(model: onnx.ModelProto, made: ort.SessionOptions, *, folder
 def outputs_of(session: Any, inputs: Arrays, *, rows: int | None) -> dict[str, NDArray[Any]]:
     """Run all samples, `rows` at a time, and return all outputs by name."""
     names = [output.name for output in session.get_outputs()]
-    return in_rows(lambda some: dict(zip(names, session.run(names, dict(some)), strict=True)), inputs, rows=rows)
+    return in_rows(lambda some: run_session(session, names, some), inputs, rows=rows)
 
 
 def in_rows(run: Callable[[Arrays], Arrays], inputs: Arrays, *, rows: int | None) -> dict[str, NDArray[Any]]:

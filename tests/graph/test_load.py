@@ -343,9 +343,9 @@ def test_missing_and_short_external_data_are_refused(tmp_path):
     assert "net.data" in refusal(path)
 
 
-def test_weights_in_half_precision_are_refused(tmp_path):
-    model = network("(float16[N,4] x) => (float16[N,5] y) { [fc] y = Gemm(x, w) }", w=np.ones((4, 5), np.float16))
-    assert "'fc' has float16 weights" in refusal(saved(model, tmp_path))
+def test_weights_of_integers_are_refused(tmp_path):
+    model = network("(int32[N,4] x) => (int32[N,5] y) { [fc] y = Gemm(x, w) }", w=np.ones((4, 5), np.int32))
+    assert "'fc' has int32 weights" in refusal(saved(model, tmp_path))
 
 
 def test_a_constant_output_is_refused(tmp_path):

@@ -184,13 +184,19 @@ def _ends(grid: Encoding) -> tuple[float, float]:
 def _layers(model: ir.Model, quantized: QuantizedModel, known: Mapping[str, QParams]) -> Iterator[Fields]:
     from dipo.export.ranges import Encoding, layer_ranges
     from dipo.graph.accessors import name_of, node_name
+    from dipo.graph.passes.interface import entering
 
     weights = {layer.node: layer for layer in layer_ranges(model, quantized, known)}
-    for value in model.graph.inputs:
+    inputs = entering(model)
+    for value in inputs:
         if name_of(value) in known:
             yield _layer(name_of(value), "TIDL_DataLayer", Encoding(known[name_of(value)]), None)
     for node in model.graph:
-        names = [] if _is_fused(node) else [name_of(_made(value)) for value in node.outputs if value.name]
+        names = (
+            []
+            if _is_fused(node) or node.outputs[0] in inputs
+            else [name_of(_made(value)) for value in node.outputs if value.name]
+        )
         for name in (name for name in names if name in known):
             if node.op_type not in LAYER_TYPES:
                 raise UserError(

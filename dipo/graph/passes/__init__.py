@@ -30,6 +30,7 @@ from dipo.graph.passes.refuse_constant_outputs import RefuseConstantOutputs
 from dipo.graph.passes.resize_scales import ResizeScales
 from dipo.graph.passes.scalar_limits import ScalarLimits
 from dipo.graph.passes.simplify import Simplify
+from dipo.graph.passes.single_precision import SinglePrecision
 
 READING: tuple[PassBase, ...] = (
     DefaultDomain(),
@@ -37,13 +38,23 @@ READING: tuple[PassBase, ...] = (
 )
 """The passes that bring the ways in which a file may be written to one; they hold for any file that ONNX allows."""
 
+IN_SINGLE_PRECISION: tuple[PassBase, ...] = (
+    ConstantParameters(),
+    Inline(),
+    FoldWeights(),
+    SinglePrecision(),
+)
+"""The passes that bring a file to float32 and change nothing else."""
+
 NORMALISATION: tuple[PassBase, ...] = (
     ConstantParameters(),
     ModernOpset(),
     RecordInterface(),
     Inline(),
     FoldFills(),
+    # Constants are computed in the types of the file.
     FoldWeights(),
+    SinglePrecision(),
     UntieParameters(),
     RecordLayerNames(),
     Simplify(),
@@ -67,7 +78,10 @@ ONE_BY_ONE: tuple[PassBase, ...] = tuple(each for each in NORMALISATION if not i
 
 
 def as_in_file(model: ir.Model) -> ir.Model:
-    """Return a copy of a normalised network whose inputs and outputs are those of the user's file."""
+    """Return a copy of a normalised network whose inputs and outputs are those of the user's file.
+
+    Some values have other names there, see `passes.interface.names_in_file`.
+    """
     copy = model.clone()
     RestoreOutputs()(copy)
     RestoreInterface()(copy)

@@ -11,7 +11,7 @@ from dipo.graph.constants import drop_unused
 
 
 class DropNoOps(InPlacePass):
-    """Remove arithmetic with zeros or ones, and Dropout at inference.
+    """Remove arithmetic with zeros or ones, Dropout at inference, and Casts of what has the type already.
 
     Runtimes remove these, too: two grids, in front of the node and behind it, would then stand in a row, which they
     merge to one that nobody simulated. The optimizer removes them for scalar constants alone.
@@ -19,7 +19,8 @@ class DropNoOps(InPlacePass):
     1. No constant of zeros is added or subtracted, and none of ones multiplied or divided by, where the other operand
        has the result's shape.
     2. No Dropout is left but one in training mode, or one whose mask is read.
-    3. Names of the network's outputs stay.
+    3. No Cast is left of a value that is known to have the type.
+    4. Names of the network's outputs stay.
     """
 
     def call(self, model: ir.Model) -> PassResult:
@@ -55,6 +56,8 @@ def _kept_by(node: ir.Node) -> ir.Value | None:
     operator = operators.of(node)
     if operator.key == "Dropout":
         return _dropped_out(node)
+    if operator.key == "Cast":
+        return _cast_already(node)
     if operator.neutral is None:
         return None
     first, second = node.inputs
@@ -72,6 +75,11 @@ def _dropped_out(node: ir.Node) -> ir.Value | None:
     mode = None if training is None else ir.convenience.get_const_tensor(training)
     is_off = training is None or (mode is not None and not mode.numpy().any())
     return node.inputs[0] if is_off else None
+
+
+def _cast_already(node: ir.Node) -> ir.Value | None:
+    source = node.inputs[0]
+    return source if source is not None and source.dtype == node.attributes.get_int("to") else None
 
 
 def _is_neutral(operand: ir.Value, number: int, source: ir.Value) -> bool:
