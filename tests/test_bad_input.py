@@ -66,13 +66,14 @@ def test_a_model_without_layers(complaint, tmp_path):
     assert "no layer is left to quantize" in complaint(f"model.path={saved(model, tmp_path)}")
 
 
-def test_a_model_with_an_operator_that_is_not_known(complaint, tmp_path):
-    model = network(
-        "(float[N,3,8,8] image) => (float[N,3,8,8] y) { [conv] a = Conv(image, w) [odd] y = Shrink(a) }", w=(3, 3, 1, 1)
-    )
-    message = complaint(f"model.path={saved(model, tmp_path)}")
-    assert "odd" in message
-    assert "Shrink" in message
+def test_a_model_with_an_operator_that_nobody_knows(complaint, tmp_path):
+    text = """(float[N,3,8,8] image) => (float[N,3,8,8] y) {
+      [conv] a = Conv(image, w) [odd] y = com.example.Squash(a)
+    }"""
+    message = complaint(f"model.path={saved(network(text, domain='com.example', w=(3, 3, 1, 1)), tmp_path)}")
+    assert "com.example" in message
+    assert "Squash" in message
+    assert "model.op_library" in message
 
 
 def test_a_model_with_a_batch_that_nothing_frees(complaint, tmp_path):

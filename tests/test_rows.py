@@ -68,5 +68,5 @@ def test_an_output_that_mixes_samples_is_refused_in_a_sentence(mix):
     """Also where one sample alone gives the same whatever it is: ones, or zeros."""
     shape = "8" if "Add" in mix else "N,8"
     model = network(f"(float[N,8] x) => (float[{shape}] y) {{ [fc] a = Gemm(x, w, b)\n{mix} }}", w=(8, 8), b=(8,))
-    with pytest.raises(dipo.UserError, match=r"output 'y', of shape .* for 4 samples, mixes samples"):
+    with pytest.raises(dipo.UserError, match=r"output 'y', for 4 samples, mixes samples"):
         dipo.quantize(model, {"x": np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)})

@@ -35,6 +35,8 @@ class ModelConfig(Section):
     """Name in reports and in the run folder's name; null: the file's name."""
     path: str | None = None
     """ONNX file. `zoo:FILE` is one that comes with dipo."""
+    op_library: str | None = None
+    """Shared library with the operators of the network that are neither ONNX's nor ONNX Runtime's."""
 
     @property
     def title(self) -> str:

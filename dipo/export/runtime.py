@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dipo.export.sessions import open_session, run_session
 from dipo.graph.input_axes import InputAxes, in_file
+from dipo.graph.op_library import register
 
 BySample = Callable[[str, NDArray[Any], int], NDArray[Any]]
 """Function of an output's name, the output and the number of samples that returns it as [samples, ...]."""
@@ -32,6 +33,7 @@ def run_model(
     axes: InputAxes = MappingProxyType({}),
     takes_one: bool = False,
     outputs: Sequence[str] | None = None,
+    library: Path | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Return all outputs of a model, by name, for batches of its inputs; floats are float32, whatever the file has.
 
@@ -49,10 +51,12 @@ def run_model(
         axes: Axes of the samples in the file's inputs, see `graph.input_axes`.
         takes_one: Whether samples run one at a time, whatever sizes the file takes.
         outputs: Names of the values to return, of which some may lie within the network; None: its outputs.
+        library: Shared library with further operators.
     """
     options = ort.SessionOptions()
     options.log_severity_level = FATAL
     options.intra_op_num_threads = threads
+    register(options, library)
     disabled = ["WeightBiasQuantization"] if float_biases else []
     names = outputs and list(outputs)
     session = open_session(path, options, outputs=names, providers=providers(cuda=cuda), disabled_optimizers=disabled)

@@ -6,7 +6,7 @@ each sample, and these stand for them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
@@ -17,25 +17,30 @@ from dipo.graph.sample_axis import SampleAxes
 _KEY = "dipo.outputs_in_file"
 
 
-def stand_in_outputs(model: ir.Model, samples: SampleAxes) -> list[str]:
+def stand_in_outputs(model: ir.Model, varying: Set[str], samples: SampleAxes) -> list[str]:
     """Let values with a sample axis be the outputs of a model in place of those that have none; in place.
+
+    Args:
+        model: A model that `graph.load` has normalised.
+        varying: Values without a sample axis for which others may stand.
+        samples: Where the samples lie in each value.
 
     Returns:
         Names of the outputs that others stand for, or that nothing can be compared by.
     """
     outputs = list(model.graph.outputs)
-    without = [name_of(value) for value in outputs if value.name in samples.mixed]
+    without = [name_of(value) for value in outputs if value.name in varying]
     if not without:
         return []
-    compared = dict.fromkeys(found for value in outputs for found in _nearest(value, samples))
+    compared = dict.fromkeys(found for value in outputs for found in _nearest(value, varying, samples))
     model.graph.meta[_KEY] = [name_of(value) for value in outputs]
     model.graph.outputs[:] = list(compared)
     return without
 
 
-def _nearest(value: ir.Value, samples: SampleAxes) -> Iterator[ir.Value]:
+def _nearest(value: ir.Value, varying: Set[str], samples: SampleAxes) -> Iterator[ir.Value]:
     """Yield the nearest values that have a sample axis, from this one upwards."""
-    if value.name not in samples.mixed:
+    if value.name not in varying:
         yield value
         return
     node = value.producer()
@@ -44,7 +49,7 @@ def _nearest(value: ir.Value, samples: SampleAxes) -> Iterator[ir.Value]:
             continue
         if source.is_graph_input():
             continue
-        yield from _nearest(source, samples)
+        yield from _nearest(source, varying, samples)
 
 
 class RestoreOutputs(InPlacePass):

@@ -12,7 +12,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 import torch
 
+from dipo.errors import UserError
 from dipo.graph.accessors import name_of
+from dipo.graph.op_library import library_of, register
 
 FATAL = 4
 """Severity from which ONNX Runtime's log is shown; errors raise exceptions."""
@@ -49,6 +51,8 @@ class RuntimeRegion:
             if self._session is None:
                 self._session = self._make_session(feeds)
             made = self._session.run(list(self.outputs), feeds)
+        except UserError:
+            raise
         except Exception as error:
             # Of many types, none of which are those that torch raises for the same faults.
             raise RuntimeError(next(iter(str(error).splitlines()), type(error).__name__)) from error
@@ -58,6 +62,7 @@ class RuntimeRegion:
         options = ort.SessionOptions()
         options.log_severity_level = FATAL
         options.intra_op_num_threads = torch.get_num_threads()
+        register(options, library_of(self.model))
         file = region_proto(
             self.model, self.nodes, {name: _type_of(value) for name, value in feeds.items()}, self.outputs
         )

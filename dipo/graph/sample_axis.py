@@ -209,6 +209,42 @@ def find_sample_axes(model: ir.Model, samples: Mapping[str, NDArray[Any]]) -> Sa
     return SampleAxes(odd, frozenset(same), frozenset(mixed), counted)
 
 
+def complete_types(model: ir.Model, samples: Mapping[str, NDArray[Any]]) -> None:
+    """Record shapes and types of values, in place, where none could be inferred: behind operators of other domains.
+
+    Args:
+        model: A model that `graph.load` has normalised.
+        samples: One sample or more of every input, [n, ...].
+
+    Raises:
+        RuntimeError, IndexError: torch cannot run the network on these samples.
+    """
+    unknown = {
+        name_of(value): value
+        for node in model.graph
+        for value in node.outputs
+        if value.name and (value.shape is None or value.dtype is None)
+    }
+    if not unknown:
+        return
+    first, second = _two_samples(samples)
+    both = {name: torch.cat([first[name], second[name]]) for name in first}
+    runs = (first,) if rows_of(model) is not None else (first, both)
+    with torch.inference_mode():
+        for _, name, seen in _in_lockstep(GraphModule(model, outputs=list(unknown)).eval(), runs):
+            if name in unknown and all(isinstance(value, torch.Tensor) for value in seen):
+                _complete(unknown[name], seen)
+
+
+def _complete(value: ir.Value, seen: Sequence[torch.Tensor]) -> None:
+    """Record the shape and the type of a value that was computed for one sample and, in some networks, for two."""
+    if value.dtype is None:
+        value.dtype = ir.DataType.from_numpy(seen[0].numpy().dtype)
+    if value.shape is None and len({one.ndim for one in seen}) == 1:
+        sizes = zip(*(one.shape for one in seen), strict=True)
+        value.shape = ir.Shape([all_of[0] if len(set(all_of)) == 1 else None for all_of in sizes])
+
+
 def find_rows(model: ir.Model, samples: Mapping[str, NDArray[Any]]) -> dict[str, int]:
     """Return the rows of one sample of each value that depends on the sample, for a network that runs one at a time.
 

@@ -26,11 +26,12 @@ from dipo.graph.compared_outputs import stand_in_outputs
 from dipo.graph.constraints import fitting
 from dipo.graph.load import load
 from dipo.graph.one_by_one import rows_of, set_rows
+from dipo.graph.op_library import library_of, set_library
 from dipo.graph.passes.batch_first import input_axes
 from dipo.graph.passes.interface import declared_types, was_fixed
 from dipo.graph.placement import is_float
 from dipo.graph.plan import Plan, make_plan
-from dipo.graph.sample_axis import SampleAxes, find_rows, find_sample_axes
+from dipo.graph.sample_axis import SampleAxes, complete_types, find_rows, find_sample_axes
 from dipo.graph.sizes import sized_by_numbers
 from dipo.report.report import Note
 from dipo.stages.known_inputs import KnownInputs
@@ -84,6 +85,7 @@ class JobInputs:
             "axes": input_axes(self.model),
             "takes_one": rows_of(self.model) is not None,
             "outputs": [name_of(value) for value in self.model.graph.outputs],
+            "library": library_of(self.model),
         }
 
 
@@ -101,10 +103,14 @@ def load_job(config: Config, *, model: ir.Model | None = None) -> JobInputs:
         raise UserError("no model: give +model=mobilenet or model.path=<file.onnx>")
     path = resolve_path(config.model.path)
     model = load(path) if model is None else model
+    library = None if config.model.op_library is None else resolve_path(config.model.op_library)
+    if library is not None and not library.exists():
+        raise UserError(f"model.op_library={library}: there is no such file, give the path of a shared library")
+    set_library(model, library)
     data = _samples(config, model, path)
     has_samples = config.data.is_given
     model, samples = _in_a_form_that_runs(model, data, path)
-    uncompared = stand_in_outputs(model, samples)
+    uncompared = stand_in_outputs(model, samples.mixed & sized_by_numbers(model), samples)
     check_options([config.platform.name, *config.export.also], config.platform.given, form=form_of(config))
     class_axes(model, config.data.class_axis)  # what is wrong with the option shows before the work
     steps = config.algo.make_steps()
@@ -121,10 +127,14 @@ def _in_a_form_that_runs(model: ir.Model, data: Datasets, path: Path) -> tuple[i
     two = data.calib.read(0, min(2, len(data.calib))).inputs
     try:
         if rows_of(model) is None:
+            complete_types(model, two)
             samples = find_sample_axes(model, two)
-            if _tells_apart(model, samples):
+            # One that was exported for any number of samples and mixes them is none that takes one.
+            if _tells_apart(model, samples) or not was_fixed(model):
                 return model, samples
         alone = load(path, takes_one=True)
+        set_library(alone, library_of(model))
+        complete_types(alone, two)
         set_rows(alone, None)
         set_rows(alone, find_rows(alone, two))
     except (RuntimeError, IndexError):

@@ -47,8 +47,9 @@ def check_parity(loaded: JobInputs, *, threads: int) -> float:
     mixed = [name for name in made if name in loaded.samples.mixed]
     if mixed or not made:
         raise UserError(
-            f"model.path={loaded.path}: samples cannot be told apart in the outputs ({', '.join(mixed) or 'all'}), nor "
-            "in what they are made from, so nothing can be compared: export the model with a row for each sample"
+            f"model.path={loaded.path}: output {', '.join(map(repr, mixed)) or 'of varying size'}, for {num_samples} "
+            "samples, mixes samples: export the model with one row of every output for each sample, made from it "
+            "alone, or for a fixed batch of 1"
         )
     expected = _in_onnx_runtime(loaded, [samples, alone], threads=threads)
     _check_labels(loaded, classes=next(iter(expected.values()))[0].size)
@@ -135,5 +136,12 @@ def _difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
 
 
 def _cannot_run(who: str, error: Exception, path: Path) -> UserError:
+    if isinstance(error, UserError):
+        return error
     reason = next(iter(str(error).splitlines()), type(error).__name__)
-    return UserError(f"model.path={path}: {who} cannot run the float network on the samples: {reason}")
+    hint = ": give the shared library that has this operator as model.op_library" if _UNREGISTERED in reason else ""
+    return UserError(f"model.path={path}: {who} cannot run the float network on the samples: {reason}{hint}")
+
+
+_UNREGISTERED = "is not a registered function/op"
+"""What ONNX Runtime says of an operator that it does not know."""

@@ -165,9 +165,29 @@ def test_settings_are_checked(tmp_path: Path, setting: dict[str, Any], message: 
         opened(npz(tmp_path / "a.npz", x=PIXELS), **setting)
 
 
-def test_input_without_a_batch_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'input' of the model has no batch dimension"):
-        opened(npz(tmp_path / "a.npz", x=PIXELS), inputs=(InputSpec("input", (), np.dtype(np.float32)),))
+def test_an_input_without_a_batch_is_the_same_for_all_samples(tmp_path: Path) -> None:
+    image = InputSpec("image", (None, 3, 8, 8), np.dtype(np.float32))
+    rate = InputSpec("rate", (None,), np.dtype(np.int64), axis=None)
+    mask = InputSpec("mask", (None, 5, 5), np.dtype(np.float32), axis=None)
+    rng = np.random.default_rng(0)
+    arrays = {"image": rng.normal(size=(4, 3, 8, 8)).astype(np.float32), "mask": rng.normal(size=(5, 5))}
+    path = npz(tmp_path / "a.npz", rate=np.array(16000), **arrays)
+    found = opened(path, inputs=(image, rate, mask)).calib.read(1, 3).inputs
+    assert found["rate"].tolist() == [16000, 16000]
+    np.testing.assert_array_equal(found["mask"], np.stack([arrays["mask"].astype(np.float32)] * 2))
+
+
+def test_a_state_with_the_samples_on_another_axis_is_taken_as_the_file_has_it(tmp_path: Path) -> None:
+    image = InputSpec("image", (None, 3, 8, 8), np.dtype(np.float32))
+    state = InputSpec("state", (None, 2, 6), np.dtype(np.float32), axis=1)
+    rng = np.random.default_rng(0)
+    arrays = {"image": rng.normal(size=(4, 3, 8, 8)).astype(np.float32), "state": rng.normal(size=(2, 4, 6))}
+    by_sample = np.moveaxis(arrays["state"], 1, 0).astype(np.float32)
+    for stored in (arrays["state"], by_sample):
+        path = npz(tmp_path / f"{stored.shape[0]}.npz", image=arrays["image"], state=stored)
+        np.testing.assert_array_equal(
+            opened(path, inputs=(image, state)).calib.read(1, 3).inputs["state"], by_sample[1:3]
+        )
 
 
 @needs_data

@@ -11,6 +11,7 @@ from onnx_ir.passes.common import TopologicalSortPass
 
 from dipo.graph.compared_outputs import RestoreOutputs
 from dipo.graph.one_by_one import set_rows
+from dipo.graph.op_library import set_library
 from dipo.graph.passes.batch_first import BatchFirst
 from dipo.graph.passes.constant_parameters import ConstantParameters
 from dipo.graph.passes.constant_targets import ConstantTargets
@@ -87,4 +88,5 @@ def as_in_file(model: ir.Model) -> ir.Model:
     RestoreInterface()(copy)
     DiscloseSubgraphs()(copy)
     set_rows(copy, None)
+    set_library(copy, None)
     return copy

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.parser
+import onnx.shape_inference
 import onnx_ir as ir
 from onnx.numpy_helper import from_array
 
@@ -70,7 +71,7 @@ def parameters() -> dict[str, onnx.TensorProto]:
 def small_network() -> ir.Model:
     proto = onnx.parser.parse_model(NETWORK)
     proto.graph.initializer.extend(parameters().values())
-    return ir.from_proto(proto)
+    return ir.from_proto(onnx.shape_inference.infer_shapes(proto))
 
 
 def parsed(text: str, **constants: np.ndarray) -> ir.Model:
@@ -79,7 +80,7 @@ def parsed(text: str, **constants: np.ndarray) -> ir.Model:
     own = {name: from_array(array, name) for name, array in constants.items()}
     kept = own or {name: tensor for name, tensor in parameters().items() if name in text}
     proto.graph.initializer.extend(kept.values())
-    return ir.from_proto(proto)
+    return ir.from_proto(onnx.shape_inference.infer_shapes(proto))
 
 
 def quantize_weight(weight: np.ndarray, spec: QuantSpec, axis: int) -> tuple[np.ndarray, QParams]:
