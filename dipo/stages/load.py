@@ -296,9 +296,10 @@ def input_specs(model: ir.Model, *, source: str) -> list[InputSpec]:
     """
     specs = []
     for value in model.graph.inputs:
-        if value.shape is None or value.dtype is None:
+        if value.shape is None or value.dtype in (None, ir.DataType.UNDEFINED):
             raise UserError(f"{source}: input {value.name!r} has no declared shape and type, export it with both")
         shape = tuple(size if isinstance(size, int) else None for size in value.shape)
+        assert value.dtype is not None
         axis = input_axes(model).get(name_of(value), 0)
         specs.append(InputSpec(name=name_of(value), shape=shape, dtype=value.dtype.numpy(), axis=axis))
     return specs
