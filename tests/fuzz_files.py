@@ -75,6 +75,45 @@ def damaged_models(draw: Any, model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
+@st.composite
+def damaged_numbers(draw: Any, model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy with other whole numbers: in attributes, constants such as pads and limits, and declared shapes."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for _ in range(draw(st.sampled_from([1, 1, 2, 3]))):
+        places = [
+            *((attribute, "i") for node in copy.graph.node for attribute in node.attribute if attribute.type == 2),
+            *((attribute.ints, at) for node in copy.graph.node for attribute in node.attribute
+              for at in range(len(attribute.ints))),
+            *((dim, "dim_value") for value in (*copy.graph.input, *copy.graph.output)
+              for dim in value.type.tensor_type.shape.dim),
+            *((tensor, None) for tensor in copy.graph.initializer if tensor.data_type == onnx.TensorProto.INT64),
+        ]  # fmt: skip
+        if places:
+            _change_number(draw, *draw(st.sampled_from(places)))
+    return copy
+
+
+def _change_number(draw: Draw, holder: Any, at: str | int | None) -> None:
+    if isinstance(at, int):
+        holder[at] = _near(draw, holder[at])
+    elif at is not None:
+        setattr(holder, at, _near(draw, getattr(holder, at)))
+    else:
+        array = onnx.numpy_helper.to_array(holder).copy()
+        if array.size:
+            index = draw(st.integers(0, array.size - 1))
+            array.flat[index] = _near(draw, int(array.flat[index]))
+            holder.CopyFrom(onnx.numpy_helper.from_array(array, holder.name))
+
+
+def _near(draw: Draw, number: int) -> int:
+    """Return another number, most often one that might be meant."""
+    low, high = -(1 << 63), (1 << 63) - 1
+    some = [number + 1, number - 1, -number, number * 2, number * 10, -1, -2, 0, 1, 2, 3, 4, 8, 40, 1000, -1000]
+    return max(low, min(high, draw(st.sampled_from([*some, *some, 1 << 20, 1 << 31, -(1 << 31), 1 << 62, high, low]))))
+
+
 def _messages(message: Message) -> list[Message]:
     found = [message]
     for descriptor, value in message.ListFields():

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from fuzz_files import damaged_bytes, damaged_models, damaged_samples, odd_options, to_npz
+from fuzz_files import damaged_bytes, damaged_models, damaged_numbers, damaged_samples, odd_options, to_npz
 from fuzz_graphs import fixed_graphs, graphs
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
@@ -199,7 +199,7 @@ def with_weights_beside(draw: Any, model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 FIXED = fixed_graphs()
-KINDS = ["graph"] * 5 + ["fields"] * 6 + ["bytes"] * 3 + ["samples"] * 3 + ["beside", "options"]
+KINDS = ["graph"] * 5 + ["fields"] * 4 + ["numbers"] * 4 + ["bytes"] * 3 + ["samples"] * 3 + ["beside", "options"]
 
 
 @st.composite
@@ -207,7 +207,7 @@ def cases(draw: Any) -> Case:
     """Return jobs of all kinds."""
     kind = draw(st.sampled_from(KINDS))
     whole = draw(st.integers(0, 9)) == 0
-    made = kind == "graph" or (kind == "fields" and draw(st.integers(0, 3)) == 0)
+    made = kind == "graph" or (kind in ("fields", "numbers") and draw(st.integers(0, 3)) == 0)
     model = draw(graphs()) if made else draw(st.sampled_from(FIXED))
     arrays = samples_for(model)
     options = draw(odd_options()) if kind == "options" else []
@@ -215,6 +215,8 @@ def cases(draw: Any) -> Case:
         options = [draw(st.sampled_from(["algo=none", "algo=bias_correction"]))]
     if kind == "fields":
         model = draw(damaged_models(model))
+    if kind == "numbers":
+        model = draw(damaged_numbers(model))
     if kind == "beside":
         model = with_weights_beside(draw, model)
     try:

@@ -78,9 +78,7 @@ def _refuse_deadly(model: ir.Model, path: Path, *, source: str, takes_one: bool)
     seconds = _allowed_seconds(model, path)
     try:
         try:
-            number = fork_ends(
-                lambda: normalised(model, path, source=source, takes_one=takes_one), seconds=seconds
-            )
+            number = fork_ends(lambda: normalised(model, path, source=source, takes_one=takes_one), seconds=seconds)
         except HangError:
             number = command_ends(_NORMALISE, str(path), str(int(takes_one)), seconds=seconds)
     except HangError as error:
