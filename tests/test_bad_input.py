@@ -88,18 +88,6 @@ def test_a_model_with_a_batch_that_nothing_frees(complaint, tmp_path):
     assert "torch cannot run" in message or "batch" in message
 
 
-def test_a_model_whose_output_has_no_batch(complaint, tmp_path):
-    model = network(
-        """(float[N,3,8,8] image) => (float y) {
-          [conv] a = Conv(image, w)
-          [mean] y = ReduceMean<keepdims=0>(a)
-        }""",
-        w=(3, 3, 1, 1),
-    )  # fmt: skip
-    path = saved(model, tmp_path)
-    assert "'y'" in complaint(f"model.path={path}")
-
-
 def test_a_model_that_onnx_runtime_refuses(complaint, tmp_path):
     model = network(
         "(float[N,3,8,8] image) => (float[N,4,8,8] y) { [conv] a = Conv(image, w) [sum] y = Add(a, b) }",

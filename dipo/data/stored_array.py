@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -18,7 +20,19 @@ from numpy.typing import NDArray
 from dipo.errors import UserError
 
 _LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip member: lengths of its name and of its extra field, then both
-_BROKEN = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+_BROKEN = (
+    OSError,
+    ValueError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+    NotImplementedError,
+    # What Python's own parser says of a header that is not one, and numpy of one that wants more than there is.
+    SyntaxError,
+    tokenize.TokenError,
+    RecursionError,
+    MemoryError,
+)
 
 
 @dataclass(frozen=True)
@@ -113,7 +127,7 @@ def open_npy(path: Path, *, title: str | None = None) -> StoredArray:
         UserError: The file is broken or holds Python objects.
     """
     with _explained(path), path.open("rb") as file:
-        header = _read_header(file)
+        header = _read_header(file, path.stat().st_size)
     return StoredArray(path, None, header.shape, header.dtype, title)
 
 
@@ -128,7 +142,7 @@ def open_npz(path: Path) -> dict[str, StoredArray]:
         for info in archive.infolist():
             if info.filename.endswith(".npy"):
                 with archive.open(info) as file:
-                    header = _read_header(file)
+                    header = _read_header(file, info.file_size)
                 name = info.filename.removesuffix(".npy")
                 arrays[name] = StoredArray(path, name, header.shape, header.dtype)
     return arrays
@@ -155,7 +169,7 @@ def _map(path: Path, offset: int, *, in_zip: bool = False) -> NDArray[Any]:
         file.seek(offset)
         if in_zip:
             file.seek(sum(_LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))), 1)
-        header = _read_header(file)
+        header = _read_header(file, path.stat().st_size)
         start = file.tell()
     return np.memmap(
         path,
@@ -167,12 +181,22 @@ def _map(path: Path, offset: int, *, in_zip: bool = False) -> NDArray[Any]:
     )
 
 
-def _read_header(file: IO[bytes]) -> _Header:
+def _read_header(file: IO[bytes], size: int) -> _Header:
+    """Read a header, and check that the file can hold what it says.
+
+    Args:
+        file: At the beginning of the header.
+        size: Where it ends, in bytes from its beginning.
+    """
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     header = _Header(*read(file))
     if header.dtype.hasobject:
         raise ValueError("it holds Python objects instead of numbers")
+    if any(length < 0 for length in header.shape):
+        raise ValueError(f"its header says that its shape is {header.shape}")
+    if math.prod(header.shape) * header.dtype.itemsize > size - file.tell():
+        raise ValueError(f"it ends before the {header.dtype} of shape {header.shape} that its header says")
     return header
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from dipo.errors import UserError
 from dipo.graph.opset import convert_opset
 
 _INLINE_BYTES = 1 << 30
@@ -23,7 +24,7 @@ def save_model(model: ir.Model, path: Path, *, external: bool = False) -> None:
         external: Whether tensors go to `<path>.data` whatever their size.
 
     Raises:
-        onnx.checker.ValidationError: The model is not valid ONNX; nothing was written.
+        UserError: The model is not valid ONNX; nothing was written.
     """
     data_name = f"{path.name}.data"
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
@@ -32,7 +33,7 @@ def save_model(model: ir.Model, path: Path, *, external: bool = False) -> None:
             ir.save(model, unfinished, external_data=data_name)
         else:
             ir.save(ir.external_data.load_to_model(model), unfinished)
-        onnx.checker.check_model(str(unfinished))
+        _check(unfinished)
         has_data = (Path(folder) / data_name).exists()
         if has_data:
             (Path(folder) / data_name).replace(path.with_name(data_name))
@@ -40,6 +41,17 @@ def save_model(model: ir.Model, path: Path, *, external: bool = False) -> None:
     if not has_data:
         # Tensors of an earlier file would seem to belong to this one.
         path.with_name(data_name).unlink(missing_ok=True)
+
+
+def _check(file: Path) -> None:
+    try:
+        onnx.checker.check_model(str(file))
+    except onnx.checker.ValidationError as error:
+        reason = next(iter(str(error).splitlines()), "no more is known")
+        raise UserError(
+            f"{file.name} would not be valid ONNX ({reason}), see whether onnx.checker says the same of the model and "
+            "export that again"
+        ) from error
 
 
 def has_external_data(model: ir.Model) -> bool:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
 from dipo.errors import UserError
-from dipo.graph import operators
-from dipo.graph.accessors import array_of
-from dipo.graph.layers import layers_of
 from dipo.graph.one_by_one import set_rows
-from dipo.graph.operators import Kind
 from dipo.graph.passes import IN_SINGLE_PRECISION, NORMALISATION, ONE_BY_ONE, READING
 from dipo.graph.passes.free_batch import FixedBatchError
 from dipo.graph.passes.inline import invalid
 from dipo.graph.quiet import quiet
 from dipo.graph.sparse import make_dense
+from dipo.graph.trial import HangError, command_ends, fork_ends
+from dipo.graph.validity import blamed, is_file, refuse_infinite_weights, refuse_unusable
 
 
 def load(path: Path, *, takes_one: bool = False) -> ir.Model:
@@ -33,12 +31,20 @@ def load(path: Path, *, takes_one: bool = False) -> ir.Model:
         UserError: The file is missing, is not a float ONNX model, or uses what dipo cannot quantize.
     """
     source = f"model.path={path}"
+    model = read(path)
+    with blamed(path, source=source):
+        _refuse_deadly(model, path, source=source, takes_one=takes_one)
+        return normalised(model, path, source=source, takes_one=takes_one)
+
+
+def normalised(model: ir.Model, path: Path, *, source: str, takes_one: bool) -> ir.Model:
+    """Normalise a model, which changes, that a file holds; one sample at a time where there is no other way."""
     try:
-        return normalise(_read(path), source=source, takes_one=takes_one)
+        return normalise(model, source=source, takes_one=takes_one)
     except FixedBatchError as error:
         if error.batch != 1:
             raise
-    return normalise(_read(path), source=source, takes_one=True)
+    return normalise(read(path), source=source, takes_one=True)
 
 
 def normalise(model: ir.Model, *, source: str, takes_one: bool = False) -> ir.Model:
@@ -55,10 +61,10 @@ def normalise(model: ir.Model, *, source: str, takes_one: bool = False) -> ir.Mo
     try:
         with quiet():
             _bring_to_one_writing(model)
-            _refuse_unusable(model)
+            refuse_unusable(model)
             for transform in ONE_BY_ONE if takes_one else NORMALISATION:
                 transform(model)
-        _refuse_infinite_weights(model)
+        refuse_infinite_weights(model)
         set_rows(model, {} if takes_one else None)
     except FixedBatchError as error:
         raise FixedBatchError(f"{source}: {error}", error.batch) from error
@@ -69,12 +75,51 @@ def normalise(model: ir.Model, *, source: str, takes_one: bool = False) -> ir.Mo
 
 def in_single_precision(path: Path) -> ir.Model:
     """Read a model that `load` takes, and bring it to float32, without any other change."""
-    model = _read(path)
+    model = read(path)
     with quiet():
         _bring_to_one_writing(model)
         for transform in IN_SINGLE_PRECISION:
             transform(model)
     return model
+
+
+def _refuse_deadly(model: ir.Model, path: Path, *, source: str, takes_one: bool) -> None:
+    """Refuse a file that ends the process that normalises it, or keeps it for ever."""
+    seconds = _allowed_seconds(model, path)
+    try:
+        try:
+            number = fork_ends(lambda: normalised(model, path, source=source, takes_one=takes_one), seconds=seconds)
+        except HangError:
+            number = command_ends(_NORMALISE, str(path), str(int(takes_one)), seconds=seconds)
+    except HangError as error:
+        raise UserError(
+            f"{source}: the libraries that read ONNX graphs do not come to an end with it in {seconds:.0f} s, look for "
+            "sizes and attributes that cannot be meant and export it again"
+        ) from error
+    if number is not None:
+        raise UserError(
+            f"{source}: not a valid ONNX graph, a library that reads it ends its process ({_name_of(number)}), look "
+            "for sizes and attributes that cannot be meant and export it again"
+        )
+
+
+_NORMALISE = """
+import pathlib, sys
+from dipo.graph import load
+path = pathlib.Path(sys.argv[1])
+load.normalised(load.read(path), path, source="", takes_one=sys.argv[2] == "1")
+"""
+
+
+def _allowed_seconds(model: ir.Model, path: Path) -> float:
+    """Return a time in which any model of this size is normalised, ten times over, on a busy machine, too."""
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    files = {path, *(Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor))}
+    return 60 + len(model.graph) / 10 + sum(file.stat().st_size for file in files if is_file(file)) / 1e7
+
+
+def _name_of(number: int) -> str:
+    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
 
 
 def _bring_to_one_writing(model: ir.Model) -> None:
@@ -92,7 +137,12 @@ def model_files(path: Path) -> list[Path]:
     return [path, *sorted({Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)})]
 
 
-def _read(path: Path) -> ir.Model:
+def read(path: Path) -> ir.Model:
+    """Read a model as it is in its file.
+
+    Raises:
+        UserError: The file is missing, or no ONNX model.
+    """
     if not path.exists():
         raise UserError(f"model.path={path}: there is no such file, give the path of an ONNX model")
     if path.is_dir():
@@ -112,44 +162,3 @@ def _read(path: Path) -> ir.Model:
             "download it again"
         ) from error
     return model
-
-
-def _refuse_unusable(model: ir.Model) -> None:
-    if not len(model.graph) or "" not in model.opset_imports:
-        raise UserError("the file holds no complete ONNX graph, export or download it again")
-    for node in model.graph:
-        if operators.of(node).kind is Kind.QUANTIZED:
-            raise UserError(f"node {node.name!r} is {node.op_type}, the model is quantized already, give the float one")
-        for value in node.inputs:
-            if value is not None and not (value.producer() or value.is_graph_input() or value.is_initializer()):
-                raise UserError(f"node {node.name!r} reads {value.name!r}, which nothing makes, export it again")
-    tensors = [(value.name, value.const_value) for value in model.graph.initializers.values()]
-    tensors += [
-        (node.outputs[0].name, node.outputs[0].const_value) for node in model.graph if node.op_type == "Constant"
-    ]
-    for name, tensor in tensors:
-        if isinstance(tensor, ir.ExternalTensor) and not Path(tensor.path).exists():
-            raise UserError(f"its weights are in {tensor.path}, which does not exist, put that file beside the model")
-        if tensor is not None and tensor.dtype.is_floating_point():
-            _refuse_broken(tensor, name)
-
-
-def _refuse_broken(tensor: ir.TensorProtocol, name: str | None) -> None:
-    try:
-        broken = bool(np.isnan(tensor.numpy()).any())
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"weight {name!r} cannot be read, its data is incomplete, export or download the model again"
-        ) from error
-    if broken:
-        raise UserError(f"weight {name!r} has NaN values, export a trained model")
-
-
-def _refuse_infinite_weights(model: ir.Model) -> None:
-    """Refuse layers with infinite weights; other constants may be infinite, such as attention masks."""
-    for layer in layers_of(model):
-        for value in (layer.weight, layer.bias):
-            if value is not None and not np.isfinite(array_of(value)).all():
-                raise UserError(
-                    f"{value.name!r}, a parameter of layer {layer.name!r}, has infinite values, export a trained model"
-                )

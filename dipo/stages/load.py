@@ -314,9 +314,10 @@ def input_specs(model: ir.Model, *, source: str) -> list[InputSpec]:
     """
     specs, types = [], declared_types(model)
     for value in model.graph.inputs:
-        if value.shape is None or value.dtype is None:
+        if value.shape is None or value.dtype in (None, ir.DataType.UNDEFINED):
             raise UserError(f"{source}: input {value.name!r} has no declared shape and type, export it with both")
         shape = tuple(size if isinstance(size, int) else None for size in value.shape)
+        assert value.dtype is not None
         in_file = types[value.name].numpy() if value.name in types else None
         axis = input_axes(model).get(name_of(value), 0)
         specs.append(InputSpec(name_of(value), shape, value.dtype.numpy(), in_file=in_file, axis=axis))

@@ -69,8 +69,11 @@ def _in_torch(loaded: JobInputs, samples: Mapping[str, NDArray[Any]], *, threads
     try:
         with torch.inference_mode():
             outputs = module({name: channels_last(torch.from_numpy(array)) for name, array in samples.items()})
-    except (RuntimeError, IndexError) as error:
-        # Samples that the file itself does not take are told in ONNX Runtime's words.
+    except UserError:
+        raise
+    except Exception as error:
+        # What the file itself does not take, samples or attributes, is told in ONNX Runtime's words. What that raises
+        # in a region has no common class.
         _in_onnx_runtime(loaded, [samples], threads=threads)
         raise _cannot_run("torch", error, loaded.path) from error
     return {name: value.numpy() for name, value in outputs.items()}

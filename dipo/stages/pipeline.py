@@ -23,10 +23,11 @@ from dipo.cluster.address import is_private
 from dipo.cluster.logs import append_worker_log
 from dipo.cluster.messages import Job
 from dipo.cluster.pool import Pool, start_pool
-from dipo.config import Config, RunConfig, to_plain
+from dipo.config import Config, RunConfig, resolve_path, to_plain
 from dipo.data.samples import Datasets
 from dipo.errors import JobError, UserError
 from dipo.export.targets import TARGETS
+from dipo.graph.validity import blamed
 from dipo.report.events import FILE as EVENTS
 from dipo.report.events import Events, config_hash
 from dipo.report.report import Report
@@ -97,13 +98,22 @@ def prepare(config: Config, *, clock: Clock, model: ir.Model | None = None) -> P
     """
     device = _device(config)
     torch.set_num_threads(config.cluster.threads)
-    with clock.stage("load"):
-        loaded = load_job(config, model=model)
-        parity = check_parity(loaded.comparable, threads=config.cluster.threads)
-        loaded = dataclasses.replace(loaded, notes=type_notes(loaded, threads=config.cluster.threads))
-    with clock.stage("rehearse"):
-        rehearsed_db = rehearse(loaded, config)
+    with _blamed(config):
+        with clock.stage("load"):
+            loaded = load_job(config, model=model)
+            parity = check_parity(loaded.comparable, threads=config.cluster.threads)
+            loaded = dataclasses.replace(loaded, notes=type_notes(loaded, threads=config.cluster.threads))
+        with clock.stage("rehearse"):
+            rehearsed_db = rehearse(loaded, config)
     return PreparedJob(config, loaded, device, parity, rehearsed_db, clock)
+
+
+def _blamed(config: Config) -> contextlib.AbstractContextManager[None]:
+    """Return what tells of a file that is not valid, where something breaks on it."""
+    if config.model.path is None:
+        return contextlib.nullcontext()
+    path = resolve_path(config.model.path)
+    return blamed(path, source=f"model.path={path}")
 
 
 def identify(prepared: PreparedJob, resumed: RunFolder | None) -> Identity:

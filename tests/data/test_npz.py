@@ -1,4 +1,5 @@
 import pickle
+import struct
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -172,6 +173,29 @@ def test_damaged_values_are_refused_when_read(tmp_path: Path) -> None:
 
 def test_python_objects_are_refused(tmp_path: Path) -> None:
     assert "Python objects" in refusal(write(tmp_path, x=np.array([{}, []], dtype=object)))
+
+
+HEADER = "{'descr': '<f4', 'fortran_order': False, 'shape': (%s), }"
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize(
+    "header",
+    [
+        HEADER % "1 << 60, 3",
+        HEADER % "1152921504606846976, 3",
+        HEADER % "-4, 3",
+        HEADER % "4, 4",
+        "{'descr': ",
+        "[" * 5000,
+    ],
+)
+def test_headers_that_do_not_fit_their_data_are_refused(tmp_path: Path, header: str, packing: int) -> None:
+    line = (header + "\n").encode()
+    content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(line)) + line + bytes(4 * 4 * 3)
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", packing) as archive:
+        archive.writestr("x.npy", content)
+    assert "cannot be read" in refusal(tmp_path / "x.npz")
 
 
 def test_single_number_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
 import logging
+import os
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +10,7 @@ import pytest
 from loaded import assert_same, load_model, ops
 from networks import network, saved, tiny_cnn
 
+import dipo.graph.load
 from dipo.errors import UserError
 from dipo.graph.accessors import array_of, name_of, node_name
 from dipo.graph.layers import layers_of
@@ -330,6 +334,135 @@ def test_other_constants_may_be_infinite_but_not_nan(tmp_path):
     np.testing.assert_array_equal(constant.const_value.numpy(), mask)
     mask[0] = np.nan
     assert "'m' has NaN" in refusal(saved(network(text, m=mask), tmp_path))
+
+
+def as_initializer(tensor):
+    model = tiny_cnn()
+    model.graph.initializer[2].CopyFrom(tensor)
+    return model
+
+
+def as_constant(tensor):
+    model = tiny_cnn()
+    model.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["w2"], name="made", value=tensor))
+    del model.graph.initializer[2]
+    return model
+
+
+def as_attribute(tensor):
+    model = tiny_cnn()
+    model.graph.node.append(onnx.helper.make_node("ConstantOfShape", ["b1"], ["odd"], name="made", value=tensor))
+    return model
+
+
+def inside_a_branch(tensor):
+    model = tiny_cnn()
+    out = onnx.helper.make_tensor_value_info("inner", onnx.TensorProto.FLOAT, None)
+    node = onnx.helper.make_node("Identity", ["w2"], ["inner"])
+    branch = onnx.helper.make_graph([node], "branch", [], [out], [tensor])
+    condition = onnx.numpy_helper.from_array(np.array(True), "condition")
+    model.graph.initializer.append(condition)
+    node = onnx.helper.make_node("If", ["condition"], ["odd"], name="made", then_branch=branch, else_branch=branch)
+    model.graph.node.append(node)
+    return model
+
+
+def tensor(kind):
+    """Return a tensor whose data is not what it says."""
+    whole = onnx.numpy_helper.from_array(np.ones((8, 8, 3, 3), np.float32), "w2")
+    if kind == "cut":
+        whole.raw_data = whole.raw_data[:-4]
+    elif kind == "other dims":
+        whole.dims[0] = 7
+    elif kind == "negative":
+        whole.dims[0] = -8
+    elif kind == "huge":
+        whole.dims[0] = 1 << 60
+    elif kind == "untyped":
+        whole.data_type = onnx.TensorProto.UNDEFINED
+    elif kind == "other type":
+        whole.data_type = onnx.TensorProto.INT8
+    elif kind == "no data":
+        whole.raw_data = b""
+    return whole
+
+
+@pytest.mark.parametrize("kind", ["cut", "other dims", "negative", "huge", "untyped", "other type", "no data"])
+@pytest.mark.parametrize("place", [as_initializer, as_constant, as_attribute, inside_a_branch])
+def test_tensors_that_are_not_what_they_say_are_refused(tmp_path, kind, place):
+    message = refusal(saved(place(tensor(kind)), tmp_path))
+    assert "'w2'" in message or "'made'" in message, message
+
+
+def test_a_graph_without_a_name_gets_one(tmp_path):
+    model = tiny_cnn()
+    model.graph.name = ""
+    assert assert_same(model, tmp_path).graph.name
+
+
+@pytest.mark.parametrize("value", [1.0, "one", [1], tiny_cnn().graph])
+def test_an_attribute_of_another_type_is_refused(tmp_path, value):
+    model = tiny_cnn()
+    head = model.graph.node[-1]
+    head.attribute[0].CopyFrom(onnx.helper.make_attribute("transB", value))
+    message = refusal(saved(model, tmp_path))
+    assert "'head' (Gemm)" in message
+    assert "'transB'" in message
+
+
+@pytest.mark.parametrize("opset", [0, -1, 999, 1 << 40, -(1 << 63)])
+def test_an_opset_that_is_none_is_refused(tmp_path, opset):
+    model = tiny_cnn()
+    model.opset_import[0].version = opset
+    assert f"opset {opset} is none" in refusal(saved(model, tmp_path))
+
+
+def cut_network(window):
+    return network(
+        f"""(float[N,3,8,8] x) => (float[N,3,4,8] y) {{
+          [conv] a = Conv(x, w)
+          [pool] p = MaxPool<kernel_shape=[{window},1]>(a)
+          [cut] b = Slice(p, start, stop, axis)
+          [last] y = Conv(b, w)
+        }}""",
+        w=(3, 3, 1, 1), start=np.array([0]), stop=np.array([4]), axis=np.array([2]),
+    )  # fmt: skip
+
+
+def test_an_input_of_a_negative_size_is_refused(tmp_path):
+    model = cut_network(window=2)
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = -3
+    assert "'x' has the shape" in refusal(saved(model, tmp_path))
+
+
+def test_what_a_library_aborts_on_is_refused(tmp_path):
+    """A window larger than the image leaves a negative size, on which ONNX's shape inference of a Slice aborts."""
+    assert "SIGABRT" in refusal(saved(cut_network(window=40), tmp_path))
+
+
+def ends(number):
+    return lambda *_, **__: os.kill(os.getpid(), number)
+
+
+def test_a_file_that_ends_a_library_s_process_is_refused(tmp_path, monkeypatch):
+    path = saved(tiny_cnn(), tmp_path)
+    monkeypatch.setattr("dipo.graph.load.normalise", ends(signal.SIGABRT))
+    assert "SIGABRT" in refusal(path)
+
+
+def test_a_file_that_a_library_never_ends_with_is_refused(tmp_path, monkeypatch):
+    path = saved(tiny_cnn(), tmp_path)
+    monkeypatch.setattr("dipo.graph.load._allowed_seconds", lambda *_: 0.2)
+    monkeypatch.setattr("dipo.graph.load._NORMALISE", "while True: pass")
+    monkeypatch.setattr("dipo.graph.load.normalise", lambda *_, **__: time.sleep(60))
+    assert "do not come to an end" in refusal(path)
+
+
+def test_a_fork_that_hangs_for_a_lock_of_this_process_is_not_the_file_s_fault(tmp_path, monkeypatch):
+    path = saved(tiny_cnn(), tmp_path)
+    wait = dipo.graph.load.fork_ends
+    monkeypatch.setattr("dipo.graph.load.fork_ends", lambda _, seconds: wait(lambda: time.sleep(60), seconds=0.2))
+    assert len(list(layers_of(load(path)))) == 4
 
 
 def test_missing_and_short_external_data_are_refused(tmp_path):

@@ -46,7 +46,9 @@ class FoldFills(InPlacePass):
 
 
 def _size(node: ir.Node) -> tuple[int, ...] | None:
-    """Return the constant shape of a ConstantOfShape; None if it is computed, or for other nodes."""
+    """Return the constant shape of a ConstantOfShape; None if it is computed or none, or for other nodes."""
     value = node.inputs[0] if node.op_type == "ConstantOfShape" and node.domain == "" else None
     tensor = None if value is None or value.is_graph_input() else ir.convenience.get_const_tensor(value)
-    return None if tensor is None else tuple(int(size) for size in tensor.numpy())
+    if tensor is None or tensor.dtype != ir.DataType.INT64 or len(tensor.shape) != 1 or (tensor.numpy() < 0).any():
+        return None
+    return tuple(int(size) for size in tensor.numpy())

@@ -1,0 +1,35 @@
+"""What ONNX's checker says of a file on which something broke."""
+
+import onnx
+import pytest
+from networks import network, saved, tiny_cnn
+
+from dipo.errors import JobError, UserError
+from dipo.graph.validity import blamed
+
+
+def test_what_broke_on_an_invalid_file_is_its_fault(tmp_path):
+    model = tiny_cnn()
+    model.graph.output[0].type.tensor_type.shape.dim.add().dim_value = 3
+    path = saved(model, tmp_path)
+    with pytest.raises(UserError, match=r"^here: not a valid ONNX graph \(.*rank"), blamed(path, source="here"):
+        raise IndexError
+
+
+def test_what_broke_on_a_file_that_ends_the_checker_is_its_fault(tmp_path):
+    text = """(float[N,3,8,8] x) => (float[N,3,4,8] y) {
+      [pool] p = MaxPool<kernel_shape=[40,1]>(x)
+      [cut] y = Slice(p, at, at, axis)
+    }"""
+    path = saved(network(text, at=[4], axis=[2]), tmp_path)
+    with pytest.raises(UserError, match="checker breaks on it"), blamed(path, source="here"):
+        raise IndexError
+
+
+@pytest.mark.parametrize("error", [IndexError, MemoryError, UserError("a sentence"), JobError("another")])
+def test_what_broke_on_a_valid_file_stays_what_it_is(tmp_path, error):
+    path = saved(tiny_cnn(), tmp_path)
+    onnx.checker.check_model(path, full_check=True)
+    with pytest.raises(type(error) if isinstance(error, Exception) else error) as caught, blamed(path, source="here"):
+        raise error
+    assert "here" not in str(caught.value)
