@@ -15,12 +15,17 @@ from dipo.stages.clock import Clock
 from dipo.stages.dry_run import show_plan
 from dipo.stages.fingerprint import same_options
 from dipo.stages.pipeline import identify, prepare, run
+from dipo.stages.preflight import preflight
 
 log = logging.getLogger("dipo")
 
 
-def run_job(config: Config) -> int:
+def run_job(config: Config, *, verbose: bool = False) -> int:
     """Run a job from its configuration to its report, or resume one from its last finished unit.
+
+    Args:
+        config: The job.
+        verbose: Whether to list every layer and activation in front of the work.
 
     Returns:
         The exit status, 0.
@@ -38,8 +43,10 @@ def run_job(config: Config) -> int:
                 terminal.say(f"{resumed.path}: the run is finished, its report is {resumed.path / REPORT}")
                 return 0
         prepared = prepare(config, clock=clock)
-        if config.dry_run:
+        terminal.show_preflight(preflight(prepared), every=verbose)
+        if verbose:
             show_plan(config, prepared.loaded, terminal)
+        if config.dry_run:
             return 0
         identity = identify(prepared, resumed)
         folder = resumed or RunFolder(_folder_path(config))

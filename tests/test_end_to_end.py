@@ -107,7 +107,7 @@ def test_without_labels_there_is_no_accuracy(tiny_job, tmp_path):
 def test_a_dry_run_writes_nothing_and_tells_the_plan(tiny_job, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     before = files_in(tmp_path)
-    assert main(tiny_job.arguments("dry_run=true", "algo=brecq", f"run.dir={tmp_path / 'run'}")) == 0
+    assert main(tiny_job.arguments("dry_run=true", "--verbose", "algo=brecq", f"run.dir={tmp_path / 'run'}")) == 0
     assert files_in(tmp_path) == before
     assert not (tmp_path / "run").exists()
     out = capsys.readouterr().out

@@ -102,5 +102,5 @@ def test_what_is_written_computes_them(odd_ends, tmp_path):
 def test_a_dry_run_takes_them(odd_ends, tmp_path, capsys):
     model, *_ = odd_ends
     job = [f"model.path={model}", f"data.path={model.with_name('samples.npz')}", "cluster=inline", "dry_run=true"]
-    assert main([*job, f"run.dir={tmp_path / 'run'}"]) == 0
+    assert main([*job, "--verbose", f"run.dir={tmp_path / 'run'}"]) == 0
     assert "layer conv: 8-bit weights" in capsys.readouterr().out

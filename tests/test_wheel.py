@@ -144,5 +144,5 @@ def test_the_presets_of_the_checkout_are_not_found(installed):
 
 def test_the_zoo_is_read_from_the_package(installed):
     plan = installed.launch("+model=mobilenet", "dry_run=true")
-    assert "platform ort" in plan
+    assert "for ort" in plan
     assert files(installed.folder) == set()

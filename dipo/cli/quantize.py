@@ -23,6 +23,7 @@ CONFIG_DIR = Flag(
     value="DIR",
     wanted="a folder that holds model/, data/, ...",
 )
+VERBOSE = Flag("--verbose", "List every layer and activation, and all that stays float, in front of the work.")
 MULTIRUN = Flag("--multirun", "", short="-m", refusal="sweeps are not supported, start dipo once for each job")
 
 
@@ -34,7 +35,7 @@ def run(line: Line) -> int:
         sys.stdout.write(to_yaml(config))
         return 0
     _require_inputs(config, own)
-    return _import_job()(config)
+    return _import_job()(config, verbose=VERBOSE.name in line.flags)
 
 
 def presets_of(line: Line) -> list[Path]:
@@ -64,7 +65,7 @@ def _require_inputs(config: Config, own: Sequence[Path]) -> None:
         )
 
 
-def _import_job() -> Callable[[Config], int]:
+def _import_job() -> Callable[..., int]:
     """Return the job's recipe, which brings torch.
 
     An import makes millions of objects that live to the end. Without the garbage collector looking at them, again and
@@ -93,7 +94,7 @@ QUANTIZE = Command(
     _page,
     run,
     _options,
-    flags=(HELP, VERSION, CFG, CONFIG_DIR, MULTIRUN),
+    flags=(HELP, VERSION, VERBOSE, CFG, CONFIG_DIR, MULTIRUN),
     groups=_groups,
 )
 main = QUANTIZE.main

@@ -83,6 +83,10 @@ class BinDataset:
         )
         return f"raw files, {len(self)} samples of {shapes}, no labels"
 
+    def pixels(self) -> str | None:
+        """Return None: raw files hold the network's own numbers."""
+        return None
+
 
 def is_bin_dir(path: Path, inputs: Sequence[InputSpec]) -> bool:
     """Return whether a folder has a folder with .bin files for at least one of the inputs."""

@@ -82,6 +82,14 @@ class ImageDataset:
         shape = shape_text(self.fit.sample_shape)
         return f"image files, {len(self)} samples of {shape}, {'no labels' if self.labels is None else 'labels'}"
 
+    def pixels(self) -> str | None:
+        """Say how images become the network's numbers."""
+        height, width, channels = self.fit.stored_shape
+        side = f", the shorter side to {self.size}" if self.size is not None else ""
+        kind = "grey" if channels == 1 else "RGB"
+        shape = f"resized bilinearly{side} and cropped to the centre {height}x{width} where they have another size"
+        return f"{kind}, {shape}; {self.fit.pixel_text()}"
+
 
 def is_image_folder(path: Path) -> bool:
     """Return whether a folder has images, directly or in folders."""

@@ -52,6 +52,10 @@ class NoiseDataset:
         shapes = ", ".join(f"{spec.name} {shape_text(spec.sample_shape)}" for spec in self.inputs)
         return f"{self.num} samples of noise, no data ({shapes})"
 
+    def pixels(self) -> str | None:
+        """Return None: nothing is read."""
+        return None
+
     def take(self, num: int) -> NoiseDataset:
         """Return the dataset of the first `num` samples."""
         return replace(self, num=num)

@@ -84,6 +84,11 @@ class ArrayDataset:
         kind = self.arrays[0].kind
         return f"{kind}, {self.num} samples of {shapes}, {'labels' if self.labels else 'no labels'}"
 
+    def pixels(self) -> str | None:
+        """Say how pixels become the network's numbers; None where none are stored."""
+        texts = dict.fromkeys(text for how in self.fits if (text := how.pixel_text()) is not None)
+        return "; ".join(texts) or None
+
 
 def read_npy(path: Path, *, inputs: Sequence[InputSpec], how: Preprocessing) -> Parts:
     """Open a .npy file: the samples of the model's only input, without labels.

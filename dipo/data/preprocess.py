@@ -50,6 +50,13 @@ class Fit:
         """Shape of one sample of the model's input."""
         return _reordered(self.stored_shape, self.order)
 
+    def pixel_text(self) -> str | None:
+        """Say what numbers pixels become, for each channel or for all; None without pixels."""
+        if self.pixels is None:
+            return None
+        ends = dict.fromkeys(f"{low:.3g} to {high:.3g}" for low, high in self.pixels[:, [0, -1]])
+        return f"0 to 255 become {', '.join(ends)}"
+
     def apply(self, stored: NDArray[Any], *, first: int, source: str) -> NDArray[Any]:
         """Transpose, normalise and cast samples.
 

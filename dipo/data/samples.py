@@ -94,6 +94,10 @@ class Dataset(Protocol):
         """Return a short description for the log."""
         ...
 
+    def pixels(self) -> str | None:
+        """Say how pixels become the network's numbers; None where none are read."""
+        ...
+
 
 @dataclass(frozen=True)
 class Picked:
@@ -121,6 +125,10 @@ class Picked:
     def describe(self) -> str:
         """Return a short description."""
         return f"{len(self)} of {self.dataset.describe()}"
+
+    def pixels(self) -> str | None:
+        """Say how pixels are read, see `Dataset.pixels`."""
+        return self.dataset.pixels()
 
 
 class SubsetDataset(Dataset, Protocol):

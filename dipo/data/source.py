@@ -99,6 +99,10 @@ class SourceDataset:
         """Return a short description for the log."""
         return f"{self._stored().describe()}, from {self.source.reference}"
 
+    def pixels(self) -> str | None:
+        """Say how pixels become the network's numbers; None where none are read."""
+        return self._stored().pixels()
+
     def _stored(self) -> SubsetDataset:
         parts = self.source.parts()
         stored = parts.calib if self.part == "calib" else parts.eval

@@ -8,6 +8,7 @@ from typing import Any
 
 from dipo.report.analysis import AnalysisReport
 from dipo.report.measures import OutputError, OutputFigures
+from dipo.report.network_facts import NetworkFacts
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,8 @@ class Report:
     versions: dict[str, str]
     targets: list[TargetRow] = field(default_factory=list)
     """The other targets whose files were written."""
+    network: NetworkFacts | None = None
+    """What the network is made of, what ONNX Runtime computes of it, and what stays float and why."""
 
     def to_plain(self) -> dict[str, Any]:
         """Return nested dictionaries and lists."""

@@ -16,6 +16,8 @@ from rich.text import Text
 
 from dipo.report.analysis import AnalysisReport, AnalysisRow
 from dipo.report.measures import OutputError
+from dipo.report.network_facts import Preflight
+from dipo.report.preflight_table import preflight_table
 from dipo.report.report import ConcatRow, Note, Report, TargetRow, worst_output
 from dipo.run import REPORT
 
@@ -66,6 +68,15 @@ class Terminal:
             TextColumn("{task.fields[noun]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
             console=self.console,
         )  # fmt: skip
+
+    def show_preflight(self, found: Preflight, *, every: bool) -> None:
+        """Print what a job's network is made of and what it will cost.
+
+        Args:
+            found: What is known before the work.
+            every: Whether to name all nodes that stay float, not just some.
+        """
+        self.console.print(preflight_table(found, every=every))
 
     def show(self, report: Report) -> None:
         """Print the table at the end of a run."""

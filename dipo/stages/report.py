@@ -22,7 +22,9 @@ from dipo.graph.sharing import stored_apart
 from dipo.quant.error_sums import ErrorSums
 from dipo.report.analysis import AnalysisReport, report_analysis
 from dipo.report.measures import NO_NOISE_DB, cosine, sqnr_db
+from dipo.report.network_facts import RegionRow
 from dipo.report.report import ConcatRow, EqualizedRow, LayerRow, Note, Report
+from dipo.stages.census import network_facts, sample_shapes
 from dipo.stages.context import Context
 from dipo.stages.evaluate import Evaluation, written_model
 from dipo.stages.load import JobInputs
@@ -54,6 +56,7 @@ def make_report(
         parity: Largest relative difference of torch and ONNX Runtime on the float network.
     """
     config, loaded, error = context.config, context.loaded, evaluation.error
+    facts = network_facts(loaded, config, shapes=sample_shapes(loaded))
     return Report(
         model=config.model.title,
         algo=config.algo.name,
@@ -80,6 +83,7 @@ def make_report(
             *_distance_notes(context, written_model(files), evaluation.deployed_db),
             *_option_notes(config, loaded),
             *_notes(loaded, calibration),
+            *(Note(region.nodes[0], _in_runtime(region)) for region in facts.regions),
             *(Note(found.name, found.what) for found in lost_channels(loaded.model, done.quantized.layers)),
             *_mixed_notes(loaded),
             *(Note(name, what) for name, what in stored_apart(loaded.model, done.quantized).items()),
@@ -91,6 +95,7 @@ def make_report(
         workers=_workers(context),
         versions=versions(),
         targets=evaluation.targets,
+        network=facts,
     )
 
 
@@ -137,6 +142,13 @@ def _notes(loaded: JobInputs, calibration: Calibration) -> list[Note]:
     """Return notes on peculiarities of the network and on layers that were not equalized."""
     odd = [Note(found.name, found.what) for found in diagnose(loaded.model, loaded.plan, calibration.statistics)]
     return odd + [Note(refusal.where, f"equalization: {refusal.reason}") for refusal in loaded.change.refusals]
+
+
+def _in_runtime(region: RegionRow) -> str:
+    others = len(region.nodes) - 1
+    it = f"with {others} other node{'s' * (others > 1)} it" if others else "it"
+    share = f" ({100 * region.share:.1f} % of the multiplications)" if region.share else ""
+    return f"{it} is computed in ONNX Runtime, not in torch{share}: it stays float, and no gradient passes it"
 
 
 def _mixed_notes(loaded: JobInputs) -> list[Note]:

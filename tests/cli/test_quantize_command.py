@@ -25,8 +25,9 @@ def jobs(monkeypatch):
         def outcome(self):
             return 0
 
-        def run(self, config):
+        def run(self, config, *, verbose):
             self.append(config)
+            self.verbose = verbose
             return self.outcome()
 
     jobs = Jobs()
@@ -108,7 +109,7 @@ def fails(capsys, command: str) -> str:
         ),
         ("cluster=inline cluster.workers=4", "cluster.workers 4: cluster=inline is one process, "),
         ("data.path=${oc.env:NO_SUCH_VARIABLE}", "data.path: "),
-        ("--hepl", "unknown flag '--hepl': did you mean --help, or one of --version, --cfg, --config-dir?"),
+        ("--hepl", "unknown flag '--hepl': did you mean --help, or one of --version, --verbose, --cfg, --config-dir?"),
         ("--config-dir", "--config-dir has no value: "),
         ("--config-dir /no/such/folder", "--config-dir /no/such/folder: no such folder, "),
     ],
