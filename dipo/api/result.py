@@ -27,6 +27,9 @@ from dipo.errors import UserError
 from dipo.export.runtime import run_model
 from dipo.export.targets import TARGETS
 from dipo.graph.class_axes import class_axes
+from dipo.graph.one_by_one import rows_of
+from dipo.graph.op_library import library_of
+from dipo.graph.passes.batch_first import input_axes
 from dipo.report.measures import OutputError, output_error
 from dipo.report.report import Report, worst_output
 from dipo.run import CONFIG, RunFolder
@@ -209,7 +212,16 @@ class Result:
 
         threads = self._config.cluster.threads
         try:
-            return run_model(written.path, batches(), threads=threads, float_biases=written.float_biases)
+            model = self._source.model
+            return run_model(
+                written.path,
+                batches(),
+                threads=threads,
+                float_biases=written.float_biases,
+                axes=input_axes(model),
+                takes_one=rows_of(model) is not None,
+                library=library_of(model),
+            )
         except UserError:
             raise
         except Exception as error:

@@ -12,6 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 from dipo.graph import operators
+from dipo.graph.input_axes import InputAxes, Shape, find_input_axes
 from dipo.graph.operators import Kind
 from dipo.verify.verdict import Refused
 
@@ -100,8 +101,17 @@ class Network:
 
     def batch(self) -> int | None:
         """Return the number of samples of a fixed batch; None where it is free."""
-        sizes = {value.type.tensor_type.shape.dim[0].dim_value for value in self.inputs()}
+        axes = self.input_axes()
+        sizes = {
+            value.type.tensor_type.shape.dim[axis].dim_value
+            for value in self.inputs()
+            if (axis := axes[value.name]) is not None
+        }
         return sizes.pop() or None if len(sizes) == 1 else None
+
+    def input_axes(self) -> InputAxes:
+        """Return the axis of the samples of each input."""
+        return find_input_axes({value.name: declared_shape(value) for value in self.inputs()})
 
     def is_static(self) -> bool:
         """Return whether all sizes of all inputs are fixed."""
@@ -154,3 +164,9 @@ def is_inside_kernel(model: onnx.ModelProto, name: str, known: Set[str]) -> bool
     """
     readers = [node for node in model.graph.node if name in node.input]
     return bool(readers) and all(output in known for node in readers for output in node.output)
+
+
+def declared_shape(value: onnx.ValueInfoProto) -> Shape:
+    """Return the declared shape of an input."""
+    dims = value.type.tensor_type.shape.dim
+    return tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in dims)

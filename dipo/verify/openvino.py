@@ -44,7 +44,7 @@ def check(file: Path, probe: Probe) -> Verdict:
         return {name: made[index] for index, name in enumerate(names)}
 
     with asking():
-        outputs = in_rows(run, probe.inputs, rows=network.batch())
+        outputs = in_rows(run, probe.inputs, rows=network.batch(), axes=network.input_axes())
 
     def reason(grid: Grid) -> str | None:
         return reason_kept(network, grid, probe=probe, outputs=outputs)

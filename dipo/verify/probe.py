@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from dipo.data.samples import InputSpec
 from dipo.errors import UserError
+from dipo.graph.input_axes import samples_first
 from dipo.graph.passes.single_precision import OTHER_FLOATS
-from dipo.verify.onnx_network import Network
+from dipo.verify.onnx_network import Network, declared_shape
 from dipo.verify.sessions import options, outputs_of, session_of
 from dipo.verify.verdict import Probe, Refused
 
@@ -72,7 +73,7 @@ def _samples(network: Network, data: Mapping[str, Any], samples: int) -> dict[st
     from dipo.section import from_plain
 
     config = from_plain(DataConfig, data)
-    specs = [_spec(value) for value in network.inputs()]
+    specs = [_spec(value, axis) for value, axis in _with_axes(network)]
     found = open_datasets(
         path=None if config.path is None else resolve_path(config.path),
         source=config.source,
@@ -96,27 +97,30 @@ def _noise(network: Network, samples: int) -> dict[str, NDArray[Any]]:
     rng = np.random.default_rng(SEED)
     grids = {grid.name: grid for grid in network.grids() if grid.scale.ndim == 0}
     made: dict[str, NDArray[Any]] = {}
-    for value in network.inputs():
-        shape = (samples, *(UNKNOWN if size is None else size for size in _shape(value)[1:]))
+    for value, axis in _with_axes(network):
+        spec = _spec(value, axis)
+        shape = (samples, *(UNKNOWN if size is None else size for size in spec.sample_shape))
         grid = grids.get(value.name)
         if grid is None:
-            made[value.name] = _spec(value).as_taken(rng.normal(size=shape))
+            made[value.name] = spec.as_taken(rng.normal(size=shape))
         else:
             low, high = ((code - int(grid.zero_point)) * float(grid.scale) for code in grid.limits)
-            made[value.name] = _spec(value).as_taken(rng.uniform(low, high, size=shape))
+            made[value.name] = spec.as_taken(rng.uniform(low, high, size=shape))
     return made
 
 
-def _shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
-    dims = value.type.tensor_type.shape.dim
-    return tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in dims)
+def _with_axes(network: Network) -> list[tuple[onnx.ValueInfoProto, int | None]]:
+    """Return the inputs with the axes of their samples."""
+    axes = network.input_axes()
+    return [(value, axes[value.name]) for value in network.inputs()]
 
 
-def _spec(value: onnx.ValueInfoProto) -> InputSpec:
+def _spec(value: onnx.ValueInfoProto, axis: int | None) -> InputSpec:
     """Return the specification of an input; floats are given as float32, rounded to the input's type."""
     kind = value.type.tensor_type.elem_type
     own = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind))
-    shape = (None, *_shape(value)[1:])
+    sizes = samples_first(declared_shape(value), axis)[1:]
+    shape = (None, *(size if isinstance(size, int) else None for size in sizes))
     if kind in OTHER_FLOATS:
-        return InputSpec(value.name, shape, np.dtype(np.float32), in_file=own)
-    return InputSpec(value.name, shape, own)
+        return InputSpec(value.name, shape, np.dtype(np.float32), in_file=own, axis=axis)
+    return InputSpec(value.name, shape, own, axis=axis)

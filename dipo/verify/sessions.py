@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from dipo.export.runtime import first_samples
 from dipo.export.sessions import cast_ends, open_session, run_session
+from dipo.graph.input_axes import InputAxes, find_input_axes, in_file
 from dipo.verify.verdict import Arrays
 
 FATAL = 4
@@ -47,16 +49,20 @@ def session_of_model(model: onnx.ModelProto, made: ort.SessionOptions, *, folder
 def outputs_of(session: Any, inputs: Arrays, *, rows: int | None) -> dict[str, NDArray[Any]]:
     """Run all samples, `rows` at a time, and return all outputs by name."""
     names = [output.name for output in session.get_outputs()]
-    return in_rows(lambda some: run_session(session, names, some), inputs, rows=rows)
+    axes = find_input_axes({value.name: tuple(value.shape) for value in session.get_inputs()})
+    return in_rows(lambda some: run_session(session, names, some), inputs, rows=rows, axes=axes)
 
 
-def in_rows(run: Callable[[Arrays], Arrays], inputs: Arrays, *, rows: int | None) -> dict[str, NDArray[Any]]:
+def in_rows(
+    run: Callable[[Arrays], Arrays], inputs: Arrays, *, rows: int | None, axes: InputAxes = MappingProxyType({})
+) -> dict[str, NDArray[Any]]:
     """Run all samples, `rows` at a time; the last batch is filled up with the first samples again.
 
     Args:
         run: Outputs of one batch, by name, [rows, ...].
         inputs: By name, [n, ...].
         rows: Samples of a batch; None: all at once.
+        axes: Axes of the samples in the model's inputs, see `graph.input_axes`.
 
     Returns:
         The outputs by name, [n, ...].
@@ -66,6 +72,6 @@ def in_rows(run: Callable[[Arrays], Arrays], inputs: Arrays, *, rows: int | None
     parts = []
     for start in range(0, num, size):
         chosen = np.arange(start, start + size) % num
-        made = run({name: np.ascontiguousarray(array[chosen]) for name, array in inputs.items()})
+        made = run(in_file({name: array[chosen] for name, array in inputs.items()}, axes))
         parts.append({name: first_samples(np.asarray(each), num - start, batch=size) for name, each in made.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
