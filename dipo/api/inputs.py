@@ -55,7 +55,7 @@ def with_inputs(
     path = model_file(model, folder)
     name = config.model.name or (None if isinstance(model, str | os.PathLike) else _name_of(model))
     loaded = load(resolve_path(path))
-    inputs = input_specs(loaded, source=f"model.path={path}")
+    inputs = [spec for spec in input_specs(loaded, source=f"model.path={path}") if spec.name not in config.data.fixed]
     given: dict[str, Any] = {}
     for prefix, samples, num in (("", data, config.data.num), ("eval_", eval_data, config.data.eval_num)):
         if samples is not None:

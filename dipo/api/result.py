@@ -180,9 +180,10 @@ class Result:
     def _dataset(self, data: Data | None, folder: Path) -> Dataset:
         if data is None:
             return self._data.eval or self._data.calib
-        how, inputs = preprocessing_of(self._config), input_specs(self._source.model, source="compare")
-        given = place(data, folder, prefix="", inputs=inputs, how=how, num=None)
         cfg = self._config.data
+        how, inputs = preprocessing_of(self._config), input_specs(self._source.model, source="compare")
+        own = [spec for spec in inputs if spec.name not in cfg.fixed]
+        given = place(data, folder, prefix="", inputs=own, how=how, num=None)
         opened = open_datasets(
             path=None if "path" not in given else resolve_path(given["path"]),
             source=given.get("source"),
@@ -195,6 +196,7 @@ class Result:
             scale=cfg.scale,
             size=cfg.size,
             layout=cfg.layout,
+            fixed=cfg.fixed,
         )
         return opened.eval or opened.calib
 

@@ -99,6 +99,9 @@ def _translate(override: str, own: Sequence[Path]) -> str:
     if key in presets:
         return f"{key}={_choice(key, value or '', presets[key], own)}"
     known = {option.key: option for option in all_options(Config)}
+    mapping = known.get(key.rpartition(".")[0])
+    if key not in known and value and mapping is not None and mapping.type is dict and not mapping.is_list:
+        return f"++{key}={_value(key, value, literal=False)}"  # an entry of a mapping
     if key not in known:
         raise UserError(f"unknown option '{key}': {choose_option(Config, key, groups=list(presets))}")
     option = known[key]

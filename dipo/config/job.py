@@ -74,6 +74,8 @@ class DataConfig(Section):
     """Pixels to which an image's shorter side is resized before the centre is cropped; null: the model's height."""
     layout: Annotated[str, OneOf(("auto", "nchw", "nhwc"))] = "auto"
     """Order of the axes of stored arrays; auto: the one that fits the model's input."""
+    fixed: Annotated[dict[str, Any], Called("a mapping such as {sr:16000}")] = field(default_factory=dict)
+    """Values of inputs that are the same for all samples, by name of the input: a number, or lists of numbers."""
     class_axis: Annotated[dict[str, Any], Called("a mapping such as {logits:2}")] = field(default_factory=dict)
     """Axis of the classes of outputs, by name or pattern, on which top-1 agreement is told; 0, the samples' axis: none.
     It is found out for outputs that are not named (docs/report.md)."""

@@ -14,10 +14,13 @@ Samples may also come from a function, see `source`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from dipo.data import bin_dir, image_folder, npz, store
+from dipo.data.fixed import WithFixedInputs, fixed_values
 from dipo.data.preprocess import LAYOUTS, Preprocessing
 from dipo.data.samples import Dataset, Datasets, InputSpec, Parts, Samples, SubsetDataset
 from dipo.data.source import open_source
@@ -46,6 +49,7 @@ def open_datasets(
     scale: float,
     size: int | None,
     layout: str,
+    fixed: Mapping[str, Any] = MappingProxyType({}),
 ) -> Datasets:
     """Open the samples for calibration and for evaluation.
 
@@ -65,11 +69,14 @@ def open_datasets(
         scale: Factor on uint8 pixels, applied first. Values that are not uint8 are not changed.
         size: Length of an image file's shorter side before the centre crop, in pixels; None: as long as the crop needs.
         layout: Order of the axes of stored arrays: `nchw`, `nhwc`, or `auto`, which compares with the model's input.
+        fixed: Values of inputs that are not among the samples, see `fixed.fixed_values`.
 
     Raises:
         UserError: There are no samples, their form is not known, or they do not fit the model or the settings.
     """
     assert inputs
+    values = fixed_values(fixed, inputs)
+    inputs = [spec for spec in inputs if spec.name not in values]
     how = preprocessing(mean=mean, std=std, scale=scale, size=size, layout=layout)
     parts = _parts(path, source, num, name="", inputs=inputs, how=how)
     assert parts is not None
@@ -82,8 +89,12 @@ def open_datasets(
             f"data.eval_num={eval_num}, but {path or source} has no part for evaluation: give data.eval_path as well"
         )
     eval_from = eval_path or eval_source or path or source
+    calib = parts.calib
+    if values:
+        calib = WithFixedInputs(calib, values)
+        evaluation = None if evaluation is None else WithFixedInputs(evaluation, values)
     return Datasets(
-        calib=_cut(parts.calib, num, key="data.num", source=str(path or source)),
+        calib=_cut(calib, num, key="data.num", source=str(path or source)),
         eval=None if evaluation is None else _cut(evaluation, eval_num, key="data.eval_num", source=str(eval_from)),
     )
 

@@ -127,6 +127,12 @@ def read_named(
     if len(by_input) == len(inputs):
         labels = next((arrays[key] for key in LABELS if key in arrays and key not in names), None)
         return Parts(_dataset(by_input, labels, inputs=inputs, how=how), None)
+    missing = [spec.name for spec, name in zip(inputs, names, strict=True) if name is None]
+    if by_input:
+        raise UserError(
+            f"{source} has no array for {', '.join(map(repr, missing))}: add it, or give what is the same for all "
+            f"samples as data.fixed.{missing[0]}=VALUE"
+        )
     if "calib_x" not in arrays and "x" not in arrays:
         wanted = ", ".join(f"'{spec.name}'" for spec in inputs)
         raise UserError(

@@ -299,6 +299,7 @@ def _samples(config: Config, model: ir.Model, path: Path) -> Datasets:
         scale=data.scale,
         size=data.size,
         layout=data.layout,
+        fixed=data.fixed,
     )
 
 

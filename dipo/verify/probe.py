@@ -87,6 +87,7 @@ def _samples(network: Network, data: Mapping[str, Any], samples: int) -> dict[st
         scale=config.scale,
         size=config.size,
         layout=config.layout,
+        fixed=config.fixed,
     )
     dataset = found.eval or found.calib
     return dict(dataset.read(0, min(samples, len(dataset))).inputs)

@@ -177,6 +177,26 @@ def test_an_input_without_a_batch_is_the_same_for_all_samples(tmp_path: Path) ->
     np.testing.assert_array_equal(found["mask"], np.stack([arrays["mask"].astype(np.float32)] * 2))
 
 
+def test_an_input_may_have_a_fixed_value(tmp_path: Path) -> None:
+    image = InputSpec("image", (None, 3, 8, 8), np.dtype(np.float32))
+    rate = InputSpec("rate", (None,), np.dtype(np.int64), axis=None)
+    scales = InputSpec("scales", (None, 2), np.dtype(np.float32))
+    path = npz(tmp_path / "a.npz", image=np.zeros((4, 3, 8, 8), np.float32))
+    inputs = (image, rate, scales)
+    found = opened(path, inputs=inputs, fixed={"rate": 16000, "scales": [0.5, 2]})
+    assert found.calib.describe().endswith("; rate = 16000, scales = 2")
+    samples = found.calib.read(1, 3).inputs
+    assert samples["rate"].tolist() == [16000, 16000]
+    assert samples["scales"].tolist() == [[0.5, 2], [0.5, 2]]
+    assert opened(path, inputs=inputs, fixed={"rate": 8000, "scales": 1}).calib.digest() != found.calib.digest()
+    with pytest.raises(UserError, match=r"no array for 'rate'.* data\.fixed\.rate=VALUE"):
+        opened(path, inputs=inputs, fixed={"scales": 1})
+    with pytest.raises(UserError, match=r"data\.fixed\.scales=\[1, 2, 3\]: the input takes 2"):
+        opened(path, inputs=inputs, fixed={"rate": 1, "scales": [1, 2, 3]})
+    with pytest.raises(UserError, match=r"data\.fixed\.ratio: the model has no such input"):
+        opened(path, inputs=inputs, fixed={"ratio": 1})
+
+
 def test_a_state_with_the_samples_on_another_axis_is_taken_as_the_file_has_it(tmp_path: Path) -> None:
     image = InputSpec("image", (None, 3, 8, 8), np.dtype(np.float32))
     state = InputSpec("state", (None, 2, 6), np.dtype(np.float32), axis=1)
