@@ -12,6 +12,7 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from dipo.algo.activation_cache import cut
 from dipo.algo.joined_inputs import joins
 from dipo.algo.step import FloatChange, FloatNetwork, FloatStep, Step
 from dipo.config import Config, resolve_path
@@ -125,8 +126,9 @@ def load_job(config: Config, *, model: ir.Model | None = None) -> JobInputs:
 def _in_a_form_that_runs(model: ir.Model, data: Datasets, path: Path) -> tuple[ir.Model, SampleAxes]:
     """Return a network with the axes of its samples, as one that takes one at a time where it cannot take several."""
     two = data.calib.read(0, min(2, len(data.calib))).inputs
+    common = [name for name, axis in input_axes(model).items() if axis is None]
     try:
-        if rows_of(model) is None:
+        if rows_of(model) is None and _hold_for_all(data, common):
             complete_types(model, two)
             samples = find_sample_axes(model, two)
             # One that was exported for any number of samples and mixes them is none that takes one.
@@ -141,6 +143,17 @@ def _in_a_form_that_runs(model: ir.Model, data: Datasets, path: Path) -> tuple[i
         # What is wrong is told where the network is compared with its file.
         return model, SampleAxes()
     return alone, find_sample_axes(alone, two)
+
+
+def _hold_for_all(data: Datasets, names: Sequence[str]) -> bool:
+    """Return whether inputs without a batch have the same value in all samples, so that these can run together."""
+    first = data.calib.read(0, 1).inputs
+    for dataset in filter(None, (data.calib, data.eval)) if names else ():
+        for batch in cut(len(dataset), NOISE_SAMPLES):
+            inputs = dataset.read(batch.start, batch.stop).inputs
+            if any((inputs[name] != first[name]).any() for name in names):
+                return False
+    return True
 
 
 def _tells_apart(model: ir.Model, samples: SampleAxes) -> bool:

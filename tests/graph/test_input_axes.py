@@ -91,6 +91,14 @@ def test_they_are_quantized_and_written_as_they_are(name, step):
         assert [(value.name, value.type) for value in written] == [(value.name, value.type) for value in given]
 
 
+def test_values_of_a_scalar_that_differ_between_samples_are_each_samples_own():
+    samples = NETWORKS["state and scale"][2] | {"scale": np.linspace(0.1, 3, 16, dtype=np.float32)}
+    model = network(GRU, **GRU_WEIGHTS)
+    found = dipo.quantize(model, samples, algo="bias_correction")
+    assert found.report.error["deployed_vs_fp32"].sqnr_db > 25
+    assert found.report.error["deployed_vs_simulated"].sqnr_db > 60
+
+
 def test_a_class_token_that_is_expanded_by_the_batch_is_taken():
     model = network(
         """(float[N,7,12] x) => (float[N,5] y) {
