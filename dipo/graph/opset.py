@@ -8,6 +8,8 @@ from onnxscript.version_converter import convert_version
 from dipo.errors import UserError
 from dipo.graph.quiet import quiet
 
+OLDEST_OPSET = 7
+"""Oldest supported opset: before it, operators broadcast by attributes, and ONNX Runtime has no kernels for them."""
 ENCLOSED = "dipo.enclosed"
 """Domain of the functions of `passes.enclose_subgraphs`, which no written file has."""
 

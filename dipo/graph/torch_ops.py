@@ -10,9 +10,6 @@ from dipo.graph.operators import Kind
 from dipo.graph.ops.reader import NodeReader, TorchOp
 from dipo.graph.ops.types import COMPUTED, DTYPES
 
-OLDEST_OPSET = 7
-"""Oldest supported opset: before it, operators broadcast by attributes."""
-
 
 def bind(node: ir.Node, opset: int) -> TorchOp:
     """Turn a node into a torch function of its inputs.
@@ -36,8 +33,6 @@ def bind(node: ir.Node, opset: int) -> TorchOp:
     builder = operators.of(node).torch
     if builder is None:
         raise reader.refusal("this operator is not computed in torch")
-    if opset < OLDEST_OPSET:
-        raise reader.refusal(f"opset {opset} is too old: convert the model to opset {OLDEST_OPSET} or later")
     _refuse_types(reader)
     op = builder(reader)
     reader.check_all_read()

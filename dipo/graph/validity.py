@@ -15,6 +15,7 @@ from dipo.graph import operators
 from dipo.graph.accessors import array_of
 from dipo.graph.layers import layers_of
 from dipo.graph.operators import Kind
+from dipo.graph.opset import OLDEST_OPSET
 from dipo.graph.trial import HangError, fork_ends
 
 _CHECK_SECONDS = 600
@@ -28,12 +29,8 @@ def refuse_unusable(model: ir.Model) -> None:
     """
     if not len(model.graph) or "" not in model.opset_imports:
         raise UserError("the file holds no complete ONNX graph, export or download it again")
-    newest, opset = onnx.defs.onnx_opset_version(), model.opset_imports[""]
-    if not 1 <= opset <= newest:
-        raise UserError(
-            f"opset {opset} is none that this version of onnx knows (1 to {newest}), export the model at one of them, "
-            "or update onnx"
-        )
+    opset = model.opset_imports[""]
+    _refuse_opset(opset)
     for value in model.graph.inputs:
         shape = list(value.shape or ())
         if any(isinstance(size, int) and size < 0 for size in shape):
@@ -51,6 +48,20 @@ def refuse_unusable(model: ir.Model) -> None:
                 _refuse_nan(value.const_value, f"weight {value.name!r}")
         for node in graph:
             _refuse_odd_node(node, opset)
+
+
+def _refuse_opset(opset: int) -> None:
+    newest = onnx.defs.onnx_opset_version()
+    if not 1 <= opset <= newest:
+        raise UserError(
+            f"opset {opset} is none that this version of onnx knows (1 to {newest}), export the model at one of them, "
+            "or update onnx"
+        )
+    if opset < OLDEST_OPSET:
+        raise UserError(
+            f"opset {opset} is older than what ONNX Runtime runs, export the model at opset {OLDEST_OPSET} or later, "
+            "or bring it there with onnx.version_converter"
+        )
 
 
 def _refuse_odd_node(node: ir.Node, opset: int) -> None:

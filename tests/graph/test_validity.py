@@ -5,6 +5,7 @@ import pytest
 from networks import network, saved, tiny_cnn
 
 from dipo.errors import JobError, UserError
+from dipo.graph.load import load
 from dipo.graph.validity import blamed
 
 
@@ -33,3 +34,11 @@ def test_what_broke_on_a_valid_file_stays_what_it_is(tmp_path, error):
     with pytest.raises(type(error) if isinstance(error, Exception) else error) as caught, blamed(path, source="here"):
         raise error
     assert "here" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("opset", "said"), [(6, "older than what ONNX Runtime runs"), (99, "none that this version")])
+def test_opsets_that_nothing_runs_are_refused(tmp_path, opset, said):
+    model = tiny_cnn()
+    model.opset_import[0].version = opset
+    with pytest.raises(UserError, match=f"opset {opset} is {said}"):
+        load(saved(model, tmp_path))

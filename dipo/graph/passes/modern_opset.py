@@ -14,8 +14,6 @@ OPSET = 11
 The optimizer's rules expect that form; in an older one they fail, or lose the limits of a Clip. Device toolchains read
 this set more widely than newer ones, so nothing is raised further than this.
 """
-_OLDEST = 7
-"""Before this, operators broadcast by attributes; `graph.torch_ops` refuses such files."""
 
 
 class ModernOpset(InPlacePass):
@@ -34,7 +32,7 @@ class ModernOpset(InPlacePass):
         Raises:
             UserError: The converter does not know a way.
         """
-        if not _OLDEST <= model.opset_imports[""] < OPSET:
+        if model.opset_imports[""] >= OPSET:
             return PassResult(model, modified=False)
         before = [(node.name, node.outputs[0].name) for node in model.graph if operators.of(node).interpolates]
         convert_opset(model, OPSET)
