@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from dipo.graph.accessors import name_of
 from dipo.graph.one_by_one import RAGGED, rows_between, rows_of
-from dipo.graph.sizes import computed_from_sizes
+from dipo.graph.sizes import computed_from_sizes, sized_by_numbers
 from dipo.graph.torch_module import GraphModule, Step, channels_last
 from dipo.quant.rounding import flat, unflat
 
@@ -185,12 +185,14 @@ def find_sample_axes(model: ir.Model, samples: Mapping[str, NDArray[Any]]) -> Sa
     same: set[str] = set()
     mixed: set[str] = set()
     counted: dict[str, CountedValue] = {}
-    sizes, outputs = computed_from_sizes(model), {value.name for value in model.graph.outputs}
+    sizes, varying = computed_from_sizes(model), sized_by_numbers(model)
+    outputs = {value.name for value in model.graph.outputs}
     made = [name_of(value) for node in model.graph for value in node.outputs if value.name]
     module = GraphModule(model, outputs=made).eval()
     with torch.inference_mode():
         for step, name, seen in _in_lockstep(module, (first, second, both)):
-            if not all(isinstance(value, torch.Tensor) for value in seen):
+            # Two samples with as many boxes each say nothing of others.
+            if name in varying or not all(isinstance(value, torch.Tensor) for value in seen):
                 mixed.add(name)
                 continue
             near = [odd[source] for source in step.inputs if source in odd]
@@ -258,10 +260,11 @@ def find_rows(model: ir.Model, samples: Mapping[str, NDArray[Any]]) -> dict[str,
     first, second = _two_samples(samples)
     made = [name_of(value) for node in model.graph for value in node.outputs if value.name]
     rows = {name: first[name].shape[0] for name in first}
+    varying = sized_by_numbers(model)
     with torch.inference_mode():
         for step, name, seen in _in_lockstep(GraphModule(model, outputs=made).eval(), (first, second)):
             if any(source in rows for source in step.inputs):
-                rows[name] = rows_between(*seen)
+                rows[name] = RAGGED if name in varying else rows_between(*seen)
     return rows
 
 
