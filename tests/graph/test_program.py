@@ -7,10 +7,10 @@ import torch
 from networks import network
 
 from dipo.export.runtime import run_model
+from dipo.graph.find_samples import find_sample_axes
 from dipo.graph.load import normalise
 from dipo.graph.passes import as_in_file
 from dipo.graph.program import in_order, regions
-from dipo.graph.sample_axis import find_sample_axes
 from dipo.graph.torch_module import GraphModule
 from dipo.graph.units import find_units
 

@@ -5,8 +5,9 @@ import pytest
 import torch
 from networks import network, saved
 
+from dipo.graph.find_samples import find_sample_axes
 from dipo.graph.load import load
-from dipo.graph.sample_axis import FIRST, SampleAxes, SampleAxis, find_sample_axes
+from dipo.graph.sample_axis import FIRST, SampleAxes, SampleAxis
 from dipo.graph.units import find_units
 
 

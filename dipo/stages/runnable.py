@@ -1,0 +1,69 @@
+"""The form in which a network runs on the samples: several at a time, or one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+
+from dipo.algo.activation_cache import cut
+from dipo.data.samples import Datasets
+from dipo.graph.find_samples import complete_types, find_rows, find_sample_axes
+from dipo.graph.load import load
+from dipo.graph.one_by_one import rows_of, set_rows
+from dipo.graph.op_library import library_of, set_library
+from dipo.graph.passes.batch_first import input_axes
+from dipo.graph.passes.interface import was_fixed
+from dipo.graph.placement import is_float
+from dipo.graph.sample_axis import SampleAxes
+from dipo.graph.sizes import sized_by_numbers
+
+AT_A_TIME = 64
+"""Samples that are read at a time."""
+
+
+def form_that_runs(model: ir.Model, data: Datasets, path: Path) -> tuple[ir.Model, SampleAxes]:
+    """Return a network with the axes of its samples, as one that takes one at a time where it cannot take several."""
+    two = data.calib.read(0, min(2, len(data.calib))).inputs
+    common = [name for name, axis in input_axes(model).items() if axis is None]
+    try:
+        if rows_of(model) is None and _hold_for_all(data, common):
+            complete_types(model, two)
+            samples = find_sample_axes(model, two)
+            # One that was exported for any number of samples and mixes them is none that takes one.
+            if _tells_apart(model, samples) or not was_fixed(model):
+                return model, samples
+        alone = load(path, takes_one=True)
+        set_library(alone, library_of(model))
+        complete_types(alone, two)
+        set_rows(alone, None)
+        set_rows(alone, find_rows(alone, two))
+    except (RuntimeError, IndexError):
+        # What is wrong is told where the network is compared with its file.
+        return model, SampleAxes()
+    return alone, find_sample_axes(alone, two)
+
+
+def _hold_for_all(data: Datasets, names: Sequence[str]) -> bool:
+    """Return whether inputs without a batch have the same value in all samples, so that these can run together."""
+    first = data.calib.read(0, 1).inputs
+    for dataset in filter(None, (data.calib, data.eval)) if names else ():
+        for batch in cut(len(dataset), AT_A_TIME):
+            inputs = dataset.read(batch.start, batch.stop).inputs
+            if any((inputs[name] != first[name]).any() for name in names):
+                return False
+    return True
+
+
+def _tells_apart(model: ir.Model, samples: SampleAxes) -> bool:
+    """Return whether samples can be told apart where they have to be.
+
+    That is in all outputs but those whose size numbers decide on; and, in a network whose batch was fixed, in every
+    float within it: what is mixed there, such as rows that are picked by constant places, was right for one batch.
+    """
+    values = list(model.graph.outputs)
+    if was_fixed(model):
+        values += [value for node in model.graph for value in node.outputs if is_float(value)]
+    varying = sized_by_numbers(model)
+    return not any(value.name in samples.mixed and value.name not in varying for value in values)
