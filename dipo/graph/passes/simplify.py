@@ -68,7 +68,7 @@ def _hide_almost_neutral(model: ir.Model) -> dict[ir.Value, ir.TensorProtocol]:
         for port, tensor in enumerate(tensors):
             if tensor is not None and tensor.size == 1 and _is_almost(tensor, neutral):
                 stand_in = ir.val(
-                    f"dipo.almost_neutral_{len(hidden)}", shape=tensor.shape, type=ir.TensorType(tensor.dtype)
+                    f"dipo.almost_neutral_{len(hidden)}", shape=tensor.numpy().shape, type=ir.TensorType(tensor.dtype)
                 )
                 hidden[stand_in] = tensor
                 model.graph.inputs.append(stand_in)
