@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import onnx_ir as ir
 
@@ -28,6 +28,9 @@ def multiplications(node: ir.Node, shapes: Shapes) -> int:
         if layout.spatial and layout.inputs_first:
             return _size(node.inputs[0], shapes) * math.prod(layer.shape) // max(1, layout.num_inputs)
         return _size(node.outputs[0], shapes) * math.prod(layer.shape) // max(1, layout.num_rows)
+    special = _SPECIAL.get(operators.key_of(node))
+    if special is not None:
+        return special(node, shapes)
     facts = operators.of(node).weight
     if facts is not None:
         return _of_computed(node, shapes, spatial=facts.spatial, port=facts.port)
@@ -44,6 +47,30 @@ def _of_computed(node: ir.Node, shapes: Shapes, *, spatial: bool, port: int) -> 
     if not left:
         return 0
     return outputs * left[-2 if node.attributes.get_int("transA", 0) and len(left) > 1 else -1]
+
+
+def _of_einsum(node: ir.Node, shapes: Shapes) -> int:
+    """Return the number of terms of all sums: one for each combination of the letters' indices."""
+    sizes: dict[str, int] = {}
+    terms = node.attributes.get_string("equation", "").replace(" ", "").partition("->")[0].split(",")
+    for term, value in zip(terms, node.inputs, strict=False):
+        shape = _shape(value, shapes)
+        before, dots, behind = term.partition("...")
+        hidden = shape[len(before) : len(shape) - len(behind)] if dots else ()
+        letters = [*before, *(f".{index - len(hidden)}" for index in range(len(hidden))), *behind]
+        for letter, size in zip(letters, shape, strict=False):
+            sizes[letter] = max(size, sizes.get(letter, 0))
+    return math.prod(sizes.values()) if len(terms) > 1 else 0
+
+
+def _of_attention(node: ir.Node, shapes: Shapes) -> int:
+    """Return those of both products, of queries with keys and of their weights with values of the same width."""
+    keys = _shape(node.inputs[1], shapes)
+    return 2 * _size(node.inputs[0], shapes) * (keys[-2] if len(keys) > 1 else 0)
+
+
+_SPECIAL: Mapping[str, Callable[[ir.Node, Shapes], int]] = {"Einsum": _of_einsum, "Attention": _of_attention}
+"""Operators, by key, that multiply activations and have no record of a weight."""
 
 
 def _of_matrices(node: ir.Node, shapes: Shapes) -> int:

@@ -30,6 +30,8 @@ TRAINING_PASSES, TRAINING_STARTS = 2.0, 5.0
 batch, and, for what a step costs whatever its size, of one sample. Measured on ResNet-20 and MobileNetV1."""
 BOTH_WAYS = 3.0
 """Forward passes that take as long as one there and back: products of the gradients with inputs and with weights."""
+COMPILING_SECONDS, COMPILER_MB = 15.0, 100.0
+"""What compiled kernels cost a worker before its first optimizer step."""
 TRAINING_COPIES = 4
 """Copies of a unit's values that training holds: float, quantized, gradients, and what autograd saves."""
 FLOAT_BYTES = 4
@@ -53,19 +55,23 @@ def estimate(loaded: JobInputs, config: Config, *, shapes: Shapes, device: str) 
     batch = min(config.data.batch_size, num)
     forward = passes.forward(batch) / batch
     seconds = {"calibrate": CALIBRATION_PASSES * forward * num / workers}
-    unknown = []
+    unknown, trained = list[str](), list[UnitStep]()
     for step in loaded.steps:
         if isinstance(step, FloatStep):
             continue  # already done
         if isinstance(step, UnitStep) and step.num_steps and step.batch_size:
             one = TRAINING_PASSES * passes.training(step.batch_size) + TRAINING_STARTS * passes.training(1)
             seconds[step.name] = step.num_steps * one / min(workers, config.cluster.grad_shards)
+            if config.cluster.compile and not trained:
+                seconds[step.name] += COMPILING_SECONDS
+            trained.append(step)
         elif isinstance(step, UnitStep):
             seconds[step.name] = MEASURING_PASSES * forward * num / workers
         else:
             unknown.append(step.name)
     seconds["verify"] = VERIFY_PASSES * forward * num_eval / workers
-    return Estimate(seconds, unknown, workers, _worker_mb(loaded, config, shapes, workers=workers))
+    compiler = COMPILER_MB if trained and config.cluster.compile else 0.0
+    return Estimate(seconds, unknown, workers, compiler + _worker_mb(loaded, config, shapes, workers=workers))
 
 
 class _Passes:

@@ -45,9 +45,18 @@ def test_products_with_weights(case):
     assert counted(network(text, w=shape, w2=(1, 24, 6))) == COUNTS[case]
 
 
-def test_products_of_activations():
-    text = "(float[1,2,5,4] a, float[1,2,4,6] b) => (float[1,2,5,6] y) { y = MatMul(a, b) }"
-    assert counted(network(text)) == 2 * 5 * 6 * 4
+@pytest.mark.parametrize(
+    ("call", "count"),
+    [
+        ("MatMul(a, b)", 2 * 5 * 6 * 4),
+        ('Einsum<equation="bhij,bhjk->bhik">(a, b)', 2 * 5 * 6 * 4),
+        ('Einsum<equation="...ij, ...jk -> ...ik">(a, b)', 2 * 5 * 6 * 4),
+        ("Attention(a, c, c)", 2 * 2 * 5 * 7 * 4),
+    ],
+)
+def test_products_of_activations(call, count):
+    text = f"(float[1,2,5,4] a, float[1,2,4,6] b, float[1,2,7,4] c) => (float[1,2,5,6] y) {{ y = {call} }}"
+    assert counted(network(text, opset=23)) == count
 
 
 def test_nothing_else_counts():

@@ -7,6 +7,7 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 from onnxscript import optimizer
 
+from dipo.graph import operators
 from dipo.graph.batch_norm import BatchNorm, batch_norm_in, set_batch_norm
 from dipo.graph.constants import replace_input
 from dipo.graph.passes.inline import invalid
@@ -19,7 +20,9 @@ class Simplify(InPlacePass):
     2. BatchNormalization and Pad are folded into the adjacent convolution.
     3. A layer into which BatchNormalization was folded has a record of it (`batch_norm.batch_norm_of`).
     4. An If with a constant condition is replaced by the branch that it takes; the other one reads nothing any more.
-    5. A Split has its sizes, where the optimizer made it in a form that is newer than the model's operator set.
+    5. What adds a tiny number, or multiplies by almost one, stays: the optimizer takes 1e-12 for zero, which a division
+       by the root of a variance of zero must not be without.
+    6. A Split has its sizes, where the optimizer made it in a form that is newer than the model's operator set.
     """
 
     def call(self, model: ir.Model) -> PassResult:
@@ -29,10 +32,12 @@ class Simplify(InPlacePass):
             UserError: The graph is not valid.
         """
         batch_norms = _find_batch_norms(model)
+        hidden = _hide_almost_neutral(model)
         try:
             optimizer.optimize(model)
         except Exception as error:
             raise invalid(error) from error
+        _show_again(model, hidden)
         for node in model.graph:
             norm = batch_norms.get(node.outputs[0].name or "")
             if norm is not None and node.op_type != "BatchNormalization":
@@ -42,6 +47,47 @@ class Simplify(InPlacePass):
             if node.op_type == "Split" and "num_outputs" in node.attributes and model.opset_imports[""] < _NUM_OUTPUTS:
                 _give_sizes(model, node)
         return PassResult(model, modified=True)
+
+
+_RELATIVE, _ABSOLUTE = 1e-4, 1e-6
+"""Differences from zero or one up to which constants are kept from the optimizer; it tolerates less."""
+
+
+def _hide_almost_neutral(model: ir.Model) -> dict[ir.Value, ir.TensorProtocol]:
+    """Let inputs of the network stand for constants that are almost zero or one, where these would change nothing.
+
+    Returns:
+        The constants, by the input that stands for each.
+    """
+    hidden: dict[ir.Value, ir.TensorProtocol] = {}
+    for node in model.graph:
+        neutral = operators.of(node).neutral
+        tensors = [None if value is None else ir.convenience.get_const_tensor(value) for value in node.inputs]
+        if neutral is None or all(tensor is not None for tensor in tensors):
+            continue
+        for port, tensor in enumerate(tensors):
+            if tensor is not None and tensor.size == 1 and _is_almost(tensor, neutral):
+                stand_in = ir.val(
+                    f"dipo.almost_neutral_{len(hidden)}", shape=tensor.numpy().shape, type=ir.TensorType(tensor.dtype)
+                )
+                hidden[stand_in] = tensor
+                model.graph.inputs.append(stand_in)
+                node.replace_input_with(port, stand_in)
+    return hidden
+
+
+def _is_almost(tensor: ir.TensorProtocol, neutral: int) -> bool:
+    number = float(tensor.numpy().reshape(()))
+    return number != neutral and bool(np.isclose(number, neutral, rtol=_RELATIVE, atol=_ABSOLUTE))
+
+
+def _show_again(model: ir.Model, hidden: dict[ir.Value, ir.TensorProtocol]) -> None:
+    """Put the constants back."""
+    for stand_in, tensor in hidden.items():
+        for use in list(stand_in.uses()):
+            name = tensor.name or f"{use.node.outputs[0].name}_operand"
+            replace_input(model, use.node, use.idx, name, tensor.numpy())
+        model.graph.inputs.remove(stand_in)
 
 
 _NUM_OUTPUTS = 18

@@ -21,6 +21,10 @@ OTHERS = {
     "times two": ("Mul(a, k)", np.full(1, 2, np.float32)),
     "zero less": ("Sub(k, a)", np.zeros(1, np.float32)),
     "one over": ("Div(k, a)", np.ones(1, np.float32)),
+    "plus next to nothing": ("Add(a, k)", np.float32(1e-12)),
+    "minus next to nothing": ("Sub(a, k)", np.array([1e-9], np.float32)),
+    "times almost one": ("Mul(a, k)", np.float32(1 + 1e-6)),
+    "over almost one": ("Div(a, k)", np.float32(1 + 1e-6)),
     "one of several": ("Mul(a, k)", np.array([1, 1, 2, 1], np.float32).reshape(4, 1, 1)),
 }
 
