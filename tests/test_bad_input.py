@@ -167,7 +167,7 @@ def test_a_broken_archive(complaint, tmp_path, tiny_job):
         ("precision.weight_bits=1", ["precision.weight_bits", "2 to 16"]),
         ("precision.skip=[nothing*]", ["nothing*", "stem"]),
         ("precision.overrides={stam:{weight_bits:4}}", ["stam", "stem"]),
-        ("--verbose", ["--verbose"]),
+        ("--loud", ["--loud"]),
     ],
 )
 def test_what_was_typed_wrongly(complaint, argument, words):
