@@ -157,6 +157,25 @@ def test_a_vector_that_is_multiplied_is_no_layer(tmp_path):
     assert list(layers_of(assert_same(model, tmp_path))) == []
 
 
+@pytest.mark.parametrize("opset", [9, 11, 13, 17])
+def test_nodes_that_the_optimizer_makes_are_of_the_network_s_operator_set(tmp_path, opset):
+    """A Reshape by computed sizes has constant ones afterwards, and `allowzero`, which operator set 14 brought."""
+    model = network(
+        """(float[N,4,6] x) => (float[N,8] y) {
+          [fc] a = MatMul(x, w)
+          [shape] s = Shape(a)
+          [first] n = Gather(s, zero)
+          [join] t = Concat<axis=0>(n, rest)
+          [flat] y = Reshape(a, t)
+        }""",
+        opset=opset, w=(6, 2), zero=np.array([0]), rest=np.array([-1]),
+    )  # fmt: skip
+    loaded = assert_same(model, tmp_path)
+    for node in loaded.graph:
+        known = onnx.defs.get_schema(node.op_type, loaded.opset_imports[""], "").attributes
+        assert node.attributes.keys() <= known.keys()
+
+
 # The batch
 
 RESHAPES = {
