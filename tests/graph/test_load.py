@@ -14,7 +14,7 @@ import dipo.graph.load
 from dipo.errors import UserError
 from dipo.graph.accessors import array_of, name_of, node_name
 from dipo.graph.layers import layers_of
-from dipo.graph.load import load
+from dipo.graph.load import in_single_precision, load
 
 IMAGE = "(float[{batch},3,8,8] x) => (float[{batch},{out}] y)"
 
@@ -417,6 +417,7 @@ def test_a_graph_without_a_name_gets_one(tmp_path):
     model = tiny_cnn()
     model.graph.name = ""
     assert assert_same(model, tmp_path).graph.name
+    assert in_single_precision(tmp_path / "net.onnx").graph.name
 
 
 @pytest.mark.parametrize("value", [1.0, "one", [1], tiny_cnn().graph])
