@@ -472,12 +472,15 @@ def graphs(draw: Any) -> onnx.ModelProto:
                 + [(batch, 2, 4, 4, 4), (batch, 3, "H", "W"), (batch, "T", 8), (batch,), ()]
             )
         )  # fmt: skip
+        if not index and len(shape) < 2 and not g.seldom():
+            shape = (batch, 8)
         if index and g.seldom():
             shape = (1, 4)
         kind = TensorProto.INT64 if index and g.seldom() else dtype
         value = Known(g.name(f"in{index}"), shape, kind)
         inputs.append(helper.make_tensor_value_info(value.name, kind, shape))
         g.values.append(value)
+    _linear(g)
     _conv(g) if draw(st.booleans()) else _linear(g)
     for _ in range(draw(st.integers(0, 9))):
         draw(st.sampled_from(RECIPES))(g)

@@ -172,7 +172,8 @@ def samples_for(model: onnx.ModelProto) -> dict[str, np.ndarray]:
         if value.name not in held:
             tensor = value.type.tensor_type
             shape = [dim.dim_value or 4 for dim in tensor.shape.dim]
-            shape = [SAMPLES, *shape[1:]] if shape else []
+            # An input whose first size is its own, unlike the others', has no batch.
+            shape = [SAMPLES, *shape[1:]] if shape and not (arrays and tensor.shape.dim[0].dim_value) else shape
             arrays[value.name] = rng.normal(size=shape).astype(TYPES.get(tensor.elem_type, "f4"))
     return arrays
 

@@ -96,6 +96,21 @@ def test_a_model_that_onnx_runtime_refuses(complaint, tmp_path):
     assert "net.onnx" in complaint(f"model.path={saved(model, tmp_path)}")
 
 
+def test_a_model_that_mixes_the_samples_of_a_fixed_batch(complaint, tmp_path):
+    model = network(
+        """(float[2,3,8,8] image) => (float[2,4] y) {
+          [conv] a = Conv(image, w)
+          [flat] f = Flatten(a)
+          [turn] t = Transpose<perm=[1,0]>(f)
+          [scores] s = MatMul(f, t)
+          [mix] m = MatMul(s, f)
+          [head] y = MatMul(m, v)
+        }""",
+        w=(3, 3, 1, 1), v=(192, 4),
+    )  # fmt: skip
+    assert "mixes samples" in complaint(f"model.path={saved(model, tmp_path)}")
+
+
 # The samples
 
 
@@ -167,7 +182,7 @@ def test_a_broken_archive(complaint, tmp_path, tiny_job):
         ("precision.weight_bits=1", ["precision.weight_bits", "2 to 16"]),
         ("precision.skip=[nothing*]", ["nothing*", "stem"]),
         ("precision.overrides={stam:{weight_bits:4}}", ["stam", "stem"]),
-        ("--verbose", ["--verbose"]),
+        ("--loud", ["--loud"]),
     ],
 )
 def test_what_was_typed_wrongly(complaint, argument, words):

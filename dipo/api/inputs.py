@@ -158,7 +158,7 @@ def _called(function: Callable[[], Any], title: str) -> Any:
         raise
     except Exception as error:
         reason = next(iter(str(error).splitlines()), "no more is known")
-        raise UserError(f"{title}: calling it raised {type(error).__name__}: {reason}") from error
+        raise UserError(f"{title}: calling it raised {type(error).__name__}: {reason}: mend it there") from error
     if found is None:
         raise UserError(f"{title}: the function returned nothing: return an iterable of samples, or arrays by name")
     return found

@@ -228,7 +228,10 @@ class Result:
             raise
         except Exception as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise UserError(f"compare: ONNX Runtime cannot run {written.path} on the samples: {reason}") from error
+            raise UserError(
+                f"compare: ONNX Runtime cannot run {written.path} on the samples ({reason}), give a model that takes "
+                "the same ones"
+            ) from error
 
 
 def _written(result: Result) -> _Written:

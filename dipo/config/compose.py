@@ -161,9 +161,10 @@ def _compose(overrides: Sequence[str], own: Sequence[Path], *, primary: Path | N
             plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         key = getattr(error, "full_key", None)
-        raise UserError(f"{key or 'presets'}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{key or 'presets'}: {str(error).splitlines()[0]}, correct it there, see --help") from error
     except YAMLError as error:
-        raise UserError(f"presets: {error}") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"presets: not valid YAML ({reason}), correct the file of that name") from error
     assert isinstance(plain, dict), "a composed configuration is a mapping"
     return {str(key): value for key, value in plain.items()}
 

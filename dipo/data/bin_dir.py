@@ -107,7 +107,7 @@ def read_bin_dir(path: Path, *, inputs: Sequence[InputSpec], how: Preprocessing)
         if lacking:
             raise UserError(
                 f"{path} has {lacking[0]}.bin for only one of the inputs '{first}' and '{other}': "
-                "every sample needs a file of the same number in each input's folder"
+                "add the other, every sample needs a file of the same number in each input's folder"
             )
     return Parts(BinDataset(tuple(_input(spec, tuple(numbered[spec.name].values()), how) for spec in inputs)), None)
 

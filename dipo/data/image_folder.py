@@ -109,8 +109,8 @@ def read_image_folder(path: Path, *, inputs: Sequence[InputSpec], how: Preproces
     height, width, channels = sample_shape_in(spec, "nhwc")
     if channels not in (1, 3, None) or (None in (height, width) and how.size is None):
         raise UserError(
-            f"{path} holds images, but input '{spec.name}' takes {shape_text(spec.sample_shape)}: images need 1 or 3 "
-            "channels, and data.size where height or width is open"
+            f"{path} holds images, but input '{spec.name}' takes {shape_text(spec.sample_shape)}: images have 1 or 3 "
+            "channels, so give a .npz or .bin files for others, and set data.size where height or width is open"
         )
     shape = (height or how.size or 0, width or how.size or 0, channels or 3)
     images = _images(path)

@@ -104,7 +104,10 @@ def make_noise(
         channels = spec.sample_shape[0] if spec.sample_shape else 1
         for key, values in (("mean", mean), ("std", std)):
             if values is not None and len(values) not in (1, channels):
-                raise UserError(f"data.{key} has {len(values)} numbers for {channels} channels of input '{spec.name}'")
+                raise UserError(
+                    f"data.{key} has {len(values)} numbers for {channels} channels of input '{spec.name}', give one "
+                    "for each or one for all"
+                )
     given = (None if values is None else tuple(values) for values in (mean, std))
     return NoiseDataset(tuple(inputs), num, seed, *given)
 

@@ -144,7 +144,7 @@ def _make(source: Source, folder: Path) -> None:
         except UserError:
             raise
         except Exception as error:
-            raise UserError(f"{source.title}: calling it raised {_said(error)}") from error
+            raise UserError(f"{source.title}: calling it raised {_said(error)}: mend it there") from error
         if given is None:
             raise UserError(f"{source.title} returned nothing: return an iterable of samples, or arrays by name")
         store = folder / _STORE
@@ -165,7 +165,8 @@ def _function(source: Source) -> Callable[[], Any]:
         target: Any = importlib.import_module(module)
     except Exception as error:
         raise UserError(
-            f"{source.title}: {module} cannot be imported, looked for in {source.folder} too ({_said(error)})"
+            f"{source.title}: {module} cannot be imported, looked for in {source.folder} too ({_said(error)}): start "
+            "dipo where it lies, or name its folder in PYTHONPATH"
         ) from error
     for part in name.split("."):
         if not hasattr(target, part):

@@ -147,7 +147,9 @@ def _elements(data: Any, title: str) -> Iterator[Any]:
         raise
     except Exception as error:
         reason = next(iter(str(error).splitlines()), "no more is known")
-        raise UserError(f"{title}: element {index} cannot be read ({type(error).__name__}: {reason})") from error
+        raise UserError(
+            f"{title}: element {index} cannot be read ({type(error).__name__}: {reason}), mend what gives it"
+        ) from error
 
 
 class _Writer:

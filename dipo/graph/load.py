@@ -149,9 +149,7 @@ def read(path: Path) -> ir.Model:
         raise UserError(f"model.path={path}: this is a folder, give the path of an ONNX file")
     try:
         with quiet():
-            proto = make_dense(onnx.load(path, load_external_data=False))
-            model = ir.from_proto(proto)
-            ir.external_data.set_base_dir(model.graph, path.parent)
+            proto = onnx.load(path, load_external_data=False)
     except OSError as error:
         raise UserError(
             f"model.path={path}: cannot be read ({error.strerror or error}), check its permissions"
@@ -161,4 +159,10 @@ def read(path: Path) -> ir.Model:
             f"model.path={path}: not an ONNX file, or a truncated one ({type(error).__name__}), export or "
             "download it again"
         ) from error
+    try:
+        with quiet():
+            model = ir.from_proto(make_dense(proto))
+            ir.external_data.set_base_dir(model.graph, path.parent)
+    except Exception as error:
+        raise UserError(f"model.path={path}: {invalid(error)}") from error
     return model

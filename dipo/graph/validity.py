@@ -34,7 +34,8 @@ def refuse_unusable(model: ir.Model) -> None:
     for value in model.graph.inputs:
         shape = list(value.shape or ())
         if any(isinstance(size, int) and size < 0 for size in shape):
-            raise UserError(f"input {value.name!r} has the shape {shape}, export it with sizes above 0")
+            sizes = ", ".join(str(size) for size in shape)
+            raise UserError(f"input {value.name!r} has the shape [{sizes}], export it with sizes above 0")
     for node in model.graph:
         if operators.of(node).kind is Kind.QUANTIZED:
             raise UserError(f"node {node.name!r} is {node.op_type}, the model is quantized already, give the float one")

@@ -161,8 +161,8 @@ def planned(loaded: JobInputs, config: Config) -> JobInputs:
     plan = plan_for(config.platform.name, config, model)
     if not plan.layers:
         raise UserError(
-            f"model.path={loaded.path}: no layer is left to quantize (Conv, ConvTranspose, Gemm or MatMul with "
-            "constant weights, and not in precision.skip)"
+            f"model.path={loaded.path}: no layer is left to quantize, give a network with a Conv, ConvTranspose, Gemm "
+            "or MatMul of constant weights that precision.skip does not name"
         )
     plan = dataclasses.replace(plan, observed=_observed(config, model, plan))
     return dataclasses.replace(loaded, plan=plan)

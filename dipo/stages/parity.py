@@ -18,6 +18,7 @@ from dipo.graph.torch_module import GraphModule, channels_last
 from dipo.stages.float_types import float32_file
 from dipo.stages.load import JobInputs
 
+RUNTIME = "ONNX Runtime"
 PARITY_SAMPLES = 4
 PARITY_LIMIT = 1e-3
 """Largest difference between torch and ONNX Runtime on the float network, over the largest output, from rounding."""
@@ -86,7 +87,7 @@ def _in_onnx_runtime(
         with float32_file(loaded) as path:
             return run_model(path, batches, threads=threads, **loaded.as_run)
     except Exception as error:
-        raise _cannot_run("ONNX Runtime", error, loaded.path) from error
+        raise _cannot_run(RUNTIME, error, loaded.path) from error
 
 
 def _check_labels(loaded: JobInputs, *, classes: int) -> None:
@@ -125,7 +126,7 @@ def _distance(found: NDArray[Any], expected: NDArray[Any], what: str, loaded: Jo
 def _differ(what: str, how: str, loaded: JobInputs) -> UserError:
     return UserError(
         f"model.path={loaded.path}: output {what} differ {how} on the float network, so nothing derived from it would "
-        "hold; please report the model"
+        "hold: take the nodes that make it out of the model, find them by ending it earlier, and report the model"
     )
 
 
@@ -142,8 +143,13 @@ def _cannot_run(who: str, error: Exception, path: Path) -> UserError:
     if isinstance(error, UserError):
         return error
     reason = next(iter(str(error).splitlines()), type(error).__name__)
-    hint = ": give the shared library that has this operator as model.op_library" if _UNREGISTERED in reason else ""
-    return UserError(f"model.path={path}: {who} cannot run the float network on the samples: {reason}{hint}")
+    if who != RUNTIME:
+        remedy = f"though {RUNTIME} can, end the model in front of what it names, or report it"
+    elif _UNREGISTERED in reason:
+        remedy = "give the shared library that has this operator as model.op_library"
+    else:
+        remedy = "see that the file and the samples are ones that it runs"
+    return UserError(f"model.path={path}: {who} cannot run the float network on the samples ({reason}), {remedy}")
 
 
 _UNREGISTERED = "is not a registered function/op"

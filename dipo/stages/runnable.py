@@ -9,12 +9,13 @@ import onnx_ir as ir
 
 from dipo.algo.activation_cache import cut
 from dipo.data.samples import Datasets
+from dipo.errors import UserError
 from dipo.graph.find_samples import complete_types, find_rows, find_sample_axes
 from dipo.graph.load import load
 from dipo.graph.one_by_one import rows_of, set_rows
 from dipo.graph.op_library import library_of, set_library
 from dipo.graph.passes.batch_first import input_axes
-from dipo.graph.passes.interface import was_fixed
+from dipo.graph.passes.interface import fixed_batch
 from dipo.graph.placement import is_float
 from dipo.graph.sample_axis import SampleAxes
 from dipo.graph.sizes import sized_by_numbers
@@ -31,16 +32,17 @@ def form_that_runs(model: ir.Model, data: Datasets, path: Path) -> tuple[ir.Mode
         if rows_of(model) is None and _hold_for_all(data, common):
             complete_types(model, two)
             samples = find_sample_axes(model, two)
-            # One that was exported for any number of samples and mixes them is none that takes one.
-            if _tells_apart(model, samples) or not was_fixed(model):
+            # One that was exported for any number of samples, or several, and mixes them is none that takes one.
+            if _tells_apart(model, samples) or fixed_batch(model) != 1:
                 return model, samples
         alone = load(path, takes_one=True)
         set_library(alone, library_of(model))
         complete_types(alone, two)
         set_rows(alone, None)
         set_rows(alone, find_rows(alone, two))
-    except (RuntimeError, IndexError):
-        # What is wrong is told where the network is compared with its file.
+    except UserError:
+        raise
+    except Exception:  # noqa: BLE001 - it is met again, and told, where the network is compared with its file
         return model, SampleAxes()
     return alone, find_sample_axes(alone, two)
 
@@ -63,7 +65,7 @@ def _tells_apart(model: ir.Model, samples: SampleAxes) -> bool:
     float within it: what is mixed there, such as rows that are picked by constant places, was right for one batch.
     """
     values = list(model.graph.outputs)
-    if was_fixed(model):
+    if fixed_batch(model) is not None:
         values += [value for node in model.graph for value in node.outputs if is_float(value)]
     varying = sized_by_numbers(model)
     return not any(value.name in samples.mixed and value.name not in varying for value in values)

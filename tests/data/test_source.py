@@ -139,7 +139,10 @@ def test_parts_for_evaluation(tmp_path: Path) -> None:
         ("my_samples:f", "data.source=my_samples:f: my_samples has no 'f'"),
         ("my_samples:number", "data.source=my_samples:number is int: name a function"),
         ("my_samples:nothing", "data.source=my_samples:nothing returned nothing"),
-        ("my_samples:broken", "data.source=my_samples:broken: calling it raised RuntimeError: no database$"),
+        (
+            "my_samples:broken",
+            "data.source=my_samples:broken: calling it raised RuntimeError: no database: mend it there$",
+        ),
         ("my_samples:strings", "element 0 of data.source=my_samples:strings, input 'input' is str"),
     ],
 )

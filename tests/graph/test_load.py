@@ -14,7 +14,7 @@ import dipo.graph.load
 from dipo.errors import UserError
 from dipo.graph.accessors import array_of, name_of, node_name
 from dipo.graph.layers import layers_of
-from dipo.graph.load import load
+from dipo.graph.load import in_single_precision, load
 
 IMAGE = "(float[{batch},3,8,8] x) => (float[{batch},{out}] y)"
 
@@ -155,6 +155,25 @@ def test_initializers_listed_as_inputs_are_none(tmp_path):
 def test_a_vector_that_is_multiplied_is_no_layer(tmp_path):
     model = network("(float[N,3,4] x) => (float[N,3] y) { [dot] y = MatMul(x, v) }", v=(4,))
     assert list(layers_of(assert_same(model, tmp_path))) == []
+
+
+@pytest.mark.parametrize("opset", [9, 11, 13, 17])
+def test_nodes_that_the_optimizer_makes_are_of_the_network_s_operator_set(tmp_path, opset):
+    """A Reshape by computed sizes has constant ones afterwards, and `allowzero`, which operator set 14 brought."""
+    model = network(
+        """(float[N,4,6] x) => (float[N,8] y) {
+          [fc] a = MatMul(x, w)
+          [shape] s = Shape(a)
+          [first] n = Gather(s, zero)
+          [join] t = Concat<axis=0>(n, rest)
+          [flat] y = Reshape(a, t)
+        }""",
+        opset=opset, w=(6, 2), zero=np.array([0]), rest=np.array([-1]),
+    )  # fmt: skip
+    loaded = assert_same(model, tmp_path)
+    for node in loaded.graph:
+        known = onnx.defs.get_schema(node.op_type, loaded.opset_imports[""], "").attributes
+        assert node.attributes.keys() <= known.keys()
 
 
 # The batch
@@ -398,6 +417,7 @@ def test_a_graph_without_a_name_gets_one(tmp_path):
     model = tiny_cnn()
     model.graph.name = ""
     assert assert_same(model, tmp_path).graph.name
+    assert in_single_precision(tmp_path / "net.onnx").graph.name
 
 
 @pytest.mark.parametrize("value", [1.0, "one", [1], tiny_cnn().graph])

@@ -45,7 +45,8 @@ class SparsifyOptions(StepOptions):
             )
         if match is not None and not 0 < int(match[1]) < int(match[2]):
             raise UserError(
-                f"algo.sparsity_pattern {show(self.sparsity_pattern)}: of M weights 1 to M - 1 are kept, such as 2:4"
+                f"algo.sparsity_pattern {show(self.sparsity_pattern)}: of M weights 1 to M - 1 are kept, give one such "
+                "as 2:4"
             )
 
 

@@ -25,6 +25,7 @@ from dipo.graph.passes.infer_shapes import InferShapes
 from dipo.graph.passes.inline import Inline
 from dipo.graph.passes.interface import RecordInterface, RestoreInterface
 from dipo.graph.passes.modern_opset import ModernOpset
+from dipo.graph.passes.name_graphs import NameGraphs
 from dipo.graph.passes.name_nodes import NameNodes, RecordLayerNames
 from dipo.graph.passes.own_parameters import OwnParameters, UntieParameters
 from dipo.graph.passes.refuse_constant_outputs import RefuseConstantOutputs
@@ -36,6 +37,7 @@ from dipo.graph.passes.single_precision import SinglePrecision
 READING: tuple[PassBase, ...] = (
     DefaultDomain(),
     TopologicalSortPass(),
+    NameGraphs(),
 )
 """The passes that bring the ways in which a file may be written to one; they hold for any file that ONNX allows."""
 

@@ -122,12 +122,13 @@ def _cast(model: ir.Model, source: ir.Value, dtype: ir.DataType, name: str) -> t
     return ir.node("Cast", [source], {"to": dtype.value}, outputs=[made], name=node_name), made
 
 
-def was_fixed(model: ir.Model) -> bool:
-    """Return whether the batch of a normalised model is fixed in its file."""
+def fixed_batch(model: ir.Model) -> int | None:
+    """Return the size at which the batch of a normalised model is fixed in its file; None if it is not."""
     declared: dict[str | None, ir.Shape] = model.graph.meta.get(_KEY, {})
     axes = input_axes(model)
     own = [(value, axes.get(value.name or "", 0)) for value in model.graph.inputs if value.name in declared]
-    return any(axis is not None and isinstance(declared[value.name][axis], int) for value, axis in own)
+    sizes = (declared[value.name][axis] for value, axis in own if axis is not None)
+    return next((size for size in sizes if isinstance(size, int)), None)
 
 
 def _is_fixed_again(value: ir.Value, declared: ir.Shape | None) -> bool:

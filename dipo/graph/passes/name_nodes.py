@@ -33,7 +33,6 @@ class NameNodes(InPlacePass):
 
     1. A layer has the name that it had in the file.
     2. Another node has its own name, or its operator's, followed by a number if that is taken.
-    3. Every graph has a name, without which ONNX's checker calls a file invalid.
     """
 
     def call(self, model: ir.Model) -> PassResult:
@@ -47,8 +46,6 @@ class NameNodes(InPlacePass):
                 wish = layer_names.get(_second_input(node) or "", wish)
             node.name = fresh_name(wish, taken)
             taken.add(node.name)
-        for graph in model.graphs():
-            graph.name = graph.name or "graph"
         return PassResult(model, modified=True)
 
     def requires(self, model: ir.Model) -> None:

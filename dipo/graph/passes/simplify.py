@@ -22,7 +22,8 @@ class Simplify(InPlacePass):
     4. An If with a constant condition is replaced by the branch that it takes; the other one reads nothing any more.
     5. What adds a tiny number, or multiplies by almost one, stays: the optimizer takes 1e-12 for zero, which a division
        by the root of a variance of zero must not be without.
-    6. A Split has its sizes, where the optimizer made it in a form that is newer than the model's operator set.
+    6. A Split has its sizes, and a Reshape no `allowzero`, where the optimizer made it in a form that is newer than the
+       model's operator set.
     """
 
     def call(self, model: ir.Model) -> PassResult:
@@ -46,6 +47,9 @@ class Simplify(InPlacePass):
         for node in model.graph:
             if node.op_type == "Split" and "num_outputs" in node.attributes and model.opset_imports[""] < _NUM_OUTPUTS:
                 _give_sizes(model, node)
+            if node.op_type == "Reshape" and model.opset_imports[""] < _ALLOWZERO:
+                # Its targets have no zero where it sets this, or one that an older Reshape reads the same.
+                node.attributes.pop("allowzero", None)
         return PassResult(model, modified=True)
 
 
@@ -90,6 +94,8 @@ def _show_again(model: ir.Model, hidden: dict[ir.Value, ir.TensorProtocol]) -> N
         model.graph.inputs.remove(stand_in)
 
 
+_ALLOWZERO = 14
+"""First operator set whose Reshape may take a zero for a size."""
 _NUM_OUTPUTS = 18
 """First operator set whose Split may have a number of outputs in place of their sizes."""
 
