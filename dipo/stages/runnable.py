@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from dipo.algo.activation_cache import cut
 from dipo.data.samples import Datasets
@@ -27,24 +29,35 @@ AT_A_TIME = 64
 def form_that_runs(model: ir.Model, data: Datasets, path: Path) -> tuple[ir.Model, SampleAxes]:
     """Return a network with the axes of its samples, as one that takes one at a time where it cannot take several."""
     two = data.calib.read(0, min(2, len(data.calib))).inputs
-    common = [name for name, axis in input_axes(model).items() if axis is None]
+    together = _together(model, data, two)
+    if together is not None:
+        return model, together
     try:
-        if rows_of(model) is None and _hold_for_all(data, common):
-            complete_types(model, two)
-            samples = find_sample_axes(model, two)
-            # One that was exported for any number of samples, or several, and mixes them is none that takes one.
-            if _tells_apart(model, samples) or fixed_batch(model) != 1:
-                return model, samples
         alone = load(path, takes_one=True)
         set_library(alone, library_of(model))
         complete_types(alone, two)
-        set_rows(alone, None)
         set_rows(alone, find_rows(alone, two))
+        return alone, find_sample_axes(alone, two)
     except UserError:
         raise
     except Exception:  # noqa: BLE001 - it is met again, and told, where the network is compared with its file
         return model, SampleAxes()
-    return alone, find_sample_axes(alone, two)
+
+
+def _together(model: ir.Model, data: Datasets, two: Mapping[str, NDArray[Any]]) -> SampleAxes | None:
+    """Return the axes of the samples in a network that runs on several; None for one that takes one at a time."""
+    common = [name for name, axis in input_axes(model).items() if axis is None]
+    if rows_of(model) is not None or not _hold_for_all(data, common):
+        return None
+    try:
+        complete_types(model, two)
+        samples = find_sample_axes(model, two)
+    except UserError:
+        raise
+    except Exception:  # noqa: BLE001 - one at a time may do
+        return None
+    # One that was exported for any number of samples, or several, and mixes them is none that takes one.
+    return samples if _tells_apart(model, samples) or fixed_batch(model) != 1 else None
 
 
 def _hold_for_all(data: Datasets, names: Sequence[str]) -> bool:

@@ -65,6 +65,20 @@ DETECTOR_WEIGHTS = {
 }  # fmt: skip
 
 
+STATE_OF_ONE = """(float[1,7,4] x) => (float[1,5] y) {
+    [time] t = Transpose<perm=[1,0,2]>(x)
+    [gru] s, last = GRU<hidden_size=6>(t, W, R, B, , h)
+    [flat] f = Squeeze(last, zero)
+    [fc] y = Gemm(f, fw, fb)
+}"""
+PLACES_OF_ONE = """(float[1,3,8] x) => (float[1,5] y) {
+    [first] a = MatMul(x, pw)
+    [pick] p = Gather<axis=0>(a, zero)
+    [mean] m = ReduceMean<axes=[1], keepdims=0>(p)
+    [fc] y = Gemm(m, fw, fb)
+}"""
+
+
 def normal(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
@@ -72,6 +86,12 @@ def normal(*shape: int) -> np.ndarray:
 NETWORKS = {
     "state and scale": (GRU, GRU_WEIGHTS, {"x": normal(16, 7, 4), "h": normal(1, 16, 6), "scale": np.float32(0.5)}),
     "one at a time": (FIXED, FIXED_WEIGHTS, {"x": normal(16, 3, 6, 6)}),
+    "a state of one": (STATE_OF_ONE, GRU_WEIGHTS | {"h": (1, 1, 6)}, {"x": normal(16, 7, 4)}),
+    "places of one": (
+        PLACES_OF_ONE,
+        {"pw": (8, 6), "zero": np.array([0]), "fw": (6, 5), "fb": (5,)},
+        {"x": normal(16, 3, 8)},
+    ),
     "boxes": (DETECTOR, DETECTOR_WEIGHTS, {"x": normal(16, 3, 6, 6)}),
 }
 
