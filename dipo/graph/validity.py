@@ -68,6 +68,11 @@ def _refuse_opset(opset: int) -> None:
 def _refuse_odd_node(node: ir.Node, opset: int) -> None:
     """Refuse a node with a tensor that cannot be read, or one of ONNX's own that its operator does not allow."""
     for attribute in node.attributes.values():
+        if attribute.is_ref():
+            raise UserError(
+                f"node {node.name!r} ({node.op_type}) takes its attribute {attribute.name!r} from a function's "
+                f"parameter {attribute.ref_attr_name!r}, and is in no function, export the model again"
+            )
         for tensor in _tensors(attribute):
             _refuse_unreadable(tensor, f"attribute {attribute.name!r} of node {node.name!r} ({node.op_type})")
     if node.op_type == "Constant" and node.outputs[0].const_value is not None:

@@ -430,6 +430,17 @@ def test_an_attribute_of_another_type_is_refused(tmp_path, value):
     assert "'transB'" in message
 
 
+@pytest.mark.parametrize("kind", ["INT", "TENSOR"])
+def test_an_attribute_that_refers_to_a_parameter_outside_of_a_function_is_refused(tmp_path, kind):
+    model = tiny_cnn()
+    attribute = model.graph.node[-1].attribute[0]
+    attribute.CopyFrom(onnx.AttributeProto(name="transB", ref_attr_name="flipped"))
+    attribute.type = onnx.AttributeProto.AttributeType.Value(kind)
+    message = refusal(saved(model, tmp_path))
+    assert "'head' (Gemm)" in message
+    assert "'flipped'" in message
+
+
 @pytest.mark.parametrize("opset", [0, -1, 999, 1 << 40, -(1 << 63)])
 def test_an_opset_that_is_none_is_refused(tmp_path, opset):
     model = tiny_cnn()
