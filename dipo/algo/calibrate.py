@@ -225,4 +225,8 @@ def quantize_model(model: ir.Model, *, plan: Plan, ranges: Mapping[str, Range], 
         weight = array_of(model.graph.initializers[layer.weight]).astype(np.float32)
         bias = None if layer.bias is None else array_of(model.graph.initializers[layer.bias]).astype(np.float32)
         layers[name] = replace(rounded(weight, bias, layer=layer, calib=cfg), target=None)
-    return QuantizedModel(layers=layers, activations=activations)
+    recurrent = {
+        name: replace(rounded(array_of(model.graph.initializers[name]), None, layer=weight, calib=cfg), target=None)
+        for name, weight in plan.recurrent.items()
+    }
+    return QuantizedModel(layers=layers, activations=activations, recurrent=recurrent)

@@ -39,7 +39,7 @@ def analytic_bias_correction(
         error = own.weight.astype(np.float64) - layer.array
         shift = mean_response(layer, error, moments[name_of(layer.input)].mean)
         corrected[layer.name] = dataclasses.replace(own, bias=(own.bias - shift).astype(np.float32))
-    return QuantizedModel({**quantized.layers, **corrected}, quantized.activations)
+    return dataclasses.replace(quantized, layers={**quantized.layers, **corrected})
 
 
 def data_free_ranges(plan: Plan, moments: Mapping[str, Moments], *, sigmas: float = 6.0) -> dict[str, Range]:

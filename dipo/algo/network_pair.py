@@ -76,6 +76,9 @@ class NetworkPair:
             for layer in layers_of(model)
         }
         self.layers, self.activations = dict(quantized.layers), dict(quantized.activations)
+        self.recurrent = {
+            name: torch.tensor(weight.weight, device=device) for name, weight in quantized.recurrent.items()
+        }
         self.rows = _rows(batches)
         self.with_float = True
         self.fp: dict[str, CachedActivation] = {}
@@ -184,7 +187,7 @@ class NetworkPair:
         rest = self.module(nodes[1:], unit.outputs)
         # Each batch is let go as soon as what follows has read it: floats of all samples are large.
         shifted = ({outputs.value: outputs.batches.pop(0).add_(shift)} for _ in self.rows)
-        self.q.update(self.run(rest, shifted, constants={}, hook=self.hook(nodes), codes=True))
+        self.q.update(self.run(rest, shifted, constants=self.recurrent, hook=self.hook(nodes), codes=True))
 
     def run(
         self,
@@ -248,8 +251,8 @@ class NetworkPair:
         )
 
     def weights(self, layers: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Return the quantized weights and the biases of some layers, by name of the constant."""
-        result = {}
+        """Return the quantized weights and the biases of some layers, and recurrent ones, by name of the constant."""
+        result = dict(self.recurrent)
         for name in layers:
             if name not in self.layers:
                 continue

@@ -250,8 +250,8 @@ def _quantizers(plan: Plan, quantized: QuantizedModel, kernels: IntegerKernels, 
 def simulated_constants(
     model: ir.Model, *, plan: Plan, quantized: QuantizedModel, rules: TargetSpec, device: torch.device
 ) -> dict[str, torch.Tensor]:
-    """Return the quantized layers' weights and biases by name of the initializer, as the target keeps them."""
-    constants = {}
+    """Return the quantized weights and biases by name of the initializer, as the target keeps them."""
+    constants = {name: torch.as_tensor(own.weight, device=device) for name, own in quantized.recurrent.items()}
     for layer in layers_of(model):
         own = quantized.layers.get(layer.name)
         if own is None:

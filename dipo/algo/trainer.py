@@ -43,7 +43,7 @@ class UnitProblem:
 
     steps: Sequence[Operation | FusedFakeQuant]
     constants: Mapping[str, torch.Tensor]
-    """Float constants by name, the layers' weights and biases among them."""
+    """Constants by name, the layers' float weights and biases among them."""
     layers: Mapping[str, tuple[str, str | None, QuantizedLayer]]
     """By name of the node: names of weight and bias, and the layer as it is before the training."""
     activations: Mapping[str, QParams]

@@ -114,7 +114,7 @@ def unit_problem(
     fp_inputs = {name: pair.fp[name] for name in captured}
     return UnitProblem(
         steps=fuse(pair.model, nodes, set(activations)),
-        constants={name: module.constant(name) for name in module.constant_names},
+        constants={name: pair.recurrent.get(name, module.constant(name)) for name in module.constant_names},
         layers={name: (*pair.layer_layouts[name], pair.layers[name]) for name in work.layers},
         activations=activations,
         fp_inputs=fp_inputs,

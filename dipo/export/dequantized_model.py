@@ -36,5 +36,7 @@ def write_float(model: ir.Model, quantized: QuantizedModel, path: Path, *, metad
             value = node.inputs[index]
             assert value is not None
             value.const_value = ir.tensor(array, name=value.name)
+    for name, weight in quantized.recurrent.items():
+        exported.graph.initializers[name].const_value = ir.tensor(weight.weight, name=name)
     exported.metadata_props.update(metadata)
     save_model(exported, path, external=has_external_data(model))

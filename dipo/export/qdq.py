@@ -84,12 +84,15 @@ def insert_qdq(
     types = {name: weight_types(nodes[name], quantized, rules, storage) for name in quantized.layers}
     stored = [dtype for pair in types.values() for dtype in pair]
     stored += [storage_type(qparams, storage.activations) for qparams in quantized.activations.values()]
+    stored += [storage_type(weight.qparams) for weight in quantized.recurrent.values()]
     blocks = any(layer.qparams.blocks is not None for layer in quantized.layers.values())
     raise_opset(exported, max(required_opset(stored), BLOCK_OPSET if blocks else 0))
     nodes = {node.name: node for node in exported.graph}
     writer = _Writer(exported.graph, rules, quantized.activations, storage)
     for name, layer in quantized.layers.items():
         writer.quantize_layer(nodes[name], layer, *types[name])
+    for name, weight in quantized.recurrent.items():
+        writer.store(exported.graph.initializers[name], weight)
     values = _values_by_name(exported.graph)
     for name in quantized.activations:
         writer.quantize_activation(values[name])
@@ -155,6 +158,15 @@ class _Writer:
         _, zero_point = layer.qparams.broadcast_to(layer.codes.ndim)
         shift = self._parameter(f"{name}_shift", zero_point, dtype)
         return self._insert("Sub", [widened, shift], name, "shifted", dtype=dtype)
+
+    def store(self, value: ir.Value, weight: QuantizedLayer) -> None:
+        """Let all nodes that read an initializer read dequantized integer codes in its place."""
+        name, dtype = value.name, storage_type(weight.qparams)
+        assert name is not None
+        codes = self._initializer(f"{name}_quantized", weight.codes, dtype)
+        dequantized = self._dequantized(name, codes, weight.qparams)
+        for reader in tuple(value.uses()):
+            reader.node.replace_input_with(reader.idx, dequantized)
 
     def _int32_bias(self, node: ir.Node, layer: QuantizedLayer) -> QuantizedBias | None:
         """Return the layer's bias in int32.
@@ -226,12 +238,16 @@ class _Writer:
     def _replace_by_codes(self, node: ir.Node, index: int, codes: ir.Value, qparams: QParams) -> None:
         """Replace the initializer that the node reads at this index by dequantized integer codes."""
         value = node.inputs[index]
-        assert value is not None and value.name is not None and codes.dtype is not None
-        scale = self._parameter(f"{value.name}_scale", qparams.scale, ir.DataType.FLOAT)
+        assert value is not None and value.name is not None
+        node.replace_input_with(index, self._dequantized(value.name, codes, qparams))
+
+    def _dequantized(self, name: str, codes: ir.Value, qparams: QParams) -> ir.Value:
+        """Return the numbers of a parameter's integer codes."""
+        assert codes.dtype is not None
+        scale = self._parameter(f"{name}_scale", qparams.scale, ir.DataType.FLOAT)
         # Written even if it is zero: without it ONNX Runtime leaves a Gemm in float.
-        zero_point = self._zero_point(value.name, qparams, codes.dtype)
-        dequantized = self._dequantize([codes, scale, zero_point], value.name, qparams)
-        node.replace_input_with(index, dequantized)
+        zero_point = self._zero_point(name, qparams, codes.dtype)
+        return self._dequantize([codes, scale, zero_point], name, qparams)
 
     def _zero_point(self, name: str, qparams: QParams, dtype: ir.DataType) -> ir.Value:
         """Return an initializer with the zero points; arrays of zeros are shared by type and shape."""

@@ -27,7 +27,8 @@ class Requantized:
 
     quantized: QuantizedModel
     weights: dict[str, float]
-    """SQNR, in dB against the former weight, of weights that were rounded once more, by name of the layer."""
+    """SQNR, in dB against the former weight, of weights that were rounded once more, by name of the layer,
+    or of the initializer where a recurrent node reads it."""
     activations: dict[str, str]
     """Origin of each grid, by name of the value: `kept` (the same numbers), `range` (the same range, another grid), or
     `statistics` (a new range, because it was not quantized before)."""
@@ -74,8 +75,16 @@ def requantize(
             activations[name], origins[name] = activation_on(name, quantized.activations[name], spec, positive)
         else:
             activations[name], origins[name] = qparams_of(ranges[name], spec), "statistics"
-    network = QuantizedModel({name: layer for name, (layer, _) in layers.items()}, activations)
-    losses = {name: sqnr for name, (_, sqnr) in layers.items() if sqnr is not None}
+    recurrent = {
+        name: _layer(model, quantized.recurrent.get(name), weight_plan, cfg)
+        for name, weight_plan in plan.recurrent.items()
+    }
+    network = QuantizedModel(
+        {name: layer for name, (layer, _) in layers.items()},
+        activations,
+        {name: weight for name, (weight, _) in recurrent.items()},
+    )
+    losses = {name: sqnr for name, (_, sqnr) in (layers | recurrent).items() if sqnr is not None}
     return Requantized(network.with_updates([], plan), losses, origins)
 
 
@@ -185,7 +194,10 @@ def differences(own: Plan, other: Plan) -> list[str]:
                 changes[text] = changes.get(text, 0) + 1
         found += [f"{count} of {len(specs)} {kind}: {text}" for text, count in changes.items()]
     more = len(other.activations.keys() - own.activations.keys())
-    return [*found, *([f"values quantized besides: {more}"] if more else [])]
+    found += [f"values quantized besides: {more}"] if more else []
+    fewer, further = own.recurrent.keys() - other.recurrent.keys(), other.recurrent.keys() - own.recurrent.keys()
+    found += [f"{len(fewer)} weights of recurrent nodes: float, not 8 bits"] if fewer else []
+    return [*found, *([f"{len(further)} weights of recurrent nodes: 8 bits, not float"] if further else [])]
 
 
 def _changes(mine: QuantSpec, its: QuantSpec, *, is_weight: bool) -> list[str]:

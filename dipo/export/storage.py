@@ -134,7 +134,7 @@ def with_room_for_biases(model: ir.Model, quantized: QuantizedModel) -> Quantize
             continue
         bias = quantize_bias(own.bias, input_scale=read.scale, weight=own.qparams)
         layers[layer.name] = own.with_scale(bias.weight_scale)
-    return QuantizedModel(layers, quantized.activations)
+    return dataclasses.replace(quantized, layers=layers)
 
 
 def less_zero_point(layer: QuantizedLayer) -> QuantizedLayer:

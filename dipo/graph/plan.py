@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Protocol
 
@@ -16,7 +16,8 @@ from dipo.graph.accessors import name_of, node_name
 from dipo.graph.constraints import check_constraints, check_patterns, check_widths
 from dipo.graph.layers import Layer, is_layer, layer_of, layers_of
 from dipo.graph.placement import final_floats, is_float, pass_through_source, quantized_values
-from dipo.graph.scheme import LayerScheme, act_spec, layer_scheme, weight_spec
+from dipo.graph.recurrent import AXIS, stored_weights
+from dipo.graph.scheme import LayerScheme, act_spec, layer_scheme, recurrent_spec, weight_spec
 from dipo.graph.target_spec import TargetSpec
 from dipo.graph.value_signs import positive_values
 from dipo.quant.codes import nearest_codes
@@ -51,6 +52,9 @@ class Plan:
     """Outputs of pass-through operators, mapped to the quantized value whose scale and zero point they share."""
     observed: tuple[str, ...] = ()
     """Further values to take statistics of, because another target would quantize them."""
+    recurrent: dict[str, LayerPlan] = field(default_factory=dict)
+    """Weights of recurrent nodes that are stored as integers, and with whose floats these compute, by name of the
+    initializer; each under the first node that reads it, without a bias."""
 
     def input_of(self, node: ir.Node) -> str | None:
         """Return the quantized value that gives a layer's input its scale; None if the input is float."""
@@ -113,6 +117,8 @@ class QuantizedModel:
     """Quantized layers, by name of the node."""
     activations: dict[str, QParams]
     """Scales and zero points of activations, by name of the value."""
+    recurrent: dict[str, QuantizedLayer] = field(default_factory=dict)
+    """Weights of recurrent nodes, without biases, by name of the initializer; no step changes them."""
 
     def with_updates(self, found: Iterable[Found], plan: Plan) -> QuantizedModel:
         """Return the model with some layers and activations replaced, and the aliases that share their scales."""
@@ -121,7 +127,7 @@ class QuantizedModel:
             layers |= part.layers
             activations |= part.activations
         aliases = {value: activations[source] for value, source in plan.aliases.items()}
-        return QuantizedModel(layers, activations | aliases)
+        return replace(self, layers=layers, activations=activations | aliases)
 
 
 def make_plan(model: ir.Model, rules: TargetSpec, precision: PrecisionConfig) -> Plan:
@@ -162,6 +168,7 @@ def make_plan(model: ir.Model, rules: TargetSpec, precision: PrecisionConfig) ->
         },
         activations=activations | _fixed_ranges(model, activations, rules.fixed_ranges),
         aliases=aliases,
+        recurrent=_recurrent(model, rules, precision),
     )
     check_widths(
         rules,
@@ -238,6 +245,16 @@ def _bits_of(value: ir.Value, input_bits: Mapping[str, int], least_bits: int) ->
             below = _bits_of(use.node.outputs[0], input_bits, 0)
             wanted += [below] if below else []
     return max(wanted, default=least_bits)
+
+
+def _recurrent(model: ir.Model, rules: TargetSpec, precision: PrecisionConfig) -> dict[str, LayerPlan]:
+    """Return `Plan.recurrent`."""
+    spec = recurrent_spec(rules, precision)
+    return {
+        name_of(value): LayerPlan(node_name(nodes[0]), name_of(value), bias=None, axis=AXIS, spec=spec)
+        for value, nodes in (stored_weights(model) if rules.recurrent_weights else ())
+        if not any(_is_skipped(node, precision.skip) for node in nodes)
+    }
 
 
 def _layer_plan(layer: Layer, scheme: LayerScheme, rules: TargetSpec, *, power_of_two: bool | None) -> LayerPlan:

@@ -18,6 +18,7 @@ from dipo.graph.accessors import name_of, opset_of
 from dipo.graph.one_by_one import of_one, one_by_one
 from dipo.graph.ops.reader import TorchOp
 from dipo.graph.placement import is_float
+from dipo.graph.recurrent import names_of, weights_of
 from dipo.graph.runtime_region import RuntimeRegion
 
 
@@ -34,9 +35,11 @@ class Bound:
     """Names of the values that it returns; empty for those that nobody can name."""
 
     @property
-    def in_runtime(self) -> bool:
-        """Whether ONNX Runtime computes it."""
-        return isinstance(of_one(self.function), RuntimeRegion)
+    def constants(self) -> list[ir.Value]:
+        """The constants among the values that the function takes, by position; ONNX Runtime has its others itself."""
+        if isinstance(of_one(self.function), RuntimeRegion):
+            return [value for node in self.nodes for value in weights_of(node)]
+        return [v for node in self.nodes for v in node.inputs if v is not None and v.const_value is not None]
 
 
 def bind_all(model: ir.Model, nodes: Sequence[ir.Node], *, wanted: Container[str]) -> list[Bound]:
@@ -67,8 +70,9 @@ def bind_all(model: ir.Model, nodes: Sequence[ir.Node], *, wanted: Container[str
             region = _region(model, group, wanted)
             if not region.outputs:
                 continue  # it makes outputs of the file for which others stand: `compared_outputs`
-            function = one_by_one(model, region, region.inputs, region.outputs)
-            found.append(Bound(group, function, region.inputs, region.outputs))
+            inputs = (*region.inputs, *region.weights)
+            function = one_by_one(model, region, inputs, region.outputs)
+            found.append(Bound(group, function, inputs, region.outputs))
     return found
 
 
@@ -170,4 +174,5 @@ def _region(model: ir.Model, nodes: tuple[ir.Node, ...], wanted: Container[str])
         if value.name
         and (value.name in wanted or value.is_graph_output() or any(use.node not in inside for use in value.uses()))
     ]
-    return RuntimeRegion(model, nodes, tuple(read), tuple(outputs))
+    weights = dict.fromkeys(name for node in nodes for name in names_of(node))
+    return RuntimeRegion(model, nodes, tuple(read), tuple(outputs), tuple(weights))

@@ -13,8 +13,9 @@ import onnxruntime as ort
 import torch
 
 from dipo.errors import UserError
-from dipo.graph.accessors import name_of
+from dipo.graph.accessors import array_of, name_of
 from dipo.graph.op_library import library_of, register
+from dipo.graph.recurrent import weights_of
 
 FATAL = 4
 """Severity from which ONNX Runtime's log is shown; errors raise exceptions."""
@@ -24,9 +25,13 @@ FATAL = 4
 class RuntimeRegion:
     """Nodes that run together in ONNX Runtime, on the CPU, as one float function.
 
-    It takes the values of `inputs` by position and returns a tuple of `outputs`. Gradients do not pass it. What is no
-    tensor, such as a sequence, goes in and out as ONNX Runtime has it. A session is made at the first call, when the
-    types of the inputs are known.
+    It takes the values of `inputs`, and then of `weights`, by position and returns a tuple of `outputs`. Gradients do
+    not pass it. What is no tensor, such as a sequence, goes in and out as ONNX Runtime has it. A session is made at the
+    first call, when the types of the inputs are known.
+
+    ONNX Runtime packs weights that are part of a file, and then adds up in another order than where a node computes
+    them. So the network's own weights are part of the session, as in a float file, and others are given to it, as
+    DequantizeLinear gives them in a quantized one: both compute what the file does, to the last bit.
     """
 
     model: ir.Model
@@ -37,7 +42,12 @@ class RuntimeRegion:
     """Names of the values that they read from outside, constants excepted."""
     outputs: tuple[str, ...]
     """Names of the values to return."""
-    _session: ort.InferenceSession | None = field(default=None, init=False, repr=False)
+    weights: tuple[str, ...] = ()
+    """Names of the constants for which others may be given: weights of recurrent nodes."""
+    _sessions: dict[frozenset[str], ort.InferenceSession] = field(default_factory=dict, init=False, repr=False)
+    """By names of the weights that are given to it."""
+    _compared: tuple[tuple[Any, ...], frozenset[str]] = field(default=((), frozenset()), init=False, repr=False)
+    """The last weights that were compared with the network's own, and the names of those that are others."""
 
     def __call__(self, *values: Any) -> tuple[Any, ...]:
         """Run the nodes.
@@ -46,17 +56,29 @@ class RuntimeRegion:
             RuntimeError: ONNX Runtime does not run them.
         """
         device = next((value.device for value in values if isinstance(value, torch.Tensor)), torch.device("cpu"))
-        feeds = {name: _to_runtime(value) for name, value in zip(self.inputs, values, strict=True)}
+        others = self._others(values[len(self.inputs) :])
+        given = zip((*self.inputs, *self.weights), values, strict=True)
+        feeds = {name: _to_runtime(value) for name, value in given if name not in self.weights or name in others}
         try:
-            if self._session is None:
-                self._session = self._make_session(feeds)
-            made = self._session.run(list(self.outputs), feeds)
+            if others not in self._sessions:
+                self._sessions[others] = self._make_session(feeds)
+            made = self._sessions[others].run(list(self.outputs), feeds)
         except UserError:
             raise
         except Exception as error:
             # Of many types, none of which are those that torch raises for the same faults.
             raise RuntimeError(next(iter(str(error).splitlines()), type(error).__name__)) from error
         return tuple(_to_torch(value, device) for value in made)
+
+    def _others(self, weights: tuple[Any, ...]) -> frozenset[str]:
+        """Return the names of the weights that are not the network's own; the same tensors are compared once."""
+        last, names = self._compared
+        if len(last) != len(weights) or any(mine is not its for mine, its in zip(last, weights, strict=True)):
+            own = {value.name: value for node in self.nodes for value in weights_of(node)}
+            pairs = zip(self.weights, weights, strict=True)
+            names = frozenset(name for name, its in pairs if not np.array_equal(array_of(own[name]), _to_runtime(its)))
+            self._compared = weights, names
+        return names
 
     def _make_session(self, feeds: dict[str, Any]) -> ort.InferenceSession:
         options = ort.SessionOptions()

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from dipo.graph.recurrent import BITS
 from dipo.graph.target_spec import TargetSpec, WeightForm
 from dipo.graph.weight_layout import WeightLayout
 from dipo.quant.spec import QuantSpec, input_axis
@@ -76,6 +77,19 @@ def weight_spec(
         narrow=_chosen(wish=scheme.weight_narrow, rule=rules.weight_narrow),
         power_of_two=_powers(rules, wish=power_of_two),
         block=block if per_channel else None,
+    )
+
+
+def recurrent_spec(rules: TargetSpec, precision: PrecisionConfig) -> QuantSpec:
+    """Return the grid of recurrent operators' weights: 8 bits, symmetric, with a scale for each row or one for all."""
+    per_row = rules.weight_per_channel and precision.weight_per_channel is not False
+    return QuantSpec(
+        bits=BITS,
+        signed=True,
+        symmetric=True,
+        per_channel=per_row,
+        narrow=_chosen(wish=precision.weight_narrow, rule=rules.weight_narrow),
+        power_of_two=_powers(rules, wish=precision.power_of_two),
     )
 
 

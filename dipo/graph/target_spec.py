@@ -79,6 +79,9 @@ class TargetSpec:
     """Whether all blocks of a weight must be of the same size."""
     weight_types: frozenset[int] = frozenset({8, 16})
     """Widths, in bits, of the types in which the target reads weights from DequantizeLinear."""
+    recurrent_weights: bool = False
+    """Whether it reads the weights of recurrent operators (LSTM, GRU, RNN), which compute in float, through
+    DequantizeLinear, so that they can be stored in 8 bits."""
     narrow_operators: frozenset[str] | None = None
     """Operators of layers whose weights it reads in types below 8 bits, if it has any; None: all."""
 

@@ -57,10 +57,7 @@ class GraphModule(torch.nn.Module):
         )
         self._constants: dict[str, str] = {}
         program = bind_all(model, nodes, wanted=self.outputs)
-        in_torch = (node for bound in program if not bound.in_runtime for node in bound.nodes)
-        for value in dict.fromkeys(
-            v for node in in_torch for v in node.inputs if v is not None and v.const_value is not None
-        ):
+        for value in dict.fromkeys(value for bound in program for value in bound.constants):
             buffer = f"constant_{len(self._constants)}"
             self._constants[name_of(value)] = buffer
             self.register_buffer(buffer, _to_tensor(array_of(value)))

@@ -15,6 +15,9 @@ class RegionRow:
     """Number of nodes by operator."""
     share: float
     """Part of the network's multiplications, 0 to 1."""
+    weights: dict[str, str] = field(default_factory=dict)
+    """By name of those that are recurrent: in which form their weights are stored, and why, such as `its weights are
+    stored in 8 bits`."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from dipo.graph.float_products import float_products
 from dipo.graph.layers import layer_of, layers_of
 from dipo.graph.multiplications import Shapes, multiplications
 from dipo.graph.program import regions
+from dipo.graph.recurrent import BITS, is_recurrent, names_of
 from dipo.graph.torch_module import GraphModule, channels_last
 from dipo.graph.units import find_units
 from dipo.report.network_facts import FloatRow, NetworkFacts, RegionRow
@@ -49,7 +50,15 @@ def network_facts(loaded: JobInputs, config: Config, *, shapes: Shapes) -> Netwo
     quantized = [node for node in model.graph if node not in why]
     return NetworkFacts(
         operators=_counted(node for node in model.graph if node not in in_runtime),
-        regions=[RegionRow([node_name(n) for n in group], _counted(group), share(group)) for group in groups],
+        regions=[
+            RegionRow(
+                [node_name(node) for node in group],
+                _counted(group),
+                share(group),
+                {node_name(node): _weights(node, loaded, config) for node in group if is_recurrent(node)},
+            )
+            for group in groups
+        ],
         layers=sum(1 for _ in layers_of(model)),
         quantized=len(plan.layers),
         stays_float=sorted(rows, key=lambda row: -row.share),
@@ -90,7 +99,8 @@ def _reasons(
         if name in plan.layers:
             continue
         if node in in_runtime:
-            found[node] = "computed in ONNX Runtime, its weights stay float"
+            weights = _weights(node, loaded, config) if is_recurrent(node) else "its weights stay float"
+            found[node] = f"computed in ONNX Runtime, {weights}"
         elif name in known:
             found[node] = known[name]
         elif any(fnmatchcase(name, pattern) for pattern in config.precision.skip):
@@ -100,6 +110,22 @@ def _reasons(
         elif layer_of(node) is None and not {v.name for v in node.inputs if v is not None} <= quantized:
             found[node] = "a product of activations that are not both quantized"
     return found
+
+
+def _weights(node: ir.Node, loaded: JobInputs, config: Config) -> str:
+    """Return in which form a recurrent node's weights are stored, and why."""
+    names, platform = names_of(node), config.platform.name
+    stored = [name for name in names if name in loaded.plan.recurrent]
+    if names and len(stored) == len(names):
+        return f"its weights are stored in {BITS} bits"
+    if not names:
+        return "its weights are computed and stay float"
+    if not TARGETS[platform].spec.recurrent_weights:
+        return f"its weights stay float, the form in which {platform} reads them"
+    if any(fnmatchcase(node_name(node), pattern) for pattern in config.precision.skip):
+        return "its weights stay float, left out by precision.skip"
+    left = " and ".join(name for name in names if name not in stored)
+    return f"of its weights {left} {'stays' if len(names) - len(stored) == 1 else 'stay'} float, read elsewhere too"
 
 
 def _units(loaded: JobInputs) -> int | None:

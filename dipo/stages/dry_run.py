@@ -23,6 +23,9 @@ def show_plan(config: Config, loaded: JobInputs, terminal: Terminal) -> None:
         if layer.spec.block is not None:
             scales = f"block of {layer.spec.block}"
         terminal.say(f"layer {name}: {layer.spec.bits}-bit weights, {symmetry}, per {scales}")
+    for name, weight in plan.recurrent.items():
+        scales = "row" if weight.spec.per_channel else "tensor"
+        terminal.say(f"recurrent {weight.node}: weight {name} in {weight.spec.bits} bits, symmetric, per {scales}")
     for value, spec in plan.activations.items():
         terminal.say(f"activation {value}: {spec.bits} bits")
     steps = ", ".join(step.name for step in loaded.steps) or "calibrate and export"

@@ -159,10 +159,12 @@ def planned(loaded: JobInputs, config: Config) -> JobInputs:
     """
     model = loaded.model
     plan = plan_for(config.platform.name, config, model)
-    if not plan.layers:
+    if not plan.layers and not plan.recurrent:
+        readers = " or ".join(name for name in TARGETS if TARGETS[name].spec.recurrent_weights)
         raise UserError(
             f"model.path={loaded.path}: no layer is left to quantize, give a network with a Conv, ConvTranspose, Gemm "
-            "or MatMul of constant weights that precision.skip does not name"
+            f"or MatMul of constant weights, with platform={readers} an LSTM, GRU or RNN, that precision.skip does not "
+            "name"
         )
     plan = dataclasses.replace(plan, observed=_observed(config, model, plan))
     return dataclasses.replace(loaded, plan=plan)

@@ -18,6 +18,7 @@ from dipo.stages.checkpoint import by_name, narrowest
 
 NETWORK = "network.safetensors"
 LEAST = "least_output"
+RECURRENT = "recurrent_"
 INPUT, PARTS = "input_", ("mean", "std", "low", "high")
 
 
@@ -45,6 +46,12 @@ def save_network(folder: RunFolder, kept: SavedNetwork) -> None:
         }
         if layer.bias is not None:
             arrays[f"{name}/bias"] = layer.bias
+    for name, weight in quantized.recurrent.items():
+        arrays |= {
+            f"{name}/{RECURRENT}codes": weight.codes.astype(narrowest(weight.qparams)),
+            f"{name}/{RECURRENT}scale": weight.qparams.scale,
+            f"{name}/{RECURRENT}zero_point": weight.qparams.zero_point,
+        }
     for name, qparams in quantized.activations.items():
         arrays |= {f"{name}/act_scale": qparams.scale, f"{name}/act_zero_point": qparams.zero_point}
     for name, moments in (kept.inputs or {}).items():
@@ -55,6 +62,8 @@ def save_network(folder: RunFolder, kept: SavedNetwork) -> None:
         "least_outputs": kept.record is not None,
         "inputs": {name: moments.num_dims_behind for name, moments in (kept.inputs or {}).items()},
     }
+    if quantized.recurrent:
+        about["recurrent"] = {name: _grid(weight.qparams) for name, weight in quantized.recurrent.items()}
     folder.write_arrays(NETWORK, arrays, about)
 
 
@@ -84,7 +93,8 @@ def load_network(folder: RunFolder) -> SavedNetwork:
         for name, num_dims_behind in about.get("inputs", {}).items()
     }
     record = least if about["least_outputs"] else None
-    return SavedNetwork(QuantizedModel(layers, activations), record, inputs or None)
+    recurrent = {name: _recurrent(parts[name], grid) for name, grid in about.get("recurrent", {}).items()}
+    return SavedNetwork(QuantizedModel(layers, activations, recurrent), record, inputs or None)
 
 
 def _grid(qparams: QParams) -> dict[str, Any]:
@@ -95,6 +105,12 @@ def _grid(qparams: QParams) -> dict[str, Any]:
         "power_of_two": qparams.power_of_two,
         **({"blocks": dataclasses.asdict(qparams.blocks)} if qparams.blocks is not None else {}),
     }
+
+
+def _recurrent(parts: Mapping[str, NDArray[Any]], grid: Mapping[str, Any]) -> QuantizedLayer:
+    """Return a weight; its initializer may have the name of a layer's node."""
+    own = {key.removeprefix(RECURRENT): array for key, array in parts.items() if key.startswith(RECURRENT)}
+    return _layer(own, grid)
 
 
 def _layer(parts: Mapping[str, NDArray[Any]], grid: Mapping[str, Any]) -> QuantizedLayer:

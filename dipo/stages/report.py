@@ -148,7 +148,10 @@ def _in_runtime(region: RegionRow) -> str:
     others = len(region.nodes) - 1
     it = f"with {others} other node{'s' * (others > 1)} it" if others else "it"
     share = f" ({100 * region.share:.1f} % of the multiplications)" if region.share else ""
-    return f"{it} is computed in ONNX Runtime, not in torch{share}: it stays float, and no gradient passes it"
+    what = f"{it} is computed in ONNX Runtime, not in torch{share}: with floats, and no gradient passes it"
+    if not others:
+        return "; ".join((what, *region.weights.values()))
+    return "; ".join((what, *(f"{name}: {weights}" for name, weights in region.weights.items())))
 
 
 def _mixed_notes(loaded: JobInputs) -> list[Note]:

@@ -67,6 +67,27 @@ def test_a_recurrent_layer_is_a_region_and_a_unit_of_its_own(tmp_path):
     assert [name for names in units for name in names] == [node.name for node in model.graph]
 
 
+def test_other_weights_may_stand_in_for_those_of_a_recurrent_layer():
+    model, scaled = loaded(RECURRENT, **WEIGHTS), loaded(RECURRENT, **WEIGHTS)
+    x = np.random.default_rng(0).normal(size=(4, 3, 10)).astype(np.float32)
+    module = GraphModule(model, outputs=["h"])
+    assert {"W", "R"} < set(module.constant_names) and "B" not in module.constant_names
+    others = {name: module.constant(name) * 1.5 for name in ("W", "R")}
+
+    def made(constants: dict[str, torch.Tensor]) -> np.ndarray:
+        return module({"x": torch.from_numpy(x)}, constants=constants)["h"].numpy()
+
+    first = made({})
+    for name in ("W", "R"):
+        scaled.graph.initializers[name].const_value = ir.tensor(others[name].numpy(), name=name)
+    expected = GraphModule(scaled, outputs=["h"])({"x": torch.from_numpy(x)})["h"].numpy()
+    for constants in ({"W": others["W"]}, {"R": others["R"]}):
+        assert np.abs(made(constants) - first).max() > 1e-3
+        assert np.abs(made(constants) - expected).max() > 1e-3
+    np.testing.assert_allclose(made(others), expected, atol=1e-6)
+    np.testing.assert_array_equal(made({}), first)
+
+
 def test_gradients_stop_at_a_region():
     model = loaded(RECURRENT, **WEIGHTS)
     module = GraphModule(model)

@@ -1,7 +1,8 @@
 """OpenVINO: QDQ with signed symmetric weights and unsigned activations, which its low-precision passes fold.
 
 Biases are float: OpenVINO adds them to the rescaled accumulator. Weights of up to 4 bits are stored as int4; its reader
-of blocks does not take a shorter last one.
+of blocks does not take a shorter last one. Its CPU plugin refuses DequantizeLinear in front of the weights of recurrent
+operators in a network with quantized activations ("LSTMSequence node expects Constant for port 4", 2026.4).
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ network may be, has no integer kernel; a Gemm or MatMul has.
 `int8_kernels`: its convolutions take a zero point for each channel of the weight, but then a depthwise one is slower
 than in float; a Clip on codes fuses with nothing and costs little, a Clip on floats keeps the Conv before it in float.
 
+`recurrent_weights`: it runs their DequantizeLinear at each call, in front of the float operator.
+
 `weight_blocks`: it computes these layers in float, after its DequantizeLinear for blocks.
 """
 
@@ -52,6 +54,7 @@ class OnnxRuntime(Target[TargetOptions]):
         int8_kernels=True,
         any_act_grid=True,
         weight_blocks=frozenset({"Conv", "Gemm", "MatMul"}),
+        recurrent_weights=True,
     )
     files = (QUANTIZED,)
 

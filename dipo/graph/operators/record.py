@@ -241,6 +241,9 @@ class Operator:
     neutral: int | None = None
     """Number that leaves the other operand as it is; the second one, unless the order does not matter (`operand`)."""
     weight: Weight | None = None
+    recurrent_weights: tuple[int, ...] = ()
+    """Indices of the inputs that are weights, [directions, rows, inputs], of an operator that computes step by step. No
+    quantized kernel multiplies them, but they may be stored as integers."""
     moves: Moves | None = None
     on_codes: bool = False
     """Whether runtimes apply it to its input's codes unchanged: a value quantized before it is so after it."""

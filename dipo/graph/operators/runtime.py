@@ -20,7 +20,7 @@ _runtime = partial(
 _RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 
 OPERATORS = (
-    *(_runtime(name=name, kind=Kind.RECURRENT) for name in ("GRU", "LSTM", "RNN")),
+    *(_runtime(name=name, kind=Kind.RECURRENT, recurrent_weights=(1, 2)) for name in ("GRU", "LSTM", "RNN")),
     _runtime(name="NonMaxSuppression", kind=Kind.INDEX, sized_by_numbers=True),
     _runtime(name="SplitToSequence", kind=Kind.MOVEMENT, sized_by=(1,)),
     *(_runtime(name=name, kind=Kind.GENERATION, random=True) for name in _RANDOM),

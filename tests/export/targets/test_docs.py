@@ -55,6 +55,7 @@ def row(name, tmp_path):
     narrow = sorted(bits for bits in rules.weight_types if bits < 8)
     narrow_in = f" of {', '.join(sorted(rules.narrow_operators))}" if rules.narrow_operators else ""
     where += "".join(f", {bits} bits{narrow_in} as int{bits}" for bits in narrow)
+    where += ", 8 bits of LSTM, GRU, RNN" if rules.recurrent_weights else ""
     weight = choice(rules.weight_symmetric, "symmetric", "asymmetric", True)
     powers = rules.power_of_two or rules.prefers_power_of_two
     scales = "powers of two" + (" (others too)" if rules.prefers_power_of_two else "") if powers else "any"
