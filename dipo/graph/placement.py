@@ -6,7 +6,7 @@ from collections.abc import Container, Iterable
 
 import onnx_ir as ir
 
-from dipo.graph import operators
+from dipo.graph import operators, torch_ops
 from dipo.graph.accessors import array_of, name_of, sole_consumer
 from dipo.graph.layers import is_layer
 from dipo.graph.operators import Kind, Moves, Operand
@@ -42,8 +42,9 @@ def is_float(value: ir.Value) -> bool:
 def final_floats(model: ir.Model) -> set[str]:
     """Return the names of the floats with which the network ends for a device that computes with integers alone.
 
-    These are its outputs, and values that go only into nodes which make integers, booleans or floats of another width
-    of them, such as the logits before an ArgMax or a Cast.
+    These are its outputs; values that go only into nodes which make integers, booleans or floats of another width of
+    them, such as the logits before an ArgMax or a Cast; and what enters a part that stays float, since torch does not
+    compute it.
     """
     values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
     return {name_of(v) for v in values if v.name and is_float(v) and (v.is_graph_output() or _is_last_float(v))}
@@ -51,6 +52,8 @@ def final_floats(model: ir.Model) -> set[str]:
 
 def _is_last_float(value: ir.Value) -> bool:
     readers = [use.node for use in value.uses()]
+    if any(not torch_ops.supported(node) for node in readers):
+        return True
     ends = [not operators.of(node).reads_shape and not any(map(is_float, node.outputs)) for node in readers]
     return bool(ends) and all(ends)
 

@@ -124,7 +124,7 @@ def test_a_wrong_command_line_is_answered_in_one_sentence(capsys, jobs, command,
     ("preset", "sentence"),
     [
         ("pth: a.onnx", "unknown option 'model.pth': did you mean path, or one of name, op_library?"),
-        ("path: [a.onnx", "presets: while parsing a flow sequence"),
+        ("path: [a.onnx", "presets: not valid YAML (while parsing a flow sequence"),
         ("- a", "model ['a']: give its options, name, path"),
         ("path: ???", "model.path: "),
         ("path: ${nowhere.at.all}", "model.path: "),

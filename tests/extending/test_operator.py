@@ -69,7 +69,7 @@ def test_ranges_are_found_without_samples(installed: dict[str, str], job: list[s
     assert report["error"]["deployed_vs_fp32"]["sqnr_db"] > 10
 
 
-def test_without_the_package_the_operator_is_named(job: list[str]) -> None:
+def test_without_the_package_the_operator_runs_in_onnx_runtime(job: list[str]) -> None:
     done = launch([*job, "cluster=inline"], {**os.environ, "PYTHONPATH": str(REPOSITORY)})
-    assert done.returncode == 2
-    assert "QuickGelu" in done.stderr
+    assert done.returncode == 0, done.stderr
+    assert "QuickGelu" in done.stdout

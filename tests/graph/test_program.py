@@ -6,6 +6,7 @@ import pytest
 import torch
 from networks import network
 
+import dipo
 from dipo.export.runtime import run_model
 from dipo.graph.find_samples import find_sample_axes
 from dipo.graph.load import normalise
@@ -116,3 +117,11 @@ def test_regions_that_wait_for_each_other_are_apart():
     nodes = {node.name: node for node in model.graph}
     order = in_order(list(model.graph), {nodes["b"]})
     assert [[node.name for node in group] for group in order] == [["a"], ["b"], ["c", "d"]]
+
+
+@pytest.mark.parametrize("target", ["qnn", "rk"])
+def test_what_enters_a_region_has_a_grid_on_targets_of_integers(target):
+    samples = {"x": np.random.default_rng(0).normal(size=(16, 3, 10)).astype(np.float32)}
+    found = dipo.quantize(network(RECURRENT, **WEIGHTS), samples, target=target, algo="none")
+    assert found.report.error["deployed_vs_fp32"].sqnr_db > 25
+    assert found.report.error["deployed_vs_simulated"].sqnr_db > 60
