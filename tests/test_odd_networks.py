@@ -125,3 +125,19 @@ def test_samples_of_one_value_are_named(tiny_job, tmp_path, capsys):
     np.savez(tmp_path / "grey.npz", calib_x=np.full((8, 3, 8, 8), 0.5, np.float32))
     run(tiny_job, tiny_job.model, tmp_path / "run", f"data.path={tmp_path / 'grey.npz'}", "+algo=qdrop")
     assert "note: image: it is 0.5 everywhere, on all samples" in capsys.readouterr().out
+
+
+def test_a_root_of_zeros_in_a_unit_gives_no_weight_without_a_number(tiny_job, tmp_path):
+    """Its slope is infinite there: spectra, distances and deviations end in such roots."""
+    model = network(
+        """(float[N,3,8,8] image) => (float[N,10] scores) {
+          [conv] a = Conv<pads=[1,1,1,1]>(image, w1, b1)
+          [relu] b = Relu(a)
+          [least] c = ReduceMin<axes=[2,3], keepdims=0>(b)
+          [root] d = Sqrt(c)
+          [head] scores = Gemm(d, w2, b2)
+        }""",
+        w1=(8, 3, 3, 3), b1=(8,), w2=(8, 10), b2=(10,),
+    )  # fmt: skip
+    report = run(tiny_job, saved(model, tmp_path), tmp_path / "run", "+algo=qdrop", "algo.unit=network")
+    assert all(np.isfinite(unit["loss"]["last"]) for unit in report["units"])

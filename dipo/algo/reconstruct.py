@@ -64,6 +64,8 @@ def reconstruct(
         wants_loss = step < LOSS_SAMPLES or step >= len(phase) - LOSS_SAMPLES
         gradients = {piece.index: trainer.gradient(piece, step, wants_loss=wants_loss) for piece in pieces}
         total = collectives.all_reduce_ordered(gradients, owners=owners)
+        # The slope of a root or a logarithm at 0 is infinite, and NaN times a difference of 0: no direction to go.
+        total.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
         if wants_loss:
             losses.append(total[-1].clone())
         trainer.update(total, schedule[step])
