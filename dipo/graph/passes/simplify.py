@@ -8,6 +8,7 @@ from onnx_ir.passes import InPlacePass, PassResult
 from onnxscript import optimizer
 
 from dipo.graph import operators
+from dipo.graph.accessors import array_of
 from dipo.graph.batch_norm import BatchNorm, batch_norm_in, set_batch_norm
 from dipo.graph.constants import replace_input
 from dipo.graph.passes.inline import invalid
@@ -19,10 +20,11 @@ class Simplify(InPlacePass):
     1. Values that depend on constants alone are constants, unless they are large.
     2. BatchNormalization and Pad are folded into the adjacent convolution.
     3. A layer into which BatchNormalization was folded has a record of it (`batch_norm.batch_norm_of`).
-    4. An If with a constant condition is replaced by the branch that it takes; the other one reads nothing any more.
-    5. What adds a tiny number, or multiplies by almost one, stays: the optimizer takes 1e-12 for zero, which a division
+    4. Constants have names of their own.
+    5. An If with a constant condition is replaced by the branch that it takes; the other one reads nothing any more.
+    6. What adds a tiny number, or multiplies by almost one, stays: the optimizer takes 1e-12 for zero, which a division
        by the root of a variance of zero must not be without.
-    6. A Split has its sizes, and a Reshape no `allowzero`, where the optimizer made it in a form that is newer than the
+    7. A Split has its sizes, and a Reshape no `allowzero`, where the optimizer made it in a form that is newer than the
        model's operator set.
     """
 
@@ -44,6 +46,7 @@ class Simplify(InPlacePass):
             if norm is not None and node.op_type != "BatchNormalization":
                 set_batch_norm(node, norm)
         _detach_removed(model)
+        _register_loose(model)
         for node in model.graph:
             if node.op_type == "Split" and "num_outputs" in node.attributes and model.opset_imports[""] < _NUM_OUTPUTS:
                 _give_sizes(model, node)
@@ -98,6 +101,16 @@ _ALLOWZERO = 14
 """First operator set whose Reshape may take a zero for a size."""
 _NUM_OUTPUTS = 18
 """First operator set whose Split may have a number of outputs in place of their sizes."""
+
+
+def _register_loose(model: ir.Model) -> None:
+    """Give constants that the optimizer made under the name of another one, which then is the graph's, their own."""
+    for node in model.graph:
+        for port, value in enumerate(node.inputs):
+            if value is None or value.const_value is None or value.producer() is not None or value.is_graph_input():
+                continue
+            if model.graph.initializers.get(value.name or "") is not value:
+                replace_input(model, node, port, value.name or f"{node.outputs[0].name}_{port}", array_of(value))
 
 
 def _detach_removed(model: ir.Model) -> None:

@@ -1,12 +1,13 @@
 """The passes one by one, where they say more than the loaded network does."""
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 from networks import network, saved, tiny_cnn
 
 from dipo.errors import UserError
 from dipo.graph.load import normalise
-from dipo.graph.passes import FreeBatch, NameNodes, OwnParameters, RecordLayerNames, UntieParameters
+from dipo.graph.passes import FreeBatch, NameNodes, OwnParameters, RecordLayerNames, UntieParameters, as_in_file
 
 SHARED = """(float[N,4,8,8] x) => (float[N,4,8,8] y) {
   [first] a = Conv(x, w)
@@ -47,3 +48,17 @@ def test_a_pass_names_the_layer_and_the_caller_the_model(tmp_path):
         OwnParameters()(raw(network(text, w=(4, 5), b=(2, 5)), tmp_path))
     with pytest.raises(UserError, match=r"^model in memory: Gemm 'fc' adds"):
         normalise(raw(network(text, w=(4, 5), b=(2, 5)), tmp_path), source="model in memory")
+
+
+def test_constants_that_the_optimizer_makes_under_one_name_are_two(tmp_path):
+    """It turns Flattens of one value into Reshapes whose targets have one name."""
+    text = """(float[N,4,1,1] x) => (float[N,2] y) {
+        [left] a = Flatten<axis=1>(x) [right] b = Flatten<axis=3>(x) [fc] c = Gemm(a, w, z) [same] d = Reshape(b, back)
+        [sum] y = Add(c, d)
+    }"""
+    model = normalise(raw(network(text, w=(4, 2), z=(2,), back=np.array([-1, 2])), tmp_path), source="here")
+    read = [
+        value for node in model.graph for value in node.inputs if value is not None and value.const_value is not None
+    ]
+    assert all(model.graph.initializers[value.name] is value for value in read)
+    as_in_file(model)
