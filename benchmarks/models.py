@@ -58,7 +58,8 @@ def tried(name: str, *, jobs: str, folder: Path, seconds: int) -> list[Record]:
         except subprocess.TimeoutExpired:
             state = f"more than {seconds} s"
         lines.seek(0)
-        found = {record.job: record for record in map(_record, lines)}
+        # Libraries print what they like, too.
+        found = {record.job: record for record in map(_record, (line for line in lines if line.startswith("{")))}
     return [Record(record.job, "failed", state) if record.state == "begun" else record for record in found.values()]
 
 
