@@ -84,7 +84,7 @@ def test_a_dry_run_says_what_a_job_will_cost_and_stops(job, tmp_path, capsys):
     assert main([*job, "+algo=qdrop", "dry_run=true", f"run.dir={tmp_path / 'run'}"]) == 0
     out = _one_line(capsys.readouterr().out)
     assert not (tmp_path / "run").exists()
-    for words in ("MB a worker", "with 1 worker: calibrate", "qdrop", "verify", "units", "parameters"):
+    for words in ("B a worker", "with 1 worker: calibrate", "qdrop", "verify", "units", "parameters"):
         assert words in out
     assert "activation image" not in out
 

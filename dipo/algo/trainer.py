@@ -159,7 +159,7 @@ class Trainer:
         gradients, loss = [], torch.zeros((), device=self.device)
         for name, out in outputs.items():
             target = self.targets[name]
-            given = target.axis.to_rows(out.detach()).view(-1).float()
+            given = target.axis.to_rows(out.detach()).reshape(-1).float()
             rows = self._rows(self.targets, name, index).float()
             weights = None if self.problem.weights is None else self._rows(self.problem.weights, name, index)
             gradient = self.losses[name].gradient(given, rows, weights)

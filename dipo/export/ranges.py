@@ -100,13 +100,27 @@ class LayerRanges:
 
 
 def float_values(model: ir.Model) -> list[str]:
-    """Return names of inputs and intermediate values that hold floats and are read, in topological order."""
+    """Return names of inputs and intermediate values that hold floats and are read, in topological order.
+
+    What lies within a part that stays float, between operators that torch does not compute, has no range.
+    """
     values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
     return [
         value.name
         for value in values
-        if value.name and value.const_value is None and is_float(value) and (value.uses() or value.is_graph_output())
+        if value.name
+        and value.const_value is None
+        and is_float(value)
+        and (value.uses() or value.is_graph_output())
+        and not _is_within(value)
     ]
+
+
+def _is_within(value: ir.Value) -> bool:
+    """Return whether a value is made and read by operators that torch does not compute alone."""
+    maker = value.producer()
+    nodes = [*([] if maker is None else [maker]), *(use.node for use in value.uses())]
+    return maker is not None and not value.is_graph_output() and all(operators.of(node).torch is None for node in nodes)
 
 
 def spread(model: ir.Model, activations: Mapping[str, QParams]) -> dict[str, QParams]:

@@ -38,6 +38,12 @@ def stand_in_outputs(model: ir.Model, varying: Set[str], samples: SampleAxes) ->
     return without
 
 
+def outputs_in_file(model: ir.Model) -> frozenset[str]:
+    """Return the names of a network's outputs, those included for which others stand."""
+    names: list[str] = model.graph.meta.get(_KEY, [])
+    return frozenset((*names, *(name_of(value) for value in model.graph.outputs)))
+
+
 def _nearest(value: ir.Value, varying: Set[str], samples: SampleAxes) -> Iterator[ir.Value]:
     """Yield the nearest values that have a sample axis, from this one upwards."""
     if value.name not in varying:

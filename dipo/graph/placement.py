@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from dipo.graph import operators, torch_ops
 from dipo.graph.accessors import array_of, name_of, sole_consumer
+from dipo.graph.compared_outputs import outputs_in_file
 from dipo.graph.layers import is_layer
 from dipo.graph.operators import Kind, Moves, Operand
 from dipo.graph.target_spec import TargetSpec
@@ -47,13 +48,15 @@ def final_floats(model: ir.Model) -> set[str]:
     compute it.
     """
     values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
-    return {name_of(v) for v in values if v.name and is_float(v) and (v.is_graph_output() or _is_last_float(v))}
+    outputs = outputs_in_file(model)
+    return {name_of(v) for v in values if v.name and is_float(v) and (v.name in outputs or _is_last_float(v))}
 
 
 def _is_last_float(value: ir.Value) -> bool:
     readers = [use.node for use in value.uses()]
+    maker = value.producer()
     if any(not torch_ops.supported(node) for node in readers):
-        return True
+        return maker is None or torch_ops.supported(maker)
     ends = [not operators.of(node).reads_shape and not any(map(is_float, node.outputs)) for node in readers]
     return bool(ends) and all(ends)
 
