@@ -7,6 +7,7 @@ import onnx
 import pytest
 from networks import network, saved
 
+import dipo
 from dipo.launch import main
 
 ALGOS = {
@@ -141,3 +142,21 @@ def test_a_root_of_zeros_in_a_unit_gives_no_weight_without_a_number(tiny_job, tm
     )  # fmt: skip
     report = run(tiny_job, saved(model, tmp_path), tmp_path / "run", "+algo=qdrop", "algo.unit=network")
     assert all(np.isfinite(unit["loss"]["last"]) for unit in report["units"])
+
+
+def test_units_learn_from_outputs_whose_samples_lie_apart_in_memory():
+    """Scores of each step in front of the samples, as recognisers of text give them, one number each."""
+    model = network(
+        """(float[N,5,6] x) => (float[5,N,1] y) {
+          [time] t = Transpose<perm=[1,0,2]>(x)
+          [wide] a = MatMul(t, w)
+          [relu] b = Relu(a)
+          [score] y = MatMul(b, v)
+        }""",
+        w=(6, 8),
+        v=(8, 1),
+    )
+    samples = np.random.default_rng(0).normal(size=(16, 5, 6)).astype(np.float32)
+    options = {"algo.iters": 2, "cluster.compile": False}
+    result = dipo.quantize(model, {"x": samples}, algo="qdrop", options=options)
+    assert [unit.steps for unit in result.report.units][-1] == 2

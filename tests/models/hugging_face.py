@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from models.architecture import Architecture, Input, images, normal, ones_then_zeros, tokens, waves
+from models.architecture import DYNAMO, SCRIPT, Architecture, Input, images, normal, ones_then_zeros, tokens, waves
 
 PACKAGE = "transformers"
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -167,10 +167,10 @@ def _text(name: str, kind: str, family: str, options: dict[str, Any], *results: 
     return Architecture(f"hf_{name}", build, SEEN, results, requires=PACKAGE)
 
 
-def _picture(name: str, kind: str, family: str, options: dict[str, Any], size: int = 32) -> Architecture:
+def _picture(name: str, kind: str, family: str, options: dict[str, Any], size: int = 32, **more: Any) -> Architecture:
     """Return a network that reads a picture and gives classes."""
     build = made(kind, f"{family}Config", options, ("pixel_values",), ("logits",))
-    return Architecture(f"hf_{name}", build, {"x": Input(images(3, size, size))}, ("logits",), requires=PACKAGE)
+    return Architecture(f"hf_{name}", build, {"x": Input(images(3, size, size))}, ("logits",), requires=PACKAGE, **more)
 
 
 def _step(name: str, kind: str, config: str, options: dict[str, Any]) -> Architecture:
@@ -180,18 +180,18 @@ def _step(name: str, kind: str, config: str, options: dict[str, Any]) -> Archite
 
 def _other(
     name: str, kind: str, config: str, options: dict[str, Any], given: dict[str, Input], results: dict[str, str],
-    *, names: tuple[str, ...], **fixed: Any,
+    *, names: tuple[str, ...], exporters: tuple[str, ...] = (SCRIPT, DYNAMO), **fixed: Any,
 ) -> Architecture:  # fmt: skip
     """Return a network with inputs `given`, called `names` by the package, and results by the package's names."""
     build = made(kind, config, options, names, tuple(results), **fixed)
-    return Architecture(f"hf_{name}", build, given, tuple(results.values()), requires=PACKAGE)
+    return Architecture(f"hf_{name}", build, given, tuple(results.values()), exporters, requires=PACKAGE)
 
 
 ARCHITECTURES = [
     _text("bert", "BertModel", "Bert", BERT, "last_hidden_state", "pooler_output"),
     _text("distilbert", "DistilBertForSequenceClassification", "DistilBert", TINY, "logits"),
     _picture("vit", "ViTForImageClassification", "ViT", VIT),
-    _picture("swin", "SwinForImageClassification", "Swin", SWIN),
+    _picture("swin", "SwinForImageClassification", "Swin", SWIN, exporters=(SCRIPT,)),
     _picture("convnext", "ConvNextForImageClassification", "ConvNext", CONVNEXT),
     _picture("segformer", "SegformerForSemanticSegmentation", "Segformer", SEGFORMER),
     _picture("mobilevit", "MobileViTForImageClassification", "MobileViT", MOBILEVIT, 64),
@@ -206,7 +206,7 @@ ARCHITECTURES = [
     ),
     _other(
         "whisper", "WhisperForConditionalGeneration", "WhisperConfig", WHISPER, HEARD, {"logits": "logits"},
-        names=("input_features", "decoder_input_ids"), **WITHOUT_CACHE,
+        names=("input_features", "decoder_input_ids"), exporters=(DYNAMO,), **WITHOUT_CACHE,
     ),
     _other(
         "wav2vec2", "Wav2Vec2ForCTC", "Wav2Vec2Config", WAV2VEC2, {"x": Input(waves(400), free={1: "time"})},
