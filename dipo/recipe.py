@@ -25,6 +25,9 @@ class CalibConfig(Section):
     """Standard deviations on either side of the mean that a range covers (calib.method=batchnorm)."""
     percentile: Annotated[float, Between(50, 100)] = 99.99
     """Per cent of the values that a range keeps (calib.method=percentile)."""
+    headroom: Annotated[str, OneOf(("auto", "none"))] = "auto"
+    """Room beyond a range for samples unlike those seen; auto: where samples are few and half of them are better
+    served by it with the ranges of the other half."""
     weights: Annotated[str, OneOf(("minmax", "mse", "percentile"))] = "mse"
     """Range of a weight, or of each of its channels: its extremes, the least error, or a percentile of it."""
     weight_percentile: Annotated[float, Between(50, 100)] = 99.99

@@ -27,6 +27,7 @@ from dipo.graph.saturation import Interval
 from dipo.graph.torch_module import GraphModule
 from dipo.quant.observers import Observer, Statistics
 from dipo.quant.ranges import Range, activation_range, qparams_of
+from dipo.quant.spec import QParams
 from dipo.recipe import CalibConfig
 
 
@@ -38,6 +39,8 @@ class Calibration:
     """By name of the value: the activations, and the values that other targets would quantize."""
     channel_means: dict[str, ChannelMeans]
     """By name of a layer with a bias: those of its output."""
+    extremes: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    """Each sample's smallest and largest value [samples, 2], by name of the value, where samples are few."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Observed:
     """By name of the activation."""
     channel_sums: dict[str, dict[int, NDArray[np.float64]]]
     """By name of a layer with a bias and index of the batch: sums [2, C + 1] of its output, see `split_sums`."""
+    extremes: dict[str, dict[int, NDArray[np.float64]]]
+    """By name of the activation and index of the batch: each sample's smallest and largest value [samples, 2]."""
 
     def merge(self, other: Observed) -> Observed:
         """Return the statistics of both workers' samples."""
@@ -58,6 +63,7 @@ class Observed:
                 if name in other.statistics
             },
             {name: mine | other.channel_sums[name] for name, mine in self.channel_sums.items()},
+            {name: mine | other.extremes[name] for name, mine in self.extremes.items() if name in other.extremes},
         )
 
     def calibration(self) -> Calibration:
@@ -66,7 +72,10 @@ class Observed:
             name: ChannelMeans.of(np.sum([parts[index] for index in sorted(parts)], axis=0))
             for name, parts in self.channel_sums.items()
         }
-        return Calibration(self.statistics, means)
+        extremes = {
+            name: np.concatenate([parts[index] for index in sorted(parts)]) for name, parts in self.extremes.items()
+        }
+        return Calibration(self.statistics, means, extremes)
 
 
 def observe(
@@ -78,16 +87,17 @@ def observe(
     device: torch.device,
     held_out: Sequence[int] = (),
     samples: SampleAxes | None = None,
+    extremes: bool = False,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Observed:
     """Run the float network over a worker's batches and collect statistics of its values.
 
-    The held-out samples have channel sums of their own.
+    The held-out samples have channel sums of their own; `extremes` asks for those of each sample.
 
     Raises:
         UserError: An activation has NaN values.
     """
-    watch = _Watch.over(model, plan, held_out=held_out, samples=samples or SampleAxes())
+    watch = _Watch.over(model, plan, held_out=held_out, samples=samples or SampleAxes(), extremes=extremes)
     module = GraphModule(model).to(device).eval()
     done = 0
     # An observer runs on one core: values are looked at side by side, while the network runs on.
@@ -114,30 +124,38 @@ class _Watch:
     samples: SampleAxes
     optional: frozenset[str]
     """Values that only other targets quantize, and cannot where they are NaN."""
+    extremes: dict[str, dict[int, NDArray[np.float64]]]
+    """See `Observed`; of no value where nobody asks."""
     lost: set[str] = field(default_factory=set)
     """Those of them that were NaN."""
 
     @staticmethod
-    def over(model: ir.Model, plan: Plan, *, held_out: Sequence[int], samples: SampleAxes) -> _Watch:
+    def over(model: ir.Model, plan: Plan, *, held_out: Sequence[int], samples: SampleAxes, extremes: bool) -> _Watch:
         """Return observers without any values yet."""
         biased = (layer for layer in layers_of(model) if layer.name in plan.layers and plan.layers[layer.name].bias)
         layers = {name_of(layer.output): layer.name for layer in biased}
+        names = (*plan.activations, *plan.observed)
         return _Watch(
-            {name: Observer(name) for name in (*plan.activations, *plan.observed)},
+            {name: Observer(name) for name in names},
             PartReaches.of_model(model, plan),
             layers,
             {name: {} for name in layers.values()},
             held_out,
             samples,
             frozenset(plan.observed) - plan.activations.keys(),
+            {name: {} for name in names if extremes and samples.get(name) is not None},
         )
 
-    def observe(self, name: str, value: torch.Tensor, reach: Interval) -> None:
+    def observe(self, name: str, value: torch.Tensor, reach: Interval, batch: Batch) -> None:
         """Add a batch of a value to its statistics, clipped to what counts of it."""
         if name in self.optional and bool(torch.isnan(value).any()):
             self.lost.add(name)
-        else:
-            self.observers[name].update(within(value, reach))
+            return
+        value = within(value, reach)
+        self.observers[name].update(value)
+        if name in self.extremes and value.numel():
+            rows = self.samples.of(name).to_rows(value)
+            self.extremes[name][batch.index] = extremes_of(rows).double().cpu().numpy()
 
     def add(self, name: str, value: torch.Tensor, batch: Batch) -> None:
         """Add a batch of a layer's output to its sums."""
@@ -147,7 +165,7 @@ class _Watch:
     def result(self) -> Observed:
         """Return the statistics of all values so far."""
         found = {name: each.result() for name, each in self.observers.items() if name not in self.lost}
-        return Observed(found, self.sums)
+        return Observed(found, self.sums, {name: own for name, own in self.extremes.items() if own})
 
 
 class _Look:
@@ -163,7 +181,7 @@ class _Look:
         if name in self._watch.layers:
             self._looks.run((name, "sum"), value, lambda: self._watch.add(name, value, self._batch))
         if name in self._watch.observers and name not in self._within:
-            self._looks.run(name, value, lambda: self._watch.observe(name, value, Interval()))
+            self._looks.run(name, value, lambda: self._watch.observe(name, value, Interval(), self._batch))
         for part, missing, come in self._waiting:
             if name in missing:
                 missing.remove(name)
@@ -177,7 +195,7 @@ class _Look:
         reaches = part.reaches(values)
         for name, reach in reaches.items():
             if name in self._watch.observers:
-                look = functools.partial(self._watch.observe, name, values[name], reach)
+                look = functools.partial(self._watch.observe, name, values[name], reach, self._batch)
                 self._looks.run(name, values[name], look)
 
 
@@ -187,6 +205,8 @@ class ObserveBatches:
 
     name: ClassVar[str] = "observe"
     batches: Sequence[Batch]
+    extremes: bool = False
+    """Whether each sample's smallest and largest values are asked for."""
 
     def run(self, bench: Bench, *stored: StoredRows) -> Observed:
         """Run the float network over the batches."""
@@ -199,8 +219,19 @@ class ObserveBatches:
             device=bench.device,
             held_out=held_out_samples(len(bench.calib)),
             samples=bench.samples,
+            extremes=self.extremes,
             progress=bench.progress,
         )
+
+
+def extremes_of(rows: torch.Tensor) -> torch.Tensor:
+    """Return the smallest and the largest finite value of each row [rows, 2]; zeros of a row that has none."""
+    found = torch.stack(torch.aminmax(rows, dim=1), dim=1)
+    if not bool(torch.isfinite(found).all()):
+        finite = torch.isfinite(rows)
+        low, high = (torch.where(finite, rows, end) for end in (torch.inf, -torch.inf))
+        found = torch.nan_to_num(torch.stack((low.amin(1), high.amax(1)), dim=1), posinf=0.0, neginf=0.0)
+    return found
 
 
 def activation_ranges(plan: Plan, statistics: Mapping[str, Statistics], *, cfg: CalibConfig) -> dict[str, Range]:
@@ -218,8 +249,6 @@ def activation_ranges(plan: Plan, statistics: Mapping[str, Statistics], *, cfg: 
 
 def quantize_model(model: ir.Model, *, plan: Plan, ranges: Mapping[str, Range], cfg: CalibConfig) -> QuantizedModel:
     """Return the scales that follow from the ranges, and every weight rounded to the nearest code."""
-    activations = {name: qparams_of(ranges[name], spec) for name, spec in plan.activations.items()}
-    activations |= {value: activations[source] for value, source in plan.aliases.items()}
     layers = {}
     for name, layer in plan.layers.items():
         weight = array_of(model.graph.initializers[layer.weight]).astype(np.float32)
@@ -229,4 +258,10 @@ def quantize_model(model: ir.Model, *, plan: Plan, ranges: Mapping[str, Range], 
         name: replace(rounded(array_of(model.graph.initializers[name]), None, layer=weight, calib=cfg), target=None)
         for name, weight in plan.recurrent.items()
     }
-    return QuantizedModel(layers=layers, activations=activations, recurrent=recurrent)
+    return QuantizedModel(layers=layers, activations=activation_grids(plan, ranges), recurrent=recurrent)
+
+
+def activation_grids(plan: Plan, ranges: Mapping[str, Range]) -> dict[str, QParams]:
+    """Return the scales and zero points of all quantized activations, by name."""
+    found = {name: qparams_of(ranges[name], spec) for name, spec in plan.activations.items()}
+    return found | {value: found[source] for value, source in plan.aliases.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 
 import onnx_ir as ir
 
@@ -11,6 +11,7 @@ from dipo.graph.accessors import array_of, name_of, sole_consumer
 from dipo.graph.compared_outputs import outputs_in_file
 from dipo.graph.layers import is_layer
 from dipo.graph.operators import Kind, Moves, Operand
+from dipo.graph.scalar_functions import behind_floats
 from dipo.graph.target_spec import TargetSpec
 
 
@@ -24,6 +25,8 @@ def quantized_values(nodes: Iterable[ir.Node], rules: TargetSpec, *, placement: 
             the activation function that they are fused with.
     """
     nodes = list(nodes)
+    if rules.ends_on_codes and placement == "input":
+        nodes = _ending_on_codes(nodes, rules)
     names = {name_of(value) for node in nodes for value in _read(node, rules)}
     made = [_made(node, rules) for node in nodes]
     if rules.quantize_outputs:
@@ -33,6 +36,25 @@ def quantized_values(nodes: Iterable[ir.Node], rules: TargetSpec, *, placement: 
         return names
     fused = {_fused_summand(node, rules) for node in nodes}
     return names | {name_of(value) for value in made if value.uses() and is_float(value) and value not in fused}
+
+
+def _ending_on_codes(nodes: Sequence[ir.Node], rules: TargetSpec) -> list[ir.Node]:
+    """Return the layers, and the other nodes whose output is quantized for a node that stays, at once or rearranged.
+
+    A piece of a function that is computed with floats does not stay.
+    """
+    within = behind_floats(nodes[0].graph, rules) if nodes and nodes[0].graph is not None else set()
+    nodes = [node for node in nodes if node not in within]
+    while True:
+        names = {name_of(value) for node in nodes for value in _read(node, rules)}
+        kept = [node for node in nodes if is_layer(node) or _is_quantized(_made(node, rules), names)]
+        if len(kept) == len(nodes):
+            return kept
+        nodes = kept
+
+
+def _is_quantized(value: ir.Value, names: Container[str]) -> bool:
+    return name_of(value) in names or bool(_pieces(value, names, outputs=False))
 
 
 def is_float(value: ir.Value) -> bool:
@@ -91,14 +113,14 @@ def _made(node: ir.Node, rules: TargetSpec) -> ir.Value:
     return value
 
 
-def _pieces(value: ir.Value, quantized: Container[str]) -> set[ir.Value]:
-    """Return what is moved from a value and quantized behind that, or an output of the network."""
+def _pieces(value: ir.Value, quantized: Container[str], *, outputs: bool = True) -> set[ir.Value]:
+    """Return what is moved from a value and quantized behind that, or an output of the network where these count."""
     found = set()
     for use in value.uses():
         if use.idx == 0 and is_moved(use.node):
             for output in use.node.outputs:
-                ends = name_of(output) in quantized or output.is_graph_output()
-                found |= {output} if ends else _pieces(output, quantized)
+                ends = name_of(output) in quantized or (outputs and output.is_graph_output())
+                found |= {output} if ends else _pieces(output, quantized, outputs=outputs)
     return found
 
 

@@ -46,6 +46,9 @@ class Statistics:
     """Counts [NUM_BINS]: bins[i] values lie in [(i - 2048) * width, (i - 2047) * width)."""
     infinite: int = 0
     """Number of infinite values, which nothing else counts."""
+    room: tuple[float, float] = (1.0, 1.0)
+    """Factors on both ends of a range that is chosen from these statistics, see `dipo.algo.headroom`; of parts that
+    merge, only those of the whole count."""
 
     @classmethod
     def empty(cls) -> Statistics:
@@ -91,7 +94,11 @@ class Statistics:
             "exponent": np.asarray(self.exponent, np.int32),
             "bins": self.bins,
         }
-        return arrays | ({"infinite": np.asarray(self.infinite, np.int64)} if self.infinite else {})
+        if self.infinite:
+            arrays["infinite"] = np.asarray(self.infinite, np.int64)
+        if self.room != (1.0, 1.0):
+            arrays["room"] = np.asarray(self.room, np.float64)
+        return arrays
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Statistics:
@@ -102,7 +109,8 @@ class Statistics:
         """
         expected = {"count": (), "min": (), "max": (), "exponent": (), "bins": (NUM_BINS,)}
         found = {key: array.shape for key, array in arrays.items()}
-        if found != expected | ({"infinite": ()} if "infinite" in found else {}):
+        optional = {"infinite": (), "room": (2,)}
+        if found != expected | {key: shape for key, shape in optional.items() if key in found}:
             raise UserError(
                 f"stored statistics are damaged or of another version: expected arrays of shapes {expected}, "
                 f"found {found}; calibrate again in a new run folder"
@@ -114,6 +122,7 @@ class Statistics:
             exponent=int(arrays["exponent"].item()),
             bins=arrays["bins"].astype(np.int64),
             infinite=int(arrays["infinite"].item()) if "infinite" in arrays else 0,
+            room=(float(arrays["room"][0]), float(arrays["room"][1])) if "room" in arrays else (1.0, 1.0),
         )
 
 

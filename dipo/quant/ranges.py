@@ -31,7 +31,7 @@ _TINY = np.finfo(np.float32).tiny
 def activation_range(
     stats: Statistics, spec: QuantSpec, *, method: str, percentile: float = 99.99, name: str = "a tensor"
 ) -> Range:
-    """Return the range of a tensor, from its statistics.
+    """Return the range of a tensor, from its statistics, with the room that these ask for.
 
     Args:
         stats: Statistics of the tensor.
@@ -54,7 +54,9 @@ def activation_range(
         raise UserError(f"{name}: no value was observed, so it has no range; give calibration samples that reach it")
     choose = RANGE_METHODS[method].choose
     assert choose is not None, method
-    return choose(stats, spec, percentile)
+    found = choose(stats, spec, percentile)
+    low, high = stats.room
+    return Range(found.min * low, found.max * high)
 
 
 def minmax_range(stats: Statistics) -> Range:

@@ -28,6 +28,7 @@ EVENTS: Mapping[str, tuple[str, ...]] = {
     "stage_begins": ("stage",),
     "stage_ends": ("stage", "seconds"),
     "unit_ends": ("step", "index", "name", "steps", "loss_first", "loss_last", "seconds", "steps_per_second"),
+    "headroom_judged": ("share", "gain_db"),
     "step_judged": ("step", "samples", "gain_db", "kept"),
     "worker_starts": ("worker", "node"),
     "worker_dies": ("worker", "reason"),

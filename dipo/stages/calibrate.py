@@ -7,11 +7,13 @@ import functools
 from dipo.algo.calibrate import Calibration, ObserveBatches, Observed, activation_ranges, quantize_model
 from dipo.algo.data_free import data_free_ranges
 from dipo.algo.step import NetworkState
+from dipo.algo.tables import with_tables
 from dipo.export.targets import TARGETS
 from dipo.graph.plan import QuantizedModel
 from dipo.run import DamagedFileError
 from dipo.stages.checkpoint import STATISTICS, load_calibration, save_calibration, tell_of_damage
 from dipo.stages.context import Context
+from dipo.stages.headroom import asks_for_headroom, with_headroom
 
 
 def calibrate(context: Context, *, observe: bool) -> NetworkState:
@@ -21,9 +23,13 @@ def calibrate(context: Context, *, observe: bool) -> NetworkState:
         context: The job.
         observe: Run the samples through the float network; else ranges come from BatchNormalization's statistics.
     """
-    calibration = _observed(context) if observe else Calibration({}, {})
+    known = _kept(context) if observe else Calibration({}, {})
+    calibration = _observed(context) if known is None else known
     with context.stage("ranges"):
         quantized = _quantize(context, calibration)
+    if known is None:
+        calibration, quantized = with_headroom(context, calibration, quantized)
+        save_calibration(context.folder, calibration)
     config, loaded = context.config, context.loaded
     return NetworkState(
         model=loaded.model,
@@ -40,22 +46,29 @@ def calibrate(context: Context, *, observe: bool) -> NetworkState:
     )
 
 
-def _observed(context: Context) -> Calibration:
-    """Return the statistics of one pass over the samples, or those that the run folder has.
-
-    The samples are sharded; the workers' statistics merge exactly.
-    """
+def _kept(context: Context) -> Calibration | None:
+    """Return the statistics that the run folder has; None where it has none that can be read."""
     if context.folder.has(STATISTICS):
         try:
             return load_calibration(context.folder)
         except DamagedFileError:
             tell_of_damage(context, STATISTICS)
+    return None
+
+
+def _observed(context: Context) -> Calibration:
+    """Return the statistics of one pass over the samples, and of the tables that are read.
+
+    The samples are sharded; the workers' statistics merge exactly.
+    """
     num_samples = len(context.loaded.data.calib)
+    extremes = asks_for_headroom(context)
     with context.stage("calibrate"):
-        parts = context.over_samples(ObserveBatches, title="calibrate", num_samples=num_samples)
-    calibration = functools.reduce(Observed.merge, parts).calibration()
-    save_calibration(context.folder, calibration)
-    return calibration
+        parts = context.over_samples(
+            lambda batches: ObserveBatches(batches, extremes), title="calibrate", num_samples=num_samples
+        )
+    observed = functools.reduce(Observed.merge, parts).calibration()
+    return with_tables(observed, context.loaded.model)
 
 
 def _quantize(context: Context, calibration: Calibration) -> QuantizedModel:

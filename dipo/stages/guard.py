@@ -100,14 +100,19 @@ class NetworkGuard:
         """Return the sum of the squared errors of each of the network's outputs on the samples that judge, by name."""
         if self._known is not None and self._known[0] is quantized:
             return self._known[1]
-        shared, samples = self.context.share(quantized), Picked(self.context.loaded.data.calib, self.samples)
-        parts = self.context.over_samples(
-            lambda batches: SimulateBatches(batches, samples, shared, 0), title="judge", num_samples=len(samples)
-        )
-        return {
-            name: squared_error(*(np.concatenate(each) for each in zip(*_outputs(parts, name), strict=True)))
-            for name in parts[0].fp_outputs
-        }
+        return output_errors(self.context, quantized, self.samples)
+
+
+def output_errors(context: Context, quantized: QuantizedModel, samples: Sequence[int]) -> dict[str, float]:
+    """Return the sum of the squared errors of each of the network's outputs on some calibration samples, by name."""
+    shared, picked = context.share(quantized), Picked(context.loaded.data.calib, samples)
+    parts = context.over_samples(
+        lambda batches: SimulateBatches(batches, picked, shared, 0), title="judge", num_samples=len(picked)
+    )
+    return {
+        name: squared_error(*(np.concatenate(each) for each in zip(*_outputs(parts, name), strict=True)))
+        for name in parts[0].fp_outputs
+    }
 
 
 def _outputs(parts: Sequence[Simulated], name: str) -> list[tuple[NDArray[Any], NDArray[Any]]]:

@@ -52,6 +52,7 @@ class OnnxRuntime(Target[TargetOptions]):
         int32_bias=True,
         fuse_residual_add=False,
         int8_kernels=True,
+        ends_on_codes=True,
         any_act_grid=True,
         weight_blocks=frozenset({"Conv", "Gemm", "MatMul"}),
         recurrent_weights=True,
