@@ -17,21 +17,58 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dipo.quant.spec import Range
 
 TAIL = 4
 """Number k of the largest extremes that the tail's scale is taken from."""
 EXCEEDED = (0.01, 0.001)
 """Shares p of samples that may reach beyond a range: the room that is tried."""
-LEAST_SAMPLES = 4
-"""Fewer samples than these say nothing of a tail."""
+LEAST_SAMPLES, MOST_SAMPLES = 4, 98
+"""Fewer samples say nothing of a tail; of more, less than one in 100 reaches beyond what was seen."""
 
 
-def shares_to_try(num_samples: int) -> list[float]:
-    """Return the shares p that a number of samples does not show already."""
-    return [p for p in EXCEEDED if num_samples >= LEAST_SAMPLES and p * (num_samples + 1) < 1]
+@dataclass(frozen=True)
+class Room:
+    """How much room there is beyond what a method made of some samples."""
+
+    share: float = 1.0
+    """Share p of samples that may reach beyond; 1 for no room."""
+    from_seen: bool = False
+    """Whether it begins at all that was seen, where the method cut off what is rare: of few samples, what is rare was
+    hardly seen."""
+
+    def factors(self, ends: Range, extremes: NDArray[np.float64], *, samples: Sequence[int]) -> tuple[float, float]:
+        """Return the factors on both ends of a range of all samples: to what some of them show, with room for others.
+
+        Args:
+            ends: The range of all samples, as the method has it; its ends keep their proportion to what was seen.
+            extremes: Smallest and largest value of each sample [samples, 2].
+            samples: The samples that count.
+        """
+        low, high = np.maximum(extremes * [-1, 1], 0).T
+        return self._factor(-ends.min, low, samples), self._factor(ends.max, high, samples)
+
+    def _factor(self, end: float, side: NDArray[np.float64], samples: Sequence[int]) -> float:
+        part, whole = side[list(samples)], float(side.max())
+        if whole <= 0 or end <= 0:
+            return 1.0
+        begins = max(1.0, whole / end) if self.from_seen else 1.0
+        return begins * float(part.max()) / whole * reach(part, share=self.share)
+
+
+AS_IT_IS = Room()
+ROOMS = tuple(Room(share, from_seen) for from_seen in (False, True) for share in (1.0, *EXCEEDED))
+"""What is tried, without room first."""
+
+
+def are_few(num_samples: int) -> bool:
+    """Return whether room beyond a number of samples is worth to be tried."""
+    return LEAST_SAMPLES <= num_samples <= MOST_SAMPLES
 
 
 def reach(extremes: NDArray[np.float64], *, share: float) -> float:
@@ -49,22 +86,3 @@ def reach(extremes: NDArray[np.float64], *, share: float) -> float:
         return 1.0
     sigma = float((largest[:tail] - largest[tail]).mean())
     return 1 + sigma * max(0.0, -math.log(share * (len(extremes) + 1))) / float(largest[0])
-
-
-def room(extremes: NDArray[np.float64], *, seen: Sequence[int], share: float) -> tuple[float, float]:
-    """Return the factors on both ends of a range of all samples: to what some of them show, with room for others.
-
-    A range's ends keep their proportion to the largest value seen, whichever method chose them.
-
-    Args:
-        extremes: Smallest and largest value of each sample [samples, 2].
-        seen: The samples that count.
-        share: The share of samples that may reach beyond; 1 for no room.
-    """
-    low, high = np.maximum(extremes * [-1, 1], 0).T
-    return _factor(low, seen, share), _factor(high, seen, share)
-
-
-def _factor(side: NDArray[np.float64], seen: Sequence[int], share: float) -> float:
-    part, whole = side[list(seen)], float(side.max())
-    return float(part.max()) / whole * reach(part, share=share) if whole > 0 else 1.0

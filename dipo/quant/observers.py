@@ -22,6 +22,9 @@ NUM_BINS = 4096
 MIN_EXPONENT = -126
 """Exponent of the narrowest bin, float32's smallest normal number: the factor onto bins, 2^126, is finite."""
 
+NO_ROOM = (1.0, 1.0)
+"""Of a range as it is."""
+
 _HALF = NUM_BINS // 2
 _HALF_BITS = _HALF.bit_length() - 1
 _CPU_CHUNK = 1 << 17
@@ -46,7 +49,7 @@ class Statistics:
     """Counts [NUM_BINS]: bins[i] values lie in [(i - 2048) * width, (i - 2047) * width)."""
     infinite: int = 0
     """Number of infinite values, which nothing else counts."""
-    room: tuple[float, float] = (1.0, 1.0)
+    room: tuple[float, float] = NO_ROOM
     """Factors on both ends of a range that is chosen from these statistics, see `dipo.algo.headroom`; of parts that
     merge, only those of the whole count."""
 
@@ -96,7 +99,7 @@ class Statistics:
         }
         if self.infinite:
             arrays["infinite"] = np.asarray(self.infinite, np.int64)
-        if self.room != (1.0, 1.0):
+        if self.room != NO_ROOM:
             arrays["room"] = np.asarray(self.room, np.float64)
         return arrays
 
@@ -122,7 +125,7 @@ class Statistics:
             exponent=int(arrays["exponent"].item()),
             bins=arrays["bins"].astype(np.int64),
             infinite=int(arrays["infinite"].item()) if "infinite" in arrays else 0,
-            room=(float(arrays["room"][0]), float(arrays["room"][1])) if "room" in arrays else (1.0, 1.0),
+            room=(float(arrays["room"][0]), float(arrays["room"][1])) if "room" in arrays else NO_ROOM,
         )
 
 

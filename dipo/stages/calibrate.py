@@ -6,6 +6,7 @@ import functools
 
 from dipo.algo.calibrate import Calibration, ObserveBatches, Observed, activation_ranges, quantize_model
 from dipo.algo.data_free import data_free_ranges
+from dipo.algo.headroom import are_few
 from dipo.algo.step import NetworkState
 from dipo.algo.tables import with_tables
 from dipo.export.targets import TARGETS
@@ -13,7 +14,7 @@ from dipo.graph.plan import QuantizedModel
 from dipo.run import DamagedFileError
 from dipo.stages.checkpoint import STATISTICS, load_calibration, save_calibration, tell_of_damage
 from dipo.stages.context import Context
-from dipo.stages.headroom import asks_for_headroom, with_headroom
+from dipo.stages.headroom import with_headroom, without_room
 
 
 def calibrate(context: Context, *, observe: bool) -> NetworkState:
@@ -23,11 +24,13 @@ def calibrate(context: Context, *, observe: bool) -> NetworkState:
         context: The job.
         observe: Run the samples through the float network; else ranges come from BatchNormalization's statistics.
     """
-    known = _kept(context) if observe else Calibration({}, {})
-    calibration = _observed(context) if known is None else known
+    calibration = Calibration({}, {})
+    if observe:
+        calibration = _kept(context) or _observed(context)
     with context.stage("ranges"):
         quantized = _quantize(context, calibration)
-    if known is None:
+    if observe:
+        # Behind the ranges, on which the room depends; a resumed run may have them chosen otherwise.
         calibration, quantized = with_headroom(context, calibration, quantized)
         save_calibration(context.folder, calibration)
     config, loaded = context.config, context.loaded
@@ -47,10 +50,10 @@ def calibrate(context: Context, *, observe: bool) -> NetworkState:
 
 
 def _kept(context: Context) -> Calibration | None:
-    """Return the statistics that the run folder has; None where it has none that can be read."""
+    """Return the statistics that the run folder has, without room; None where it has none that can be read."""
     if context.folder.has(STATISTICS):
         try:
-            return load_calibration(context.folder)
+            return without_room(load_calibration(context.folder))
         except DamagedFileError:
             tell_of_damage(context, STATISTICS)
     return None
@@ -62,10 +65,10 @@ def _observed(context: Context) -> Calibration:
     The samples are sharded; the workers' statistics merge exactly.
     """
     num_samples = len(context.loaded.data.calib)
-    extremes = asks_for_headroom(context)
+    few = are_few(num_samples)
     with context.stage("calibrate"):
         parts = context.over_samples(
-            lambda batches: ObserveBatches(batches, extremes), title="calibrate", num_samples=num_samples
+            lambda batches: ObserveBatches(batches, extremes=few), title="calibrate", num_samples=num_samples
         )
     observed = functools.reduce(Observed.merge, parts).calibration()
     return with_tables(observed, context.loaded.model)

@@ -26,13 +26,15 @@ log = logging.getLogger("dipo")
 
 STATISTICS = "statistics.safetensors"
 MEANS = "channel_means"
+EXTREMES = "extremes"
 
 
 def save_calibration(folder: RunFolder, seen: Calibration) -> None:
     """Write the statistics of calibration."""
     arrays = {f"{name}/{key}": a for name, stats in seen.statistics.items() for key, a in stats.to_arrays().items()}
     means = {f"{name}/{MEANS}": means.to_array() for name, means in seen.channel_means.items()}
-    folder.write_arrays(STATISTICS, arrays | means)
+    extremes = {f"{name}/{EXTREMES}": each for name, each in seen.extremes.items()}
+    folder.write_arrays(STATISTICS, arrays | means | extremes)
 
 
 def load_calibration(folder: RunFolder) -> Calibration:
@@ -44,7 +46,8 @@ def load_calibration(folder: RunFolder) -> Calibration:
     arrays, _ = folder.read_arrays(STATISTICS)
     parts = by_name(arrays)
     means = {name: ChannelMeans.from_array(own.pop(MEANS)) for name, own in parts.items() if MEANS in own}
-    return Calibration({name: Statistics.from_arrays(own) for name, own in parts.items() if own}, means)
+    extremes = {name: own.pop(EXTREMES) for name, own in parts.items() if EXTREMES in own}
+    return Calibration({name: Statistics.from_arrays(own) for name, own in parts.items() if own}, means, extremes)
 
 
 @dataclass(frozen=True)

@@ -7,30 +7,27 @@ without, are judged on the other half, and the other way round.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from dipo.algo.calibrate import Calibration, activation_grids, activation_ranges
-from dipo.algo.headroom import room, shares_to_try
+from dipo.algo.headroom import AS_IT_IS, ROOMS, Room
 from dipo.algo.judgement import Judgement
 from dipo.export.targets import TARGETS
 from dipo.graph.plan import QuantizedModel
+from dipo.quant.observers import NO_ROOM
+from dipo.quant.ranges import minmax_range
+from dipo.report.report import Note
 from dipo.stages.context import Context
 from dipo.stages.guard import output_errors
 
 log = logging.getLogger("dipo")
 
-NO_ROOM = 1.0
-
-
-def asks_for_headroom(context: Context) -> bool:
-    """Return whether each sample's extremes are needed: where ranges follow from few samples of the user's."""
-    calib, loaded = context.config.calib, context.loaded
-    if calib.headroom == "none" or not calib.reads_statistics or not loaded.has_samples:
-        return False
-    return bool(loaded.plan.activations and shares_to_try(len(loaded.data.calib)))
+CLOSE_DB = 1.0
+"""Gains that differ by less are alike: eight samples do not tell them apart."""
 
 
 def with_headroom(
@@ -43,50 +40,77 @@ def with_headroom(
         calibration: The statistics, without room; with each sample's extremes where samples are few.
         quantized: The network with the ranges that follow from them.
     """
-    if not calibration.extremes:
+    calib, loaded = context.config.calib, context.loaded
+    asked = calib.headroom == "auto" and calib.reads_statistics and loaded.has_samples
+    if not (asked and calibration.extremes and loaded.plan.activations):
         return calibration, quantized
-    num_samples = len(context.loaded.data.calib)
-    order = np.random.default_rng(num_samples).permutation(num_samples)
-    halves = [sorted(order[::2].tolist()), sorted(order[1::2].tolist())]
-    errors = {
-        share: _errors(context, calibration, quantized, halves=halves, share=share)
-        for share in (NO_ROOM, *shares_to_try(num_samples))
-    }
-    judged = {share: Judgement.of(errors[NO_ROOM], own) for share, own in errors.items()}
-    best = max(judged, key=lambda share: judged[share].gain_db if judged[share].kept else 0.0)
-    log.info("room beyond the ranges: %s", {share: round(each.gain_db, 2) for share, each in judged.items()})
-    context.events.emit("headroom_judged", share=best, gain_db=round(judged[best].gain_db, 3))
-    if best == NO_ROOM:
+    trial = _Trial(context, calibration, quantized)
+    with context.stage("headroom"):
+        errors = {room: trial.errors(room) for room in ROOMS}
+    judged = {room: Judgement.of(errors[AS_IT_IS], own) for room, own in errors.items()}
+    best = _safest({room: each.gain_db for room, each in judged.items() if each.kept or room == AS_IT_IS})
+    log.info("room beyond the ranges: %s", {room: round(each.gain_db, 2) for room, each in judged.items()})
+    context.events.emit("headroom_judged", share=best.share, gain_db=round(judged[best].gain_db, 3))
+    if best == AS_IT_IS:
         return calibration, quantized
-    roomy = _with_room(calibration, seen=range(num_samples), share=best)
-    return roomy, _requantized(context, roomy, quantized)
+    roomy = trial.with_room(best, range(len(loaded.data.calib)))
+    return roomy, trial.requantized(roomy)
 
 
-def _errors(
-    context: Context, calibration: Calibration, quantized: QuantizedModel, *, halves: list[list[int]], share: float
-) -> dict[str, float]:
-    """Return the outputs' squared errors, each half of the samples with the ranges of the other."""
-    total: dict[str, float] = {}
-    for seen, unseen in (halves, halves[::-1]):
-        candidate = _requantized(context, _with_room(calibration, seen=seen, share=share), quantized)
-        for name, error in output_errors(context, candidate, unseen).items():
-            total[name] = total.get(name, 0.0) + error
-    return total
+def without_room(calibration: Calibration) -> Calibration:
+    """Return the statistics as they were seen."""
+    plain = {name: replace(own, room=NO_ROOM) for name, own in calibration.statistics.items()}
+    return replace(calibration, statistics=plain)
 
 
-def _with_room(calibration: Calibration, *, seen: Sequence[int], share: float) -> Calibration:
-    statistics = {
-        name: replace(own, room=room(calibration.extremes[name], seen=seen, share=share))
-        if name in calibration.extremes
-        else own
-        for name, own in calibration.statistics.items()
-    }
-    return replace(calibration, statistics=statistics)
+def note_of(calibration: Calibration, *, num_samples: int) -> list[Note]:
+    """Return what the report says of the room that ranges have."""
+    wider = [max(own.room) for own in calibration.statistics.values() if own.room != NO_ROOM]
+    if not wider:
+        return []
+    what = (
+        f"ranges are {statistics.median(wider):.2f} times as wide as {num_samples} samples show them (the median), for "
+        "those of either half served the other half worse; more samples tell better, calib.headroom=none leaves them"
+    )
+    return [Note("calibration", what)]
 
 
-def _requantized(context: Context, calibration: Calibration, quantized: QuantizedModel) -> QuantizedModel:
-    """Return the network with the activations' grids that follow from statistics, and the weights that it has."""
-    config, loaded = context.config, context.loaded
-    ranges = activation_ranges(loaded.plan, calibration.statistics, cfg=config.calib)
-    found = replace(quantized, activations=activation_grids(loaded.plan, ranges))
-    return TARGETS[config.platform.name].on_grids(loaded.model, found)
+def _safest(gains: Mapping[Room, float]) -> Room:
+    """Return the widest of those that gain about the most: the few samples that judge show little of what is rare."""
+    close = [room for room, gain in gains.items() if gain >= max(gains.values()) - CLOSE_DB]
+    return min(close, key=lambda room: (room.share, not room.from_seen))
+
+
+class _Trial:
+    """The calibrated network, tried with other ranges."""
+
+    def __init__(self, context: Context, calibration: Calibration, quantized: QuantizedModel) -> None:
+        self._context, self._calibration, self._quantized = context, calibration, quantized
+        # Without grids that the target forces on several values: how far a value's range reaches is its own matter.
+        self._ranges = activation_ranges(context.loaded.plan, calibration.statistics, cfg=context.config.calib)
+        order = np.random.default_rng(len(context.loaded.data.calib)).permutation(len(context.loaded.data.calib))
+        self._halves = (sorted(order[::2].tolist()), sorted(order[1::2].tolist()))
+
+    def errors(self, room: Room) -> dict[str, float]:
+        """Return the outputs' squared errors, each half of the samples with the ranges of the other."""
+        total: dict[str, float] = {}
+        for seen, unseen in (self._halves, self._halves[::-1]):
+            candidate = self.requantized(self.with_room(room, seen))
+            for name, error in output_errors(self._context, candidate, unseen).items():
+                total[name] = total.get(name, 0.0) + error
+        return total
+
+    def with_room(self, room: Room, samples: Sequence[int]) -> Calibration:
+        """Return the statistics as some of the samples show them, with room."""
+        found = dict(self._calibration.statistics)
+        for name, extremes in self._calibration.extremes.items():
+            ends = self._ranges.get(name) or minmax_range(found[name])
+            found[name] = replace(found[name], room=room.factors(ends, extremes, samples=samples))
+        return replace(self._calibration, statistics=found)
+
+    def requantized(self, calibration: Calibration) -> QuantizedModel:
+        """Return the network with the activations' grids that follow from statistics, and the weights that it has."""
+        config, loaded = self._context.config, self._context.loaded
+        ranges = activation_ranges(loaded.plan, calibration.statistics, cfg=config.calib)
+        found = replace(self._quantized, activations=activation_grids(loaded.plan, ranges))
+        return TARGETS[config.platform.name].on_grids(loaded.model, found)

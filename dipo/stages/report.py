@@ -27,6 +27,7 @@ from dipo.report.report import ConcatRow, EqualizedRow, LayerRow, Note, Report
 from dipo.stages.census import network_facts, sample_shapes
 from dipo.stages.context import Context
 from dipo.stages.evaluate import Evaluation, written_model
+from dipo.stages.headroom import note_of
 from dipo.stages.load import JobInputs
 from dipo.stages.lost_values import join_resolutions, lost_values
 from dipo.stages.transform import Transformed
@@ -141,7 +142,8 @@ def _evaluated_on(loaded: JobInputs) -> str:
 def _notes(loaded: JobInputs, calibration: Calibration) -> list[Note]:
     """Return notes on peculiarities of the network and on layers that were not equalized."""
     odd = [Note(found.name, found.what) for found in diagnose(loaded.model, loaded.plan, calibration.statistics)]
-    return odd + [Note(refusal.where, f"equalization: {refusal.reason}") for refusal in loaded.change.refusals]
+    room = note_of(calibration, num_samples=len(loaded.data.calib))
+    return odd + room + [Note(refusal.where, f"equalization: {refusal.reason}") for refusal in loaded.change.refusals]
 
 
 def _in_runtime(region: RegionRow) -> str:

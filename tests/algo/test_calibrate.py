@@ -4,14 +4,21 @@ import itertools
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
+from networks import network, saved
 
-from dipo.algo.calibrate import Observed, activation_ranges, quantize_model
+from dipo.algo.activation_cache import cut
+from dipo.algo.calibrate import Observed, activation_ranges, observe, quantize_model
 from dipo.algo.diagnostics import diagnose
 from dipo.algo.held_out import held_out_samples
+from dipo.algo.tables import with_tables
 from dipo.errors import UserError
+from dipo.export.targets import TARGETS
+from dipo.graph.load import load
+from dipo.graph.plan import make_plan
 from dipo.quant.range_methods import RANGE_METHODS
 from dipo.quant.ranges import WEIGHT_METHODS
-from dipo.recipe import CalibConfig
+from dipo.recipe import CalibConfig, PrecisionConfig
 
 METHODS = [name for name, method in RANGE_METHODS.items() if method.reads_statistics]
 
@@ -125,3 +132,20 @@ def test_no_more_than_a_batch_has_to_be_held(make_case, monkeypatch):
         assert stats.same_as(held.statistics[name]), name
     for name, mean in case.observed.calibration().channel_means.items():
         assert np.array_equal(mean.every, held.calibration().channel_means[name].every)
+
+
+def test_what_is_read_from_a_table_has_the_range_of_the_table(tmp_path):
+    model = load(saved(network(
+        """(int64[N,2] words) => (float[N,2,3] y) {
+          a = Gather(table, words)
+          y = MatMul(a, w)
+        }""",
+        table=np.array([[1, 2, 3], [-4, 0, 1], [9, -7, 2]], np.float32), w=(3, 3),
+    ), tmp_path))  # fmt: skip
+    plan = make_plan(model, TARGETS["ort"].spec, PrecisionConfig())
+    words = torch.zeros(4, 2, dtype=torch.int64)
+    seen = observe(model, plan=plan, batches=cut(4, 4), inputs=lambda _: {"words": words}, device=torch.device("cpu"))
+    before, after = seen.calibration(), with_tables(seen.calibration(), model)
+    assert (before.statistics["a"].min, before.statistics["a"].max) == (1, 3)
+    assert (after.statistics["a"].min, after.statistics["a"].max) == (-7, 9)
+    assert after.statistics["a"].count == 4 * 2 * 3 + 9

@@ -414,3 +414,46 @@ def test_layers_around_a_residual_sum_are_neither_first_nor_last(plan_of):
     )  # fmt: skip
     plan = plan_of(model)
     assert {name: layer.spec.bits for name, layer in plan.layers.items()} == {"up": 8, "down": 4, "up2": 4, "down2": 8}
+
+
+GELU = """(float[N,4] x) => (float[N,4] y, float[N,4] z) {
+  [first] a = MatMul(x, w1)
+  b = Add(a, bias)
+  c = Div(b, root)
+  d = Erf(c)
+  e = Add(d, one)
+  f = Mul(b, e)
+  g = Mul(f, half)
+  [second] h = MatMul(g, w2)
+  y = Add(h, x)
+  z = Mul(y, h)
+}"""
+GELU_WEIGHTS = {
+    "w1": (4, 4),
+    "w2": (4, 4),
+    "bias": (4,),
+    "root": np.float32(1.4),
+    "one": np.float32(1),
+    "half": np.float32(0.5),
+}
+
+
+def test_a_function_with_a_piece_that_has_no_integer_kernel_is_not_rounded_within(plan_of):
+    """What only leads to outputs or to float kernels stays float too: an integer kernel ends on codes."""
+    assert set(plan_of(network(GELU, **GELU_WEIGHTS)).activations) == {"x", "g"}
+    assert set(plan_of(network(GELU, **GELU_WEIGHTS), platform="qnn").activations) > {"x", "b", "d", "e", "f", "g"}
+
+
+def test_a_sum_whose_result_is_read_by_a_layer_has_codes_on_both_sides(plan_of):
+    model = network(
+        """(float[N,4] x) => (float[N,4] y) {
+          a = MatMul(x, w1)
+          b = Add(a, x)
+          c = Reshape(b, shape)
+          y = MatMul(c, w2)
+        }""",
+        w1=(4, 4),
+        w2=(4, 4),
+        shape=np.array([-1, 4]),
+    )
+    assert {"x", "a", "c"} <= set(plan_of(model).activations) | set(plan_of(model).aliases)
