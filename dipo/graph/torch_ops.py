@@ -8,7 +8,7 @@ from dipo.errors import UserError
 from dipo.graph import operators
 from dipo.graph.operators import Kind
 from dipo.graph.ops.reader import NodeReader, TorchOp
-from dipo.graph.ops.types import COMPUTED, DTYPES
+from dipo.graph.ops.types import COMPUTED, CONVERTED, LOW
 
 
 def bind(node: ir.Node, opset: int) -> TorchOp:
@@ -42,14 +42,17 @@ def bind(node: ir.Node, opset: int) -> TorchOp:
 def _refuse_types(reader: NodeReader) -> None:
     """Refuse values of types that torch does not compute with; types that are not known pass."""
     node = reader.node
-    known = COMPUTED if operators.of(node).kind is not Kind.CONVERSION else DTYPES
+    known = COMPUTED if operators.of(node).kind is not Kind.CONVERSION else COMPUTED | CONVERTED
     for value in (*node.inputs, *node.outputs):
         if value is not None and value.dtype is not None and value.dtype.name not in known:
             raise reader.refusal(f"'{value.name}' is of type {value.dtype.name}, which torch does not compute with")
 
 
 def supported(node: ir.Node, opset: int | None = None) -> bool:
-    """Return whether `bind` would succeed.
+    """Return whether torch computes a node of a network: `bind` takes it, and all that share its low types.
+
+    A value of a type that numpy lacks passes between torch's conversions only, not from or to ONNX Runtime, a constant
+    or the network's inputs and outputs.
 
     Args:
         node: The node.
@@ -57,11 +60,37 @@ def supported(node: ir.Node, opset: int | None = None) -> bool:
     """
     if opset is None:
         opset = _imported_opset(node)
+    return all(_binds(each, opset) and not _meets_outside(each) for each in _sharing_low_types(node))
+
+
+def _binds(node: ir.Node, opset: int) -> bool:
     try:
         bind(node, opset)
     except UserError:
         return False
     return True
+
+
+def _sharing_low_types(node: ir.Node) -> list[ir.Node]:
+    """Return the node, and those that values of low types lead to from it."""
+    found = {node: None}
+    todo = [node]
+    while todo:
+        for value in _low_values(todo.pop()):
+            maker = value.producer()
+            near = [*value.consumers(), *([] if maker is None else [maker])]
+            todo += [each for each in near if each not in found]
+            found.update(dict.fromkeys(near))
+    return list(found)
+
+
+def _low_values(node: ir.Node) -> list[ir.Value]:
+    values = (value for value in (*node.inputs, *node.outputs) if value is not None)
+    return [value for value in values if value.dtype is not None and value.dtype.name in LOW]
+
+
+def _meets_outside(node: ir.Node) -> bool:
+    return any(value.producer() is None or value.is_graph_output() for value in _low_values(node))
 
 
 def _imported_opset(node: ir.Node) -> int:

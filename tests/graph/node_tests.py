@@ -20,6 +20,7 @@ from onnx import numpy_helper
 from dipo.errors import UserError
 from dipo.graph import operators
 from dipo.graph.operators import Kind
+from dipo.graph.ops.types import HELD
 from dipo.graph.torch_ops import bind
 
 Arrays = Sequence[Any]
@@ -110,7 +111,8 @@ def in_torch(test: NodeTest, *, constant: bool) -> list[Arrays] | None:
         results = function(*arguments)
         assert all(map(_equal, arguments, before)), f"{test.name}: an argument was changed"
         results = results if isinstance(results, tuple) else (results,)
-        made.append([_to_array(y) for y, value in zip(results, node.outputs, strict=False) if value.name])
+        named = zip(results, node.outputs, strict=False)
+        made.append([_to_array(y, value.dtype) for y, value in named if value.name])
     return made
 
 
@@ -172,6 +174,8 @@ _BY_BITS = {
     "float8_e5m2fnuz": (np.uint8, torch.float8_e5m2fnuz),
 }
 """Types that numpy and torch exchange as integers: these, and torch's own."""
+_HELD = {ir.DataType[name].numpy().name: name for name in HELD}
+"""Names of the types that torch holds in others, by numpy's."""
 _PLAIN = {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
           "float16", "float32", "float64"}  # fmt: skip
 
@@ -182,10 +186,16 @@ def _to_tensor(value: Any) -> torch.Tensor | None:
     if name in _BY_BITS:
         bits, dtype = _BY_BITS[name]
         return torch.from_numpy(value.view(bits).copy()).view(dtype)
+    if name in _HELD:
+        return torch.from_numpy(value.astype(np.float32)).to(HELD[_HELD[name]])
     return torch.from_numpy(np.array(value)) if name in _PLAIN else None
 
 
-def _to_array(tensor: torch.Tensor) -> np.ndarray:
+def _to_array(tensor: torch.Tensor, kind: ir.DataType | None) -> np.ndarray:
+    if kind is not None and kind.name in HELD:
+        numbers = tensor.numpy().astype(kind.numpy())
+        assert np.array_equal(numbers.astype(np.float32), tensor.float().numpy()), f"no values of {kind.name}"
+        return numbers
     for name, (bits, dtype) in _BY_BITS.items():
         if tensor.dtype == dtype:
             import ml_dtypes
