@@ -6,6 +6,7 @@ import pytest
 import torch
 from networks import images, network, saved, tiny_cnn
 
+from dipo.errors import UserError
 from dipo.export.runtime import run_model
 from dipo.graph.accessors import node_name
 from dipo.graph.load import load
@@ -149,6 +150,14 @@ def test_a_scan_whose_subgraph_declares_no_shapes_runs(tmp_path):
     for num in (1, 3):
         x = torch.randn(num, 5, 4, generator=torch.Generator().manual_seed(0))
         torch.testing.assert_close(module({"x": x})["y"], x.sum(1, keepdim=True) + x.cumsum(1))
+
+
+def test_an_index_beyond_its_table_is_told_of_by_its_node(tmp_path):
+    text = "(int64[N,3] ids) => (float[N,3,4] y) { [look_up] y = Gather(table, ids) }"
+    module = GraphModule(load(saved(network(text, table=(10, 4)), tmp_path)))
+    assert module({"ids": torch.tensor([[0, -10, 9]])})["y"].shape == (1, 3, 4)
+    with pytest.raises(UserError, match=r"'look_up' is asked for a row that is not there \(.*10.*\)"):
+        module({"ids": torch.tensor([[0, 1, 10]])})
 
 
 def test_operators_that_torch_lacks_run_in_onnx_runtime_together(tmp_path):
