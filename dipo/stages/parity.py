@@ -154,7 +154,7 @@ def _cannot_run(who: str, error: Exception, path: Path) -> UserError:
     if who != RUNTIME:
         remedy = f"though {RUNTIME} can, end the model in front of what it names, or report it"
     elif _UNREGISTERED in reason:
-        remedy = "give the shared library that has this operator as model.op_library"
+        remedy = "give the shared library that has this operator as model.op_library, and its domain as it has it"
     else:
         remedy = "see that the file and the samples are ones that it runs"
     return UserError(f"model.path={path}: {who} cannot run the float network on the samples ({reason}), {remedy}")
