@@ -76,18 +76,6 @@ def test_a_model_with_an_operator_that_nobody_knows(complaint, tmp_path):
     assert "model.op_library" in message
 
 
-def test_a_model_with_a_batch_that_nothing_frees(complaint, tmp_path):
-    model = network(
-        """(float[2,3,8,8] image) => (float[2,3,8,16] y) {
-          [conv] a = Conv(image, w)
-          [join] y = Concat<axis=3>(a, token)
-        }""",
-        w=(3, 3, 1, 1), token=(2, 3, 8, 8),
-    )  # fmt: skip
-    message = complaint(f"model.path={saved(model, tmp_path)}")
-    assert "torch cannot run" in message or "batch" in message
-
-
 def test_a_model_that_onnx_runtime_refuses(complaint, tmp_path):
     model = network(
         "(float[N,3,8,8] image) => (float[N,4,8,8] y) { [conv] a = Conv(image, w) [sum] y = Add(a, b) }",
@@ -96,19 +84,17 @@ def test_a_model_that_onnx_runtime_refuses(complaint, tmp_path):
     assert "net.onnx" in complaint(f"model.path={saved(model, tmp_path)}")
 
 
-def test_a_model_that_mixes_the_samples_of_a_fixed_batch(complaint, tmp_path):
+@pytest.mark.parametrize(
+    "noise", ["[noise] n = RandomNormalLike(a) y = Add(a, n)", "[noise] y = Dropout(a, half, on)"], ids=["add", "drop"]
+)
+def test_a_model_that_draws_random_numbers(complaint, tmp_path, noise):
     model = network(
-        """(float[2,3,8,8] image) => (float[2,4] y) {
-          [conv] a = Conv(image, w)
-          [flat] f = Flatten(a)
-          [turn] t = Transpose<perm=[1,0]>(f)
-          [scores] s = MatMul(f, t)
-          [mix] m = MatMul(s, f)
-          [head] y = MatMul(m, v)
-        }""",
-        w=(3, 3, 1, 1), v=(192, 4),
+        f"(float[N,3,8,8] image) => (float[N,3,8,8] y) {{ [conv] a = Conv(image, w)\n{noise} }}",
+        w=(3, 3, 1, 1), half=np.float32(0.5), on=np.array(True),
     )  # fmt: skip
-    assert "mixes samples" in complaint(f"model.path={saved(model, tmp_path)}")
+    message = complaint(f"model.path={saved(model, tmp_path)}")
+    assert "'noise'" in message
+    assert "random numbers" in message
 
 
 # The samples

@@ -8,7 +8,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from dipo.data.store import write_store
 from dipo.errors import UserError
 from dipo.graph.load import load
 from dipo.graph.sparse import make_dense
-from dipo.stages.load import input_specs
+from dipo.stages.sample_forms import in_one_of_the_forms
 
 Model = str | os.PathLike[str] | onnx.ModelProto | ir.Model
 """An ONNX file, `zoo:` and the name of one that comes with dipo, or a model in memory."""
@@ -55,13 +55,12 @@ def with_inputs(
     path = model_file(model, folder)
     name = config.model.name or (None if isinstance(model, str | os.PathLike) else _name_of(model))
     loaded = load(resolve_path(path))
-    inputs = [spec for spec in input_specs(loaded, source=f"model.path={path}") if spec.name not in config.data.fixed]
     given: dict[str, Any] = {}
     for prefix, samples, num in (("", data, config.data.num), ("eval_", eval_data, config.data.eval_num)):
         if samples is not None:
             how = preprocessing_of(config)
             given |= {f"{prefix}path": None, f"{prefix}source": None}  # those of a preset
-            given |= place(samples, folder, prefix=prefix, inputs=inputs, how=how, num=num)
+            given |= place(samples, folder, prefix=prefix, model=loaded, fixed=config.data.fixed, how=how, num=num)
     config = dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, path=path, name=name),
@@ -95,7 +94,14 @@ def model_file(model: Model, folder: Path) -> str:
 
 
 def place(
-    data: Data, folder: Path, *, prefix: str, inputs: Sequence[InputSpec], how: Preprocessing, num: int | None
+    data: Data,
+    folder: Path,
+    *,
+    prefix: str,
+    model: ir.Model,
+    fixed: Container[str],
+    how: Preprocessing,
+    num: int | None,
 ) -> dict[str, str]:
     """Return the option of `data` that says where samples are; those in memory get a store.
 
@@ -103,7 +109,8 @@ def place(
         data: The samples.
         folder: Where stores lie, each under a name that its content decides.
         prefix: Before the option's name: `eval_`, or nothing.
-        inputs: The model's inputs.
+        model: The normalised model.
+        fixed: Names of the inputs that have no samples.
         how: Layout and normalisation.
         num: Samples after which an iterable is left alone; None: never.
 
@@ -119,7 +126,12 @@ def place(
     if callable(data) and not hasattr(data, "__iter__"):
         data = _called(data, title)
     with _new_folder(folder) as new:
-        write_store(new / "store", data, inputs=inputs, how=how, num=num, title=title)
+
+        def write(inputs: Sequence[InputSpec]) -> None:
+            own = [spec for spec in inputs if spec.name not in fixed]
+            write_store(new / "store", data, inputs=own, how=how, num=num, title=title)
+
+        in_one_of_the_forms(model, title, write)
         return {f"{prefix}path": str(_named_by_content(new / "store", folder, "samples"))}
 
 

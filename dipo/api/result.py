@@ -33,9 +33,9 @@ from dipo.graph.passes.batch_first import input_axes
 from dipo.report.measures import OutputError, output_error
 from dipo.report.report import Report, worst_output
 from dipo.run import CONFIG, RunFolder
-from dipo.stages.load import input_specs
 from dipo.stages.pipeline import Finished
 from dipo.stages.publish import publish
+from dipo.stages.sample_forms import open_samples
 
 INPUTS = "inputs"
 """The folder within a run's that holds a model and samples which were in memory."""
@@ -181,22 +181,25 @@ class Result:
         if data is None:
             return self._data.eval or self._data.calib
         cfg = self._config.data
-        how, inputs = preprocessing_of(self._config), input_specs(self._source.model, source="compare")
-        own = [spec for spec in inputs if spec.name not in cfg.fixed]
-        given = place(data, folder, prefix="", inputs=own, how=how, num=None)
-        opened = open_datasets(
-            path=None if "path" not in given else resolve_path(given["path"]),
-            source=given.get("source"),
-            eval_path=None,
-            inputs=inputs,
-            num=None,
-            eval_num=None,
-            mean=cfg.mean,
-            std=cfg.std,
-            scale=cfg.scale,
-            size=cfg.size,
-            layout=cfg.layout,
-            fixed=cfg.fixed,
+        model, how = self._source.model, preprocessing_of(self._config)
+        given = place(data, folder, prefix="", model=model, fixed=cfg.fixed, how=how, num=None)
+        opened = open_samples(
+            model,
+            "compare",
+            lambda inputs: open_datasets(
+                path=None if "path" not in given else resolve_path(given["path"]),
+                source=given.get("source"),
+                eval_path=None,
+                inputs=inputs,
+                num=None,
+                eval_num=None,
+                mean=cfg.mean,
+                std=cfg.std,
+                scale=cfg.scale,
+                size=cfg.size,
+                layout=cfg.layout,
+                fixed=cfg.fixed,
+            ),
         )
         return opened.eval or opened.calib
 

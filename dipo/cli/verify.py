@@ -74,15 +74,16 @@ def run(line: Line) -> int:
 def _verify(asked: VerifyWords) -> int:
     from rich.console import Console
 
-    from dipo.verify.discovery import config_of, data_beside, reported_sqnr, target_of, targets_of
+    from dipo.config import resolve_path
+    from dipo.verify.discovery import config_beside, config_of, reported_sqnr, target_of, targets_of
+    from dipo.verify.sessions import with_operators_of
     from dipo.verify.terminal import show
 
     console = Console(highlight=False)
-    data: Mapping[str, Any] | None = None
     if asked.run is not None:
         root = Path(asked.run).expanduser()
         targets = targets_of(root)
-        data = config_of(root).get("data")
+        config = config_of(root)
         reported = reported_sqnr(root)
         if reported is not None:
             sentence = f"{root}: quantized.onnx against the simulation, as the run found it: {reported:.2f} dB"
@@ -91,8 +92,12 @@ def _verify(asked: VerifyWords) -> int:
         assert asked.file is not None, "one of the two is given"
         file = Path(asked.file).expanduser()
         root, targets = file.parent, [target_of(file, asked.platform)]
-        data = data_beside(file)
-    verdicts = [verdict for target in targets for verdict in _judge(target, data, asked.samples, console)]
+        config = config_beside(file)
+    library = (config.get("model") or {}).get("op_library")
+    with with_operators_of(None if library is None else resolve_path(library)):
+        verdicts = [
+            verdict for target in targets for verdict in _judge(target, config.get("data"), asked.samples, console)
+        ]
     show(verdicts, console, root=root, every=asked.all)
     return int(any(verdict.failed for verdict in verdicts))
 

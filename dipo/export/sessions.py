@@ -29,7 +29,8 @@ def open_session(
     Args:
         path: The ONNX file.
         options: Options of the session.
-        outputs: Names of the values to return, of which some may lie within the network; None: its outputs.
+        outputs: Names of the values to return, of which some may lie within the network: those that the file rounds are
+            returned as rounded. None: its outputs.
         how: Further arguments of `onnxruntime.InferenceSession`.
     """
     session = ort.InferenceSession(str(path), options, **how)
@@ -38,9 +39,22 @@ def open_session(
         return session
     model = onnx.load(path, load_external_data=False)
     cast_ends(model.graph)
+    _name_rounded(model.graph, inner)
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner)
     options.add_session_config_entry(_EXTERNAL, str(path.parent.absolute()))
     return ort.InferenceSession(model.SerializeToString(), options, **how)
+
+
+def _name_rounded(graph: onnx.GraphProto, names: Sequence[str]) -> None:
+    """Give the names of values to what a QuantizeLinear and a DequantizeLinear make of them; in place."""
+    codes = {node.input[0]: node.output[0] for node in graph.node if node.op_type == "QuantizeLinear"}
+    numbers = {node.input[0]: node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    rounded = {name: numbers[codes[name]] for name in names if codes.get(name) in numbers}
+    before = {name: f"{name}.unrounded" for name in rounded}
+    for node in graph.node:
+        for values in (node.input, node.output):
+            values[:] = [before.get(name, name) for name in values]
+    graph.node.extend(onnx.helper.make_node("Identity", [number], [name]) for name, number in rounded.items())
 
 
 def run_session(session: Any, names: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from dipo.errors import UserError
 from dipo.graph.one_by_one import set_rows
-from dipo.graph.passes import IN_SINGLE_PRECISION, NORMALISATION, ONE_BY_ONE, READING
+from dipo.graph.passes import IN_SINGLE_PRECISION, NORMALISATION, ONE_BY_ONE, READING, WHOLE
 from dipo.graph.passes.free_batch import FixedBatchError
 from dipo.graph.passes.inline import invalid
 from dipo.graph.quiet import quiet
@@ -19,13 +19,14 @@ from dipo.graph.trial import HangError, command_ends, fork_ends
 from dipo.graph.validity import blamed, is_file, refuse_infinite_weights, refuse_unusable
 
 
-def load(path: Path, *, takes_one: bool = False) -> ir.Model:
+def load(path: Path, *, takes_one: bool = False, whole: bool = False) -> ir.Model:
     """Read and normalise a model.
 
     Args:
         path: The file.
         takes_one: Whether the network runs one sample at a time (`graph.one_by_one`); it does so too where its batch
-            is fixed at 1 in a way that cannot be undone.
+            is fixed in a way that cannot be undone.
+        whole: Whether a sample is all that the file takes in a run, which it is too where more than one is fixed so.
 
     Raises:
         UserError: The file is missing, is not a float ONNX model, or uses what dipo cannot quantize.
@@ -33,27 +34,27 @@ def load(path: Path, *, takes_one: bool = False) -> ir.Model:
     source = f"model.path={path}"
     model = read(path)
     with blamed(path, source=source):
-        _refuse_deadly(model, path, source=source, takes_one=takes_one)
-        return normalised(model, path, source=source, takes_one=takes_one)
+        _refuse_deadly(model, path, source=source, takes_one=takes_one, whole=whole)
+        return normalised(model, path, source=source, takes_one=takes_one, whole=whole)
 
 
-def normalised(model: ir.Model, path: Path, *, source: str, takes_one: bool) -> ir.Model:
+def normalised(model: ir.Model, path: Path, *, source: str, takes_one: bool, whole: bool) -> ir.Model:
     """Normalise a model, which changes, that a file holds; one sample at a time where there is no other way."""
     try:
-        return normalise(model, source=source, takes_one=takes_one)
+        return normalise(model, source=source, takes_one=takes_one, whole=whole)
     except FixedBatchError as error:
-        if error.batch != 1:
-            raise
-    return normalise(read(path), source=source, takes_one=True)
+        batch = error.batch
+    return normalise(read(path), source=source, takes_one=True, whole=batch != 1)
 
 
-def normalise(model: ir.Model, *, source: str, takes_one: bool = False) -> ir.Model:
+def normalise(model: ir.Model, *, source: str, takes_one: bool = False, whole: bool = False) -> ir.Model:
     """Normalise a model, in place, to the form that everything else relies on.
 
     Args:
         model: A model as its exporter made it.
         source: Origin of the model, with which messages begin.
         takes_one: Whether it runs one sample at a time: then its batch stays as it is.
+        whole: Whether a sample is all that the file takes in a run; one at a time, too.
 
     Raises:
         UserError: It is no float model, is not complete, or uses what dipo cannot quantize.
@@ -62,10 +63,10 @@ def normalise(model: ir.Model, *, source: str, takes_one: bool = False) -> ir.Mo
         with quiet():
             _bring_to_one_writing(model)
             refuse_unusable(model)
-            for transform in ONE_BY_ONE if takes_one else NORMALISATION:
+            for transform in WHOLE if whole else ONE_BY_ONE if takes_one else NORMALISATION:
                 transform(model)
         refuse_infinite_weights(model)
-        set_rows(model, {} if takes_one else None)
+        set_rows(model, {} if takes_one or whole else None)
     except FixedBatchError as error:
         raise FixedBatchError(f"{source}: {error}", error.batch) from error
     except UserError as error:
@@ -83,14 +84,16 @@ def in_single_precision(path: Path) -> ir.Model:
     return model
 
 
-def _refuse_deadly(model: ir.Model, path: Path, *, source: str, takes_one: bool) -> None:
+def _refuse_deadly(model: ir.Model, path: Path, *, source: str, takes_one: bool, whole: bool) -> None:
     """Refuse a file that ends the process that normalises it, or keeps it for ever."""
     seconds = _allowed_seconds(model, path)
     try:
         try:
-            number = fork_ends(lambda: normalised(model, path, source=source, takes_one=takes_one), seconds=seconds)
+            number = fork_ends(
+                lambda: normalised(model, path, source=source, takes_one=takes_one, whole=whole), seconds=seconds
+            )
         except HangError:
-            number = command_ends(_NORMALISE, str(path), str(int(takes_one)), seconds=seconds)
+            number = command_ends(_NORMALISE, str(path), str(int(takes_one)), str(int(whole)), seconds=seconds)
     except HangError as error:
         raise UserError(
             f"{source}: the libraries that read ONNX graphs do not come to an end with it in {seconds:.0f} s, look for "
@@ -107,7 +110,7 @@ _NORMALISE = """
 import pathlib, sys
 from dipo.graph import load
 path = pathlib.Path(sys.argv[1])
-load.normalised(load.read(path), path, source="", takes_one=sys.argv[2] == "1")
+load.normalised(load.read(path), path, source="", takes_one=sys.argv[2] == "1", whole=sys.argv[3] == "1")
 """
 
 

@@ -17,6 +17,8 @@ from dipo.graph.accessors import array_of, name_of
 from dipo.graph.op_library import library_of, register
 from dipo.graph.recurrent import weights_of
 
+_Given = tuple[frozenset[str], tuple[int, ...]]
+"""Names of the weights that are given to a region, and the ranks of all that is."""
 FATAL = 4
 """Severity from which ONNX Runtime's log is shown; errors raise exceptions."""
 
@@ -44,8 +46,8 @@ class RuntimeRegion:
     """Names of the values to return."""
     weights: tuple[str, ...] = ()
     """Names of the constants for which others may be given: weights of recurrent nodes."""
-    _sessions: dict[frozenset[str], ort.InferenceSession] = field(default_factory=dict, init=False, repr=False)
-    """By names of the weights that are given to it."""
+    _sessions: dict[_Given, ort.InferenceSession] = field(default_factory=dict, init=False, repr=False)
+    """By what is given to it."""
     _compared: tuple[tuple[Any, ...], frozenset[str]] = field(default=((), frozenset()), init=False, repr=False)
     """The last weights that were compared with the network's own, and the names of those that are others."""
 
@@ -60,9 +62,11 @@ class RuntimeRegion:
         given = zip((*self.inputs, *self.weights), values, strict=True)
         feeds = {name: _to_runtime(value) for name, value in given if name not in self.weights or name in others}
         try:
-            if others not in self._sessions:
-                self._sessions[others] = self._make_session(feeds)
-            made = self._sessions[others].run(list(self.outputs), feeds)
+            # The scan of a Scan node runs only where its shapes can be inferred, which takes the ranks of its inputs.
+            key = others, tuple(np.ndim(value) for value in feeds.values() if isinstance(value, np.ndarray))
+            if key not in self._sessions:
+                self._sessions[key] = self._make_session(feeds)
+            made = self._sessions[key].run(list(self.outputs), feeds)
         except UserError:
             raise
         except Exception as error:
@@ -85,9 +89,8 @@ class RuntimeRegion:
         options.log_severity_level = FATAL
         options.intra_op_num_threads = torch.get_num_threads()
         register(options, library_of(self.model))
-        file = region_proto(
-            self.model, self.nodes, {name: _type_of(value) for name, value in feeds.items()}, self.outputs
-        )
+        types = {name: _type_of(value, ranked=True) for name, value in feeds.items()}
+        file = region_proto(self.model, self.nodes, types, self.outputs)
         return ort.InferenceSession(file.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
@@ -142,11 +145,15 @@ def _to_torch(value: Any, device: torch.device) -> Any:
     return torch.from_numpy(np.asarray(value)).to(device)
 
 
-def _type_of(value: Any) -> onnx.TypeProto:
-    """Return the type of a value that ONNX Runtime made or takes."""
+def _type_of(value: Any, *, ranked: bool = False) -> onnx.TypeProto:
+    """Return the type of a value that ONNX Runtime made or takes; `ranked`, a tensor's with as many free sizes."""
     if isinstance(value, list):
         return onnx.helper.make_sequence_type_proto(_type_of(value[0]))
     kind = onnx.TensorProto.STRING if value.dtype.kind in "OU" else onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
     proto = onnx.TypeProto()
     proto.tensor_type.elem_type = kind
+    for _ in range(np.ndim(value) if ranked else 0):
+        proto.tensor_type.shape.dim.add()
+    if ranked and not np.ndim(value):
+        proto.tensor_type.shape.SetInParent()
     return proto

@@ -10,6 +10,7 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
+from dipo.errors import UserError
 from dipo.graph.accessors import array_of, name_of, node_name
 from dipo.graph.ops.reader import TorchOp
 from dipo.graph.program import Bound, bind_all
@@ -119,7 +120,7 @@ class GraphModule(torch.nn.Module):
         for name in self.inputs:
             live[name] = values[name] if hook is None else hook(name, values[name])
         for step in self.steps:
-            made = step.function(*(None if name is None else live[name] for name in step.inputs))
+            made = _run(step, live)
             for name, value in zip(step.outputs, made if isinstance(made, tuple) else (made,), strict=False):
                 if name in missing:
                     del missing[name]
@@ -132,6 +133,17 @@ class GraphModule(torch.nn.Module):
                 del live[name]
             # Held here, a value would live until the next node has made its own.
             del made, value, seen
+
+
+def _run(step: Step, live: Mapping[str, torch.Tensor]) -> Any:
+    try:
+        return step.function(*(None if name is None else live[name] for name in step.inputs))
+    except IndexError as error:
+        reason = next(iter(str(error).splitlines()), "no more is known")
+        raise UserError(
+            f"node {step.node!r} is asked for a row that is not there ({reason}): see that no sample has an index, "
+            "such as a token's, beyond the table that it is looked up in"
+        ) from error
 
 
 def channels_last(tensor: torch.Tensor) -> torch.Tensor:

@@ -31,6 +31,7 @@ def refuse_unusable(model: ir.Model) -> None:
         raise UserError("the file holds no complete ONNX graph, export or download it again")
     opset = model.opset_imports[""]
     _refuse_opset(opset)
+    _refuse_odd_ends(model)
     for value in model.graph.inputs:
         shape = list(value.shape or ())
         if any(isinstance(size, int) and size < 0 for size in shape):
@@ -49,6 +50,28 @@ def refuse_unusable(model: ir.Model) -> None:
                 _refuse_nan(value.const_value, f"weight {value.name!r}")
         for node in graph:
             _refuse_odd_node(node, opset)
+
+
+def _refuse_odd_ends(model: ir.Model) -> None:
+    """Refuse inputs and outputs that hold no numbers, and outputs that nothing makes or that are there twice."""
+    for values, kind in ((model.graph.inputs, "input"), (model.graph.outputs, "output")):
+        for value in values:
+            if value.type is not None and not isinstance(value.type, ir.TensorType):
+                raise UserError(
+                    f"{kind} {value.name!r} is no tensor ({value.type}), export the model with tensors alone, such as "
+                    "the parts of a sequence or the columns of a table"
+                )
+            if value.dtype == ir.DataType.STRING:
+                raise UserError(
+                    f"{kind} {value.name!r} holds strings, export the part of the model between the numbers that are "
+                    "made of them and those that come out"
+                )
+    seen = set(model.graph.inputs)
+    for value in model.graph.outputs:
+        if value in seen:
+            what = "an input" if value.is_graph_input() else "among the outputs twice"
+            raise UserError(f"output {value.name!r} is {what}, take it from the outputs, or put an Identity before it")
+        seen.add(value)
 
 
 def _refuse_opset(opset: int) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dipo.algo.joined_inputs import joins
 from dipo.algo.step import FloatChange, FloatNetwork, FloatStep, Step
 from dipo.config import Config, resolve_path
-from dipo.data.dataset import Datasets, InputSpec, open_datasets
+from dipo.data.dataset import Datasets, open_datasets
 from dipo.data.noise import make_noise
 from dipo.errors import UserError
 from dipo.export.formats import OnnxFormat
@@ -28,7 +28,6 @@ from dipo.graph.load import load
 from dipo.graph.one_by_one import rows_of
 from dipo.graph.op_library import library_of, set_library
 from dipo.graph.passes.batch_first import input_axes
-from dipo.graph.passes.interface import declared_types
 from dipo.graph.placement import is_float
 from dipo.graph.plan import Plan, make_plan
 from dipo.graph.sample_axis import SampleAxes
@@ -36,6 +35,7 @@ from dipo.graph.sizes import sized_by_numbers
 from dipo.report.report import Note
 from dipo.stages.known_inputs import KnownInputs
 from dipo.stages.runnable import form_that_runs
+from dipo.stages.sample_forms import input_specs, open_samples
 
 NOISE_SAMPLES = 64
 """Number of noise samples on which a job without others is checked."""
@@ -110,7 +110,7 @@ def load_job(config: Config, *, model: ir.Model | None = None) -> JobInputs:
     set_library(model, library)
     data = _samples(config, model, path)
     has_samples = config.data.is_given
-    model, samples = form_that_runs(model, data, path)
+    model, samples, data = form_that_runs(model, data, path)
     uncompared = stand_in_outputs(model, samples.mixed & sized_by_numbers(model), samples)
     check_options([config.platform.name, *config.export.also], config.platform.given, form=form_of(config))
     class_axes(model, config.data.class_axis)  # what is wrong with the option shows before the work
@@ -246,49 +246,32 @@ def _observed(config: Config, model: ir.Model, plan: Plan) -> tuple[str, ...]:
 
 def _samples(config: Config, model: ir.Model, path: Path) -> Datasets:
     """Return the user's samples, or noise where no step or option needs any."""
-    inputs = input_specs(model, source=f"model.path={path}")
+    source = f"model.path={path}"
     data = config.data
     if not data.is_given:
         if config.needs_samples:
             raise UserError(
                 "no samples: give them as data (data.path=FILE or FOLDER), or take algo=dfq, which needs none"
             )
+        inputs = input_specs(model, source=source)
         noise = make_noise(inputs, num=NOISE_SAMPLES, seed=config.seed, mean=data.mean, std=data.std)
         return Datasets(calib=noise, eval=None)
-    return open_datasets(
-        path=None if data.path is None else resolve_path(data.path),
-        source=data.source,
-        eval_path=None if data.eval_path is None else resolve_path(data.eval_path),
-        eval_source=data.eval_source,
-        inputs=inputs,
-        num=data.num,
-        eval_num=data.eval_num,
-        mean=data.mean,
-        std=data.std,
-        scale=data.scale,
-        size=data.size,
-        layout=data.layout,
-        fixed=data.fixed,
+    return open_samples(
+        model,
+        source,
+        lambda inputs: open_datasets(
+            path=None if data.path is None else resolve_path(data.path),
+            source=data.source,
+            eval_path=None if data.eval_path is None else resolve_path(data.eval_path),
+            eval_source=data.eval_source,
+            inputs=inputs,
+            num=data.num,
+            eval_num=data.eval_num,
+            mean=data.mean,
+            std=data.std,
+            scale=data.scale,
+            size=data.size,
+            layout=data.layout,
+            fixed=data.fixed,
+        ),
     )
-
-
-def input_specs(model: ir.Model, *, source: str) -> list[InputSpec]:
-    """Return the specifications of the model's inputs that samples have to fit.
-
-    Args:
-        model: The normalised model.
-        source: Its name in messages.
-
-    Raises:
-        UserError: An input has no declared shape or type.
-    """
-    specs, types = [], declared_types(model)
-    for value in model.graph.inputs:
-        if value.shape is None or value.dtype in (None, ir.DataType.UNDEFINED):
-            raise UserError(f"{source}: input {value.name!r} has no declared shape and type, export it with both")
-        shape = tuple(size if isinstance(size, int) else None for size in value.shape)
-        assert value.dtype is not None
-        in_file = types[value.name].numpy() if value.name in types else None
-        axis = input_axes(model).get(name_of(value), 0)
-        specs.append(InputSpec(name_of(value), shape, value.dtype.numpy(), in_file=in_file, axis=axis))
-    return specs

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dipo.errors import UserError
 from dipo.export.runtime import run_model
+from dipo.graph import operators
 from dipo.graph.accessors import name_of
 from dipo.graph.torch_module import GraphModule, channels_last
 from dipo.stages.float_types import float32_file
@@ -46,6 +47,13 @@ def check_parity(loaded: JobInputs, *, threads: int) -> float:
     made = _in_torch(loaded, samples, threads=threads)
     alone = {name: array[:1] for name, array in samples.items()}
     mixed = [name for name in made if name in loaded.samples.mixed]
+    random = next((node for node in loaded.model.graph if operators.of(node).random), None)
+    if mixed and random is not None:
+        raise UserError(
+            f"model.path={loaded.path}: node {random.name!r} ({random.op_type}) draws random numbers, which output "
+            f"{', '.join(map(repr, mixed))} depends on: export the model for inference, or with these numbers as an "
+            "input"
+        )
     if mixed or not made:
         raise UserError(
             f"model.path={loaded.path}: output {', '.join(map(repr, mixed)) or 'of varying size'}, for {num_samples} "
@@ -146,7 +154,7 @@ def _cannot_run(who: str, error: Exception, path: Path) -> UserError:
     if who != RUNTIME:
         remedy = f"though {RUNTIME} can, end the model in front of what it names, or report it"
     elif _UNREGISTERED in reason:
-        remedy = "give the shared library that has this operator as model.op_library"
+        remedy = "give the shared library that has this operator as model.op_library, and its domain as it has it"
     else:
         remedy = "see that the file and the samples are ones that it runs"
     return UserError(f"model.path={path}: {who} cannot run the float network on the samples ({reason}), {remedy}")

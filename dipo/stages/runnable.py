@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,41 +13,53 @@ from dipo.algo.activation_cache import cut
 from dipo.data.samples import Datasets
 from dipo.errors import UserError
 from dipo.graph.find_samples import complete_types, find_rows, find_sample_axes
+from dipo.graph.layers import layers_of
 from dipo.graph.load import load
 from dipo.graph.one_by_one import rows_of, set_rows
 from dipo.graph.op_library import library_of, set_library
-from dipo.graph.passes.batch_first import input_axes
+from dipo.graph.passes.batch_first import input_axes, runs_whole
 from dipo.graph.passes.interface import fixed_batch
 from dipo.graph.placement import is_float
 from dipo.graph.sample_axis import SampleAxes
 from dipo.graph.sizes import sized_by_numbers
+from dipo.stages.sample_forms import in_groups, size_of_run
 
 AT_A_TIME = 64
 """Samples that are read at a time."""
 
 
-def form_that_runs(model: ir.Model, data: Datasets, path: Path) -> tuple[ir.Model, SampleAxes]:
-    """Return a network with the axes of its samples, as one that takes one at a time where it cannot take several."""
+def form_that_runs(model: ir.Model, data: Datasets, path: Path) -> tuple[ir.Model, SampleAxes, Datasets]:
+    """Return a network with the axes of its samples, and these, one at a time where it cannot take several.
+
+    A network that was exported for a fixed number of samples and mixes them takes as many as one.
+
+    Raises:
+        UserError: Samples are left over, or the network is not valid.
+    """
     two = data.calib.read(0, min(2, len(data.calib))).inputs
     together = _together(model, data, two)
-    if together is not None:
-        return model, together
+    if together is not None and not _mixes_in_runs(model, together):
+        return model, together, data
     try:
-        alone = load(path, takes_one=True)
+        several = _is_freed_from_several(model) and _hold_for_all(data, model)
+        if several:
+            data = in_groups(data, size_of_run(model), {**_first(model), **input_axes(model)})
+            two = data.calib.read(0, min(2, len(data.calib))).inputs
+        alone = load(path, takes_one=True, whole=several or runs_whole(model))
         set_library(alone, library_of(model))
         complete_types(alone, two)
+        _refuse_vectors(alone, path)
         set_rows(alone, find_rows(alone, two))
-        return alone, find_sample_axes(alone, two)
+        return alone, find_sample_axes(alone, two), data
     except UserError:
         raise
     except Exception:  # noqa: BLE001 - it is met again, and told, where the network is compared with its file
-        return model, SampleAxes()
+        return model, SampleAxes(), data
 
 
 def _together(model: ir.Model, data: Datasets, two: Mapping[str, NDArray[Any]]) -> SampleAxes | None:
     """Return the axes of the samples in a network that runs on several; None for one that takes one at a time."""
-    common = [name for name, axis in input_axes(model).items() if axis is None]
-    if rows_of(model) is not None or not _hold_for_all(data, common):
+    if rows_of(model) is not None or not _hold_for_all(data, model):
         return None
     try:
         complete_types(model, two)
@@ -60,8 +72,38 @@ def _together(model: ir.Model, data: Datasets, two: Mapping[str, NDArray[Any]]) 
     return samples if _tells_apart(model, samples) or fixed_batch(model) != 1 else None
 
 
-def _hold_for_all(data: Datasets, names: Sequence[str]) -> bool:
+def _mixes_in_runs(model: ir.Model, samples: SampleAxes) -> bool:
+    """Return whether an output of a network that takes several samples, and no other number, mixes them."""
+    mixed = samples.mixed - sized_by_numbers(model)
+    return _is_freed_from_several(model) and any(value.name in mixed for value in model.graph.outputs)
+
+
+def _is_freed_from_several(model: ir.Model) -> bool:
+    return size_of_run(model) > 1 and not runs_whole(model)
+
+
+def _refuse_vectors(model: ir.Model, path: Path) -> None:
+    """Refuse a layer that makes a vector: its channels lie on the axis on which those of several samples are joined.
+
+    Raises:
+        UserError: The network, which runs one sample at a time, has one.
+    """
+    for layer in layers_of(model):
+        shape = layer.node.outputs[0].shape
+        if shape is not None and len(shape) == 1:
+            raise UserError(
+                f"model.path={path}: layer {layer.name!r} makes a vector of one sample, without an axis for the batch, "
+                "export the model with a batch in its inputs"
+            )
+
+
+def _first(model: ir.Model) -> dict[str, int | None]:
+    return dict.fromkeys((value.name or "" for value in model.graph.inputs), 0)
+
+
+def _hold_for_all(data: Datasets, model: ir.Model) -> bool:
     """Return whether inputs without a batch have the same value in all samples, so that these can run together."""
+    names = [name for name, axis in input_axes(model).items() if axis is None]
     first = data.calib.read(0, 1).inputs
     for dataset in filter(None, (data.calib, data.eval)) if names else ():
         for batch in cut(len(dataset), AT_A_TIME):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,15 +60,15 @@ def target_of(file: Path, platform: str | None) -> TargetFolder:
     return TargetFolder(platform, file.parent, (file,))
 
 
-def data_beside(file: Path) -> Mapping[str, Any] | None:
-    """Read the `data` section of the run that wrote a file, from `config.yaml` beside it or a folder above.
+def config_beside(file: Path) -> dict[str, Any]:
+    """Read the configuration of the run that wrote a file, beside it or a folder above; nothing where none is there.
 
     Raises:
         UserError: The configuration cannot be read.
     """
     folder = file.absolute().parent
     run = next((each for each in (folder, folder.parent) if (each / CONFIG).is_file()), None)
-    return None if run is None else config_of(run).get("data")
+    return {} if run is None else config_of(run)
 
 
 def config_of(run: Path) -> dict[str, Any]:

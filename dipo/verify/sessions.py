@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,10 +17,24 @@ from numpy.typing import NDArray
 from dipo.export.runtime import first_samples
 from dipo.export.sessions import cast_ends, open_session, run_session
 from dipo.graph.input_axes import InputAxes, find_input_axes, in_file
+from dipo.graph.op_library import register
 from dipo.verify.verdict import Arrays
 
 FATAL = 4
 """The one severity of ONNX Runtime's log that is shown; what matters raises."""
+
+
+_library: ContextVar[Path | None] = ContextVar("_library", default=None)
+
+
+@contextlib.contextmanager
+def with_operators_of(library: Path | None) -> Iterator[None]:
+    """Let sessions of this module have the operators of a library of the user's."""
+    token = _library.set(library)
+    try:
+        yield
+    finally:
+        _library.reset(token)
 
 
 def options(*, threads: int, optimized: bool = True) -> ort.SessionOptions:
@@ -26,6 +42,7 @@ def options(*, threads: int, optimized: bool = True) -> ort.SessionOptions:
     made = ort.SessionOptions()
     made.log_severity_level = FATAL
     made.intra_op_num_threads = threads
+    register(made, _library.get())
     if not optimized:
         made.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return made

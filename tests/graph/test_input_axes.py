@@ -6,6 +6,7 @@ import pytest
 from networks import network
 
 import dipo
+from dipo.errors import UserError
 from dipo.graph.input_axes import find_input_axes
 from dipo.graph.load import normalise
 from dipo.graph.passes import as_in_file
@@ -79,6 +80,27 @@ PLACES_OF_ONE = """(float[1,3,8] x) => (float[1,5] y) {
 }"""
 
 
+STATE_OF_FOUR = STATE_OF_ONE.replace("float[1,", "float[4,")
+MEAN_OF_THREE = """(float[3,5,6] x) => (float[3,5,4] y) {
+    [first] a = MatMul(x, aw)
+    [mean] m = ReduceMean<axes=[0], keepdims=1>(a)
+    [rest] b = Sub(a, m)
+    [fc] y = MatMul(b, bw)
+}"""
+PLACES_OF_FOUR = """(float[4,5,6] x) => (float[4,5,4] y) {
+    [first] a = MatMul(x, aw)
+    [places] b = Add(a, places)
+    [relu] c = Relu(b)
+    [fc] y = MatMul(c, bw)
+}"""
+PLACES_WEIGHTS = {"aw": (6, 8), "places": (4, 5, 8), "bw": (8, 4)}
+NO_BATCH = """(float[3,6,6] x) => (float[5,4,4] y) {
+    [batch] a = Unsqueeze(x, zero)
+    [conv] b = Conv(a, cw, cb)
+    [none] y = Squeeze(b, zero)
+}"""
+
+
 def normal(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
@@ -91,6 +113,15 @@ NETWORKS = {
         PLACES_OF_ONE,
         {"pw": (8, 6), "zero": np.array([0]), "fw": (6, 5), "fb": (5,)},
         {"x": normal(16, 3, 8)},
+    ),
+    "a state of four": (STATE_OF_FOUR, GRU_WEIGHTS | {"h": (1, 4, 6)}, {"x": normal(32, 7, 4)}),
+    "four with places": (PLACES_OF_FOUR, PLACES_WEIGHTS, {"x": normal(32, 5, 6)}),
+    "four at a time": (PLACES_OF_FOUR, PLACES_WEIGHTS, {"x": normal(8, 4, 5, 6)}),
+    "a mean of three": (MEAN_OF_THREE, {"aw": (6, 8), "bw": (8, 4)}, {"x": normal(24, 5, 6)}),
+    "no batch": (
+        NO_BATCH,
+        {"cw": (5, 3, 3, 3), "cb": (5,), "zero": np.array([0])},
+        {"x": normal(16, 3, 6, 6)},
     ),
     "boxes": (DETECTOR, DETECTOR_WEIGHTS, {"x": normal(16, 3, 6, 6)}),
 }
@@ -109,6 +140,18 @@ def test_they_are_quantized_and_written_as_they_are(name, step):
     ours, own = found.model.graph, model.graph
     for written, given in ((ours.input, own.input), (ours.output, own.output)):
         assert [(value.name, value.type) for value in written] == [(value.name, value.type) for value in given]
+
+
+def test_samples_that_are_left_over_are_refused():
+    model = network(STATE_OF_FOUR, **GRU_WEIGHTS, h=(1, 4, 6))
+    with pytest.raises(UserError, match=r"on 4 samples at a time.*give 8 or 12 of them"):
+        dipo.quantize(model, {"x": normal(10, 7, 4)}, algo="none")
+
+
+def test_a_layer_that_makes_a_vector_is_refused():
+    model = network("(float[6] x) => (float[4] y) { [fc] y = MatMul(x, w) }", w=(6, 4))
+    with pytest.raises(UserError, match=r"layer 'fc' makes a vector.*export the model with a batch"):
+        dipo.quantize(model, {"x": normal(16, 6)}, algo="none")
 
 
 def test_values_of_a_scalar_that_differ_between_samples_are_each_samples_own():

@@ -15,6 +15,9 @@ from dipo.errors import UserError
 from dipo.graph.accessors import array_of, name_of, node_name
 from dipo.graph.layers import layers_of
 from dipo.graph.load import in_single_precision, load
+from dipo.graph.one_by_one import rows_of
+from dipo.graph.passes import as_in_file
+from dipo.graph.passes.batch_first import runs_whole
 
 IMAGE = "(float[{batch},3,8,8] x) => (float[{batch},{out}] y)"
 
@@ -278,13 +281,16 @@ def test_a_constant_that_is_joined_to_every_sample_fixes_no_batch(tmp_path, axis
     assert [str(value.shape[0]) for value in loaded.graph.outputs] == ["batch"]
 
 
-def test_a_graph_that_depends_on_its_batch_is_refused(tmp_path):
+def test_of_a_graph_that_depends_on_its_batch_a_sample_is_all_that_it_takes(tmp_path):
     model = network(
         "(float[2,3,4] x) => (float[3,8] y) { [fc] a = MatMul(x, w) [mix] y = Reshape(a, shape) }",
         shape=np.array([3, 8]), w=(4, 4),
     )  # fmt: skip
-    with pytest.raises(UserError, match=r"batch is fixed at 2.*dynamic batch"):
-        load_model(model, tmp_path)
+    loaded = load_model(model, tmp_path)
+    assert runs_whole(loaded)
+    assert rows_of(loaded) == {}
+    assert [list(value.shape)[1:] for value in loaded.graph.inputs] == [[2, 3, 4]]
+    assert [list(value.shape) for value in as_in_file(loaded).graph.inputs] == [[2, 3, 4]]
 
 
 # What is refused

@@ -1,10 +1,12 @@
 import weakref
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from networks import images, network, saved, tiny_cnn
 
+from dipo.errors import UserError
 from dipo.export.runtime import run_model
 from dipo.graph.accessors import node_name
 from dipo.graph.load import load
@@ -130,6 +132,32 @@ def test_values_that_nobody_reads_are_not_kept(tmp_path):
     expected = torch.relu(torch.nn.functional.max_pool2d(x, 2))
     torch.testing.assert_close(module({"x": x})["y"], expected)
     assert module.outputs == ("y",)
+
+
+def test_a_scan_whose_subgraph_declares_no_shapes_runs(tmp_path):
+    """ONNX Runtime infers them from the ranks of what the node reads."""
+    body = onnx.parser.parse_graph("sums (float s, float e) => (float t, float o) { t = Add(s, e) o = Identity(t) }")
+    for value in (*body.input, *body.output):
+        value.type.tensor_type.ClearField("shape")
+    model = network("(float[N,5,4] x) => (float[N,5,4] y) { y = Identity(x) }")
+    scan = onnx.helper.make_node(
+        "Scan", ["z", "x"], ["last", "y"], body=body, num_scan_inputs=1, scan_input_axes=[1], scan_output_axes=[1]
+    )
+    del model.graph.node[:]
+    model.graph.node.extend([onnx.helper.make_node("ReduceSum", ["x", "axis"], ["z"], keepdims=0), scan])
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "axis"))
+    module = GraphModule(load(saved(model, tmp_path)))
+    for num in (1, 3):
+        x = torch.randn(num, 5, 4, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(module({"x": x})["y"], x.sum(1, keepdim=True) + x.cumsum(1))
+
+
+def test_an_index_beyond_its_table_is_told_of_by_its_node(tmp_path):
+    text = "(int64[N,3] ids) => (float[N,3,4] y) { [look_up] y = Gather(table, ids) }"
+    module = GraphModule(load(saved(network(text, table=(10, 4)), tmp_path)))
+    assert module({"ids": torch.tensor([[0, -10, 9]])})["y"].shape == (1, 3, 4)
+    with pytest.raises(UserError, match=r"'look_up' is asked for a row that is not there \(.*10.*\)"):
+        module({"ids": torch.tensor([[0, 1, 10]])})
 
 
 def test_operators_that_torch_lacks_run_in_onnx_runtime_together(tmp_path):

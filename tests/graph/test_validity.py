@@ -42,3 +42,17 @@ def test_opsets_that_nothing_runs_are_refused(tmp_path, opset, said):
     model.opset_import[0].version = opset
     with pytest.raises(UserError, match=f"opset {opset} is {said}"):
         load(saved(model, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("(float[N,4] x) => (float[N,4] x, float[N,4] y) { y = Relu(x) }", "'x' is an input"),
+        ("(float[N,4] x) => (float[N,4] y, float[N,4] y) { y = Relu(x) }", "'y' is among the outputs twice"),
+        ("(float[N,4] x) => (seq(float[N,2]) y) { y = SplitToSequence<axis=1>(x) }", "'y' is no tensor"),
+        ("(string[N] x) => (string[N] y) { y = StringNormalizer(x) }", "'x' holds strings"),
+    ],
+)
+def test_inputs_and_outputs_that_nothing_is_compared_by_are_refused(tmp_path, text, said):
+    with pytest.raises(UserError, match=said):
+        load(saved(network(text), tmp_path))

@@ -78,6 +78,8 @@ NORMALISATION: tuple[PassBase, ...] = (
 """The passes in order; afterwards `passes.invariants` hold."""
 ONE_BY_ONE: tuple[PassBase, ...] = tuple(each for each in NORMALISATION if not isinstance(each, FreeBatch))
 """The passes for a network that runs one sample at a time: its batch stays as it is."""
+WHOLE: tuple[PassBase, ...] = tuple(BatchFirst(whole=True) if isinstance(p, BatchFirst) else p for p in ONE_BY_ONE)
+"""Those for one of which a sample is all that its file takes in a run."""
 
 
 def as_in_file(model: ir.Model) -> ir.Model:

@@ -20,10 +20,20 @@ class BatchFirst(InPlacePass):
     2. The axes of the file are recorded (`input_axes`), and `take_back` undoes the change.
     """
 
+    def __init__(self, *, whole: bool = False) -> None:
+        """Say how inputs are read.
+
+        Args:
+            whole: Whether no input has a batch: a sample is what the file takes in a run.
+        """
+        super().__init__()
+        self._whole = whole
+
     def call(self, model: ir.Model) -> PassResult:
         """Change the inputs."""
         shapes = {value.name or "": _declared(value) for value in model.graph.inputs if value.shape is not None}
-        axes = {name: axis for name, axis in find_input_axes(shapes).items() if axis != 0}
+        found = dict.fromkeys(shapes) if self._whole else find_input_axes(shapes)
+        axes = {name: axis for name, axis in found.items() if axis != 0}
         model.graph.meta[_KEY] = axes
         taken = (
             {value.name for node in model.graph for value in node.outputs} | set(model.graph.initializers) | {*shapes}
@@ -38,6 +48,18 @@ def input_axes(model: ir.Model) -> InputAxes:
     """Return the axis of the samples of those inputs of the file that do not begin with them."""
     found: InputAxes = model.graph.meta.get(_KEY, {})
     return found
+
+
+def runs_whole(model: ir.Model) -> bool:
+    """Return whether a sample is all that the file takes in a run."""
+    axes = input_axes(model)
+    return all(axes.get(value.name or "", 0) is None for value in model.graph.inputs)
+
+
+def axes_in_file(model: ir.Model) -> dict[str, int | None]:
+    """Return the axes of the samples in a file that is run whole, by the sizes that it declares."""
+    shapes = {value.name or "": _declared(value)[1:] for value in model.graph.inputs if value.shape is not None}
+    return find_input_axes(shapes)
 
 
 def values_in_file(model: ir.Model) -> dict[str, str]:

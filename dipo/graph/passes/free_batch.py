@@ -62,7 +62,7 @@ class FreeBatch(InPlacePass):
             if value.shape is not None and (not len(value.shape) or isinstance(value.shape[0], int)):
                 raise FixedBatchError(
                     f"the batch is fixed at {batch} and the shape of output {value.name!r} does not follow another "
-                    "one, export the model with a dynamic batch, or with a batch of 1",
+                    "one, export the model with a dynamic batch",
                     batch,
                 )
             if shape is not None:
