@@ -66,7 +66,10 @@ def test_nothing_is_lost_where_the_advice_is_taken(job):
         report = job(outputs, *how, name="-".join(how).replace("=", "-") + outputs[:10])
         assert not [note for note in report["notes"] if "lost" in note["what"]]
         rows = {row["name"]: row["sqnr_db"] for row in report["concats"]}
-        assert outputs == APART or rows["scores"] > 20
+        if "platform=qnn" in how:
+            assert rows["scores"] > 20
+        else:
+            assert not rows, "boxes and scores stay float in front of the join, or have grids of their own"
 
 
 @pytest.mark.parametrize("platform", ["ort", "trt", "atlas"])

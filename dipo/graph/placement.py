@@ -39,7 +39,7 @@ def quantized_values(nodes: Iterable[ir.Node], rules: TargetSpec, *, placement: 
 
 
 def _ending_on_codes(nodes: Sequence[ir.Node], rules: TargetSpec) -> list[ir.Node]:
-    """Return the layers, and the other nodes whose output is quantized for a node that stays, at once or rearranged.
+    """Return the products, and the other nodes whose output is quantized for a node that stays, at once or rearranged.
 
     A piece of a function that is computed with floats does not stay.
     """
@@ -47,10 +47,15 @@ def _ending_on_codes(nodes: Sequence[ir.Node], rules: TargetSpec) -> list[ir.Nod
     nodes = [node for node in nodes if node not in within]
     while True:
         names = {name_of(value) for node in nodes for value in _read(node, rules)}
-        kept = [node for node in nodes if is_layer(node) or _is_quantized(_made(node, rules), names)]
+        kept = [node for node in nodes if _multiplies(node) or _is_quantized(_made(node, rules), names)]
         if len(kept) == len(nodes):
             return kept
         nodes = kept
+
+
+def _multiplies(node: ir.Node) -> bool:
+    """Return whether a node multiplies matrices: those of integers end on floats where nobody wants codes."""
+    return is_layer(node) or operators.of(node).kind in {Kind.WEIGHTED, Kind.PRODUCT}
 
 
 def _is_quantized(value: ir.Value, names: Container[str]) -> bool:

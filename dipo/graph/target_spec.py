@@ -39,7 +39,7 @@ class TargetSpec:
     fuse_residual_add: bool
     """Whether Conv + Add + Relu is one kernel, so that the Conv's output before the Add stays float."""
     ends_on_codes: bool = False
-    """Whether a kernel other than a layer's runs on integers only where its output is quantized too. Where it is not,
+    """Whether a kernel that multiplies no matrices runs on integers only where its output is quantized too. Where not,
     its inputs stay float: it would compute with floats all the same, of values that have lost what codes lose."""
     quantize_outputs: bool = False
     """Whether the network's outputs are quantized too."""

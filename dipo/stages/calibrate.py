@@ -14,7 +14,7 @@ from dipo.graph.plan import QuantizedModel
 from dipo.run import DamagedFileError
 from dipo.stages.checkpoint import STATISTICS, load_calibration, save_calibration, tell_of_damage
 from dipo.stages.context import Context
-from dipo.stages.headroom import with_headroom, without_room
+from dipo.stages.headroom import room_of, with_headroom, without_room
 
 
 def calibrate(context: Context, *, observe: bool) -> NetworkState:
@@ -24,15 +24,15 @@ def calibrate(context: Context, *, observe: bool) -> NetworkState:
         context: The job.
         observe: Run the samples through the float network; else ranges come from BatchNormalization's statistics.
     """
-    calibration = Calibration({}, {})
-    if observe:
-        calibration = _kept(context) or _observed(context)
+    kept = _kept(context) if observe else None
+    calibration = without_room(kept) if kept else _observed(context) if observe else Calibration({}, {})
     with context.stage("ranges"):
         quantized = _quantize(context, calibration)
     if observe:
-        # Behind the ranges, on which the room depends; a resumed run may have them chosen otherwise.
+        # Behind the ranges, on which the room depends: a resumed run may have them chosen otherwise.
         calibration, quantized = with_headroom(context, calibration, quantized)
-        save_calibration(context.folder, calibration)
+        if kept is None or room_of(kept) != room_of(calibration):
+            save_calibration(context.folder, calibration)
     config, loaded = context.config, context.loaded
     return NetworkState(
         model=loaded.model,
@@ -50,10 +50,10 @@ def calibrate(context: Context, *, observe: bool) -> NetworkState:
 
 
 def _kept(context: Context) -> Calibration | None:
-    """Return the statistics that the run folder has, without room; None where it has none that can be read."""
+    """Return the statistics that the run folder has; None where it has none that can be read."""
     if context.folder.has(STATISTICS):
         try:
-            return without_room(load_calibration(context.folder))
+            return load_calibration(context.folder)
         except DamagedFileError:
             tell_of_damage(context, STATISTICS)
     return None

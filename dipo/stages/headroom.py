@@ -63,9 +63,14 @@ def without_room(calibration: Calibration) -> Calibration:
     return replace(calibration, statistics=plain)
 
 
+def room_of(calibration: Calibration) -> dict[str, tuple[float, float]]:
+    """Return the room of each range, by name."""
+    return {name: own.room for name, own in calibration.statistics.items()}
+
+
 def note_of(calibration: Calibration, *, num_samples: int) -> list[Note]:
     """Return what the report says of the room that ranges have."""
-    wider = [max(own.room) for own in calibration.statistics.values() if own.room != NO_ROOM]
+    wider = [max(room) for room in room_of(calibration).values() if room != NO_ROOM]
     if not wider:
         return []
     what = (
