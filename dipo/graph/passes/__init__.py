@@ -21,6 +21,7 @@ from dipo.graph.passes.enclose_subgraphs import DiscloseSubgraphs, EncloseSubgra
 from dipo.graph.passes.fold_fills import FoldFills
 from dipo.graph.passes.fold_weights import FoldWeights
 from dipo.graph.passes.free_batch import FreeBatch
+from dipo.graph.passes.free_unknown_sizes import FreeUnknownSizes
 from dipo.graph.passes.infer_shapes import InferShapes
 from dipo.graph.passes.inline import Inline
 from dipo.graph.passes.interface import RecordInterface, RestoreInterface
@@ -38,6 +39,7 @@ READING: tuple[PassBase, ...] = (
     DefaultDomain(),
     TopologicalSortPass(),
     NameGraphs(),
+    FreeUnknownSizes(),
 )
 """The passes that bring the ways in which a file may be written to one; they hold for any file that ONNX allows."""
 

@@ -42,6 +42,19 @@ def test_a_dynamic_batch_is_left_as_it_is(tmp_path):
     assert FreeBatch()(raw(tiny_cnn(batch=2), tmp_path)).modified
 
 
+@pytest.mark.parametrize("axes", [(0,), (2, 3), (0, 2, 3)])
+def test_sizes_of_minus_one_are_free(tmp_path, axes):
+    """PaddlePaddle's exporter writes them where a size is not known."""
+    proto = tiny_cnn()
+    for value in (proto.graph.input[0], proto.graph.output[0]):
+        for axis in set(axes) & set(range(len(value.type.tensor_type.shape.dim))):
+            value.type.tensor_type.shape.dim[axis].dim_value = -1
+    model = normalise(raw(proto, tmp_path), source="here")
+    sizes = model.graph.inputs[0].shape
+    assert [isinstance(size, int) for size in sizes] == [axis not in {0, *axes} for axis in range(4)]
+    assert not any(size == -1 for value in as_in_file(model).graph.inputs for size in value.shape)
+
+
 def test_a_pass_names_the_layer_and_the_caller_the_model(tmp_path):
     text = "(float[2,4] x) => (float[2,5] y) { [fc] y = Gemm(x, w, b) }"
     with pytest.raises(UserError, match=r"^Gemm 'fc' adds"):
