@@ -8,13 +8,13 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
 UNKNOWN = -1
-"""Size that PaddlePaddle's exporter, among others, writes where ONNX has no number or a name; runtimes take it as such."""
+"""Size that PaddlePaddle's exporter, among others, writes where ONNX has no number or a name, as runtimes take it."""
 
 
 class FreeUnknownSizes(InPlacePass):
     """Make declared sizes of -1 free ones.
 
-    1. No value of the network or of the bodies of its nodes has a declared size of -1; each such size is free, by itself.
+    1. No value of the network or of the bodies of its nodes has a declared size of -1; each is free, by itself.
     """
 
     def call(self, model: ir.Model) -> PassResult:
