@@ -214,7 +214,13 @@ def test_weights_of_layers_in_branches_are_stored_in_8_bits(place, algo):
 def test_what_a_branch_reads_otherwise_too_stays_float():
     model = branches("outside")
     then = next(a.g for a in model.graph.node[-1].attribute if a.name == "then_branch")
-    then.node.insert(0, onnx.helper.make_node("ReduceMax", ["fw"], ["bias"], axes=[1], keepdims=0))
+    scaled = [
+        onnx.helper.make_node("Cast", ["rate"], ["factor"], to=onnx.TensorProto.FLOAT),
+        onnx.helper.make_node("Mul", ["fw", "factor"], ["times"]),
+        onnx.helper.make_node("ReduceMax", ["times"], ["bias"], axes=[1], keepdims=0),
+    ]
+    for node in reversed(scaled):
+        then.node.insert(0, node)
     then.node[-1].input.append("bias")
     samples = {"x": np.random.default_rng(0).normal(size=(16, 3, 5)).astype(np.float32), "rate": np.array(16)}
     found = dipo.quantize(model, samples, algo="none")
