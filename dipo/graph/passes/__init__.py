@@ -34,6 +34,7 @@ from dipo.graph.passes.resize_scales import ResizeScales
 from dipo.graph.passes.scalar_limits import ScalarLimits
 from dipo.graph.passes.simplify import Simplify
 from dipo.graph.passes.single_precision import SinglePrecision
+from dipo.graph.passes.true_shapes import TrueShapes
 
 READING: tuple[PassBase, ...] = (
     DefaultDomain(),
@@ -54,6 +55,7 @@ IN_SINGLE_PRECISION: tuple[PassBase, ...] = (
 NORMALISATION: tuple[PassBase, ...] = (
     ConstantParameters(),
     ModernOpset(),
+    TrueShapes(),
     RecordInterface(),
     Inline(),
     FoldFills(),
