@@ -59,10 +59,16 @@ FLAT_ROWS = """(float[N,3,T] x) => (float{declared} y) {{
   n = Gather(s, first)
   t = Gather(s, third)
   z = Concat<axis=0>(n, t, one, rest)
-  p = Neg(z)
-  q = Neg(p)
+  q = Max(z, rest)
   [back] y = {last}
 }}"""
+FLAT_ROWS_CONSTANTS = {
+    "w": (3, 5),
+    "first": np.array([0]),
+    "third": np.array([2]),
+    "one": np.array([1]),
+    "rest": np.array([-1]),
+}
 
 
 @pytest.mark.parametrize(
@@ -80,10 +86,11 @@ def test_a_declared_shape_that_cannot_be_right_gives_way(tmp_path, declared, las
     model = raw(
         network(
             FLAT_ROWS.format(declared=declared, last=last),
-            w=(3, 5), first=np.array([0]), third=np.array([2]), one=np.array([1]), rest=np.array([-1]),
+            opset=12,
+            **FLAT_ROWS_CONSTANTS,
         ),
         tmp_path,
-    )  # fmt: skip
+    )
     TrueShapes()(model)
     found = model.graph.outputs[0].shape
     assert [size if isinstance(size, int) else size.value for size in found] == expected
@@ -92,7 +99,7 @@ def test_a_declared_shape_that_cannot_be_right_gives_way(tmp_path, declared, las
 def test_targets_do_not_follow_from_a_shape_that_cannot_be_right():
     """As of a recognizer whose output is declared as a list of codes, and is one of scores."""
     text = FLAT_ROWS.format(declared="[1,L]", last="Reshape(b, q)")
-    model = network(text, w=(3, 5), first=np.array([0]), third=np.array([2]), one=np.array([1]), rest=np.array([-1]))
+    model = network(text, opset=12, **FLAT_ROWS_CONSTANTS)
     samples = {"x": np.random.default_rng(0).normal(size=(16, 3, 4)).astype(np.float32)}
     found = dipo.quantize(model, samples, algo="bias_correction")
     session = ort.InferenceSession(found.model.SerializeToString())
