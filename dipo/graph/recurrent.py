@@ -37,7 +37,7 @@ def set_inner_port_axes(node: ir.Node, axes: Mapping[int, int]) -> None:
 
 def port_axes(node: ir.Node) -> Mapping[int, int]:
     """Return the inputs that are weights which may be stored as integers, each with the axis of its scales."""
-    return dict.fromkeys(operators.of(node).recurrent_weights, AXIS) | inner_port_axes(node)
+    return {**dict.fromkeys(operators.of(node).recurrent_weights, AXIS), **inner_port_axes(node)}
 
 
 def weights_of(node: ir.Node) -> list[ir.Value]:

@@ -123,17 +123,17 @@ def _weight_axis(value: ir.Value, node: ir.Node) -> int | None:
     return None if returned or value in node.inputs else _axis_in(use for use in value.uses() if use.node in inside)
 
 
-def _axis_in(uses: Iterable[ir.Usage]) -> int | None:
-    axes = {_axis_of(use) for use in uses}
+def _axis_in(uses: Iterable[tuple[ir.Node, int]]) -> int | None:
+    axes = {_axis_of(reader, port) for reader, port in uses}
     return axes.pop() if len(axes) == 1 else None
 
 
-def _axis_of(use: ir.Usage) -> int | None:
+def _axis_of(reader: ir.Node, port: int) -> int | None:
     """Return the axis of the scales of what a node multiplies by; None if it does something else with it."""
-    if use.idx in operators.of(use.node).recurrent_weights:
+    if port in operators.of(reader).recurrent_weights:
         return AXIS
-    layer = layer_of(use.node)
-    return None if layer is None or use.node.inputs[use.idx] is not layer.weight else layer.scale_axis
+    weight, layer = operators.of(reader).weight, layer_of(reader)
+    return None if layer is None or weight is None or port != weight.port else layer.scale_axis
 
 
 def _graphs_in(node: ir.Node) -> Iterator[ir.Graph]:
