@@ -153,6 +153,81 @@ def test_a_network_without_other_layers_goes_in_where_the_target_has_them():
         dipo.quantize(model, samples, algo="bias_correction", target="trt")
 
 
+def branches(place: str) -> onnx.ModelProto:
+    """A network whose layers all stand in the branches of an If.
+
+    Args:
+        place: Of their weights: `outside`, `initializers` of the branches, or `constants` there.
+    """
+    rng = np.random.default_rng(1)
+    shapes = {"cw": (6, 3, 3), "fw": (5, 6), "W": (1, 24, 6), "R": (1, 24, 6)}
+    weights = {name: rng.normal(size=shape).astype(np.float32) / 2 for name, shape in shapes.items()}
+    tensors = [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()]
+    made = [onnx.helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in tensors]
+    nodes = onnx.parser.parse_graph("""rate () => (float[N,5] y) {
+        [conv] a = Conv<pads=[1,1]>(x, cw)
+        [turn] t = Transpose<perm=[2,0,1]>(a)
+        [rnn] s, h = LSTM<hidden_size=6>(t, W, R)
+        [row] f = ReduceSum<keepdims=0>(h, nought)
+        [fc] y = Gemm<transB=1>(f, fw)
+    }""")
+    inside = {"outside": [], "initializers": tensors, "constants": []}[place]
+    taken = onnx.helper.make_graph(
+        [*(made if place == "constants" else []), *nodes.node], "taken", [], nodes.output, inside
+    )
+    other = onnx.parser.parse_graph("rate () => (float[N,5] z) { z = ReduceMax<axes=[1],keepdims=0>(x5) }")
+    model = network(
+        """(float[N,3,5] x, int64 rate) => (float[N,5] y) {
+          [is] c = Equal(rate, sixteen)
+          x5 = Identity(x)
+          [either] y = Neg(x)
+        }""",
+        sixteen=np.array(16), nought=np.array([0]),
+        **(weights if place == "outside" else {}),
+    )  # fmt: skip
+    model.graph.node[-1].CopyFrom(
+        onnx.helper.make_node("If", ["c"], ["y"], name="either", then_branch=taken, else_branch=other)
+    )
+    return model
+
+
+@pytest.mark.parametrize(
+    ("place", "algo"), [("outside", "none"), ("initializers", "bias_correction"), ("constants", "qdrop")]
+)
+def test_weights_of_layers_in_branches_are_stored_in_8_bits(place, algo):
+    """Voice activity detectors choose their layers by the sampling rate."""
+    model = branches(place)
+    samples = {"x": np.random.default_rng(0).normal(size=(16, 3, 5)).astype(np.float32), "rate": np.array(16)}
+    found = dipo.quantize(model, samples, algo=algo)
+    written = constants(found.model)
+    codes = {name: array.shape for name, array in written.items() if array.dtype == np.int8 and array.ndim > 1}
+    assert sorted(codes.values()) == [(1, 24, 6), (1, 24, 6), (5, 6), (6, 3, 3)]
+    scales = [array.shape for name, array in written.items() if name.endswith("_scale")]
+    assert sorted(scales) == [(5,), (6,), (24,), (24,)]
+    assert not any("inner_weights" in prop.key for node in found.model.graph.node for prop in node.metadata_props)
+    assert found.report.error["deployed_vs_simulated"].sqnr_db > 140
+    assert 25 < found.report.error["simulated_vs_fp32"].sqnr_db < 60
+    (note,) = [note.what for note in found.report.notes if note.name == "either"]
+    assert note.endswith("4 weights of layers inside are stored in 8 bits")
+
+
+def test_what_a_branch_reads_otherwise_too_stays_float():
+    model = branches("outside")
+    then = next(a.g for a in model.graph.node[-1].attribute if a.name == "then_branch")
+    scaled = [
+        onnx.helper.make_node("Cast", ["rate"], ["factor"], to=onnx.TensorProto.FLOAT),
+        onnx.helper.make_node("Mul", ["fw", "factor"], ["times"]),
+        onnx.helper.make_node("ReduceMax", ["times"], ["bias"], axes=[1], keepdims=0),
+    ]
+    for node in reversed(scaled):
+        then.node.insert(0, node)
+    then.node[-1].input.append("bias")
+    samples = {"x": np.random.default_rng(0).normal(size=(16, 3, 5)).astype(np.float32), "rate": np.array(16)}
+    found = dipo.quantize(model, samples, algo="none")
+    codes = [array.shape for array in constants(found.model).values() if array.dtype == np.int8 and array.ndim > 1]
+    assert sorted(codes) == [(1, 24, 6), (1, 24, 6), (6, 3, 3)]
+
+
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
     base = tmp_path_factory.mktemp("recurrent")

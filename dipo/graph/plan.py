@@ -16,7 +16,7 @@ from dipo.graph.accessors import name_of, node_name
 from dipo.graph.constraints import check_constraints, check_patterns, check_widths
 from dipo.graph.layers import Layer, is_layer, layer_of, layers_of
 from dipo.graph.placement import final_floats, is_float, pass_through_source, quantized_values
-from dipo.graph.recurrent import AXIS, stored_weights
+from dipo.graph.recurrent import stored_weights
 from dipo.graph.scheme import LayerScheme, act_spec, layer_scheme, recurrent_spec, weight_spec
 from dipo.graph.target_spec import TargetSpec
 from dipo.graph.value_signs import positive_values
@@ -251,8 +251,8 @@ def _recurrent(model: ir.Model, rules: TargetSpec, precision: PrecisionConfig) -
     """Return `Plan.recurrent`."""
     spec = recurrent_spec(rules, precision)
     return {
-        name_of(value): LayerPlan(node_name(nodes[0]), name_of(value), bias=None, axis=AXIS, spec=spec)
-        for value, nodes in (stored_weights(model) if rules.recurrent_weights else ())
+        name_of(value): LayerPlan(node_name(nodes[0]), name_of(value), bias=None, axis=axis, spec=spec)
+        for value, axis, nodes in (stored_weights(model) if rules.recurrent_weights else ())
         if not any(_is_skipped(node, precision.skip) for node in nodes)
     }
 

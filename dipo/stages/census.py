@@ -55,7 +55,11 @@ def network_facts(loaded: JobInputs, config: Config, *, shapes: Shapes) -> Netwo
                 [node_name(node) for node in group],
                 _counted(group),
                 share(group),
-                {node_name(node): _weights(node, loaded, config) for node in group if is_recurrent(node)},
+                {
+                    node_name(node): _weights(node, loaded, config)
+                    for node in group
+                    if is_recurrent(node) or names_of(node)
+                },
             )
             for group in groups
         ],
@@ -112,10 +116,16 @@ def _reasons(
     return found
 
 
+def _has_weights(node: ir.Node) -> bool:
+    return is_recurrent(node) or bool(names_of(node))
+
+
 def _weights(node: ir.Node, loaded: JobInputs, config: Config) -> str:
-    """Return in which form a recurrent node's weights are stored, and why."""
+    """Return in which form the weights of a recurrent node, or inside a branch or loop, are stored, and why."""
     names, platform = names_of(node), config.platform.name
     stored = [name for name in names if name in loaded.plan.recurrent]
+    if stored and not is_recurrent(node):
+        return f"{len(stored)} weights of layers inside are stored in {BITS} bits"
     if names and len(stored) == len(names):
         return f"its weights are stored in {BITS} bits"
     if not names:

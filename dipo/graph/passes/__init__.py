@@ -21,6 +21,7 @@ from dipo.graph.passes.enclose_subgraphs import DiscloseSubgraphs, EncloseSubgra
 from dipo.graph.passes.fold_fills import FoldFills
 from dipo.graph.passes.fold_weights import FoldWeights
 from dipo.graph.passes.free_batch import FreeBatch
+from dipo.graph.passes.free_unknown_sizes import FreeUnknownSizes
 from dipo.graph.passes.infer_shapes import InferShapes
 from dipo.graph.passes.inline import Inline
 from dipo.graph.passes.interface import RecordInterface, RestoreInterface
@@ -33,11 +34,13 @@ from dipo.graph.passes.resize_scales import ResizeScales
 from dipo.graph.passes.scalar_limits import ScalarLimits
 from dipo.graph.passes.simplify import Simplify
 from dipo.graph.passes.single_precision import SinglePrecision
+from dipo.graph.passes.true_shapes import TrueShapes
 
 READING: tuple[PassBase, ...] = (
     DefaultDomain(),
     TopologicalSortPass(),
     NameGraphs(),
+    FreeUnknownSizes(),
 )
 """The passes that bring the ways in which a file may be written to one; they hold for any file that ONNX allows."""
 
@@ -52,6 +55,7 @@ IN_SINGLE_PRECISION: tuple[PassBase, ...] = (
 NORMALISATION: tuple[PassBase, ...] = (
     ConstantParameters(),
     ModernOpset(),
+    TrueShapes(),
     RecordInterface(),
     Inline(),
     FoldFills(),
