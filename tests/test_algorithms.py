@@ -183,14 +183,20 @@ def test_the_analysis_names_each_layer_and_what_hurts_it(run, capsys):
 # Ranges, chosen again
 
 
+def _seen(folder):
+    """Return the bytes of the statistics, less the room beyond them, which is another with other ranges."""
+    arrays = load_file(folder / "statistics.safetensors")
+    return {name: each.tobytes() for name, each in arrays.items() if not name.endswith("/room")}
+
+
 @pytest.mark.parametrize("method", ["kl", "octav", "minmax", "percentile"])
 def test_another_range_method_takes_the_statistics_that_are_there(run, tiny_job, method, capsys):
     folder, before = run("+algo=bias_correction", "precision.act_bits=4")
-    statistics = (folder / "statistics.safetensors").stat().st_mtime_ns
+    statistics = _seen(folder)
     capsys.readouterr()
     assert main([f"calib={method}", f"run.resume={folder}"]) == 0
     assert "calibrate:" not in capsys.readouterr().out
-    assert (folder / "statistics.safetensors").stat().st_mtime_ns == statistics
+    assert _seen(folder) == statistics
     report = json.loads((folder / "report.json").read_text())
     assert report["seconds"].get("calibrate", 0) + report["seconds"]["ranges"] < before["seconds"]["ranges"] + 5
     fresh, again = run("+algo=bias_correction", "precision.act_bits=4", f"calib={method}", name="fresh")
