@@ -20,6 +20,7 @@ from dipo.export.runtime import run_model
 from dipo.export.target import QUANTIZED
 from dipo.export.targets import TARGETS
 from dipo.graph.torch_module import channels_last
+from dipo.quant.observers import Observer, Statistics
 from dipo.report.measures import least_sqnr_db
 from dipo.stages.float_types import as_given
 from dipo.stages.load import JobInputs
@@ -73,11 +74,24 @@ def _quantized_on(sample: Mapping[str, torch.Tensor], loaded: JobInputs, config:
     calib = dataclasses.replace(config.calib, method="minmax", weights="minmax")
     model, plan = loaded.model, loaded.plan
     found = observe(model, plan=plan, batches=cut(1, 1), inputs=lambda _: sample, device=CPU)
-    ranges = activation_ranges(plan, found.statistics, cfg=calib)
+    statistics = {name: _something(name) if _is_empty(each) else each for name, each in found.statistics.items()}
+    ranges = activation_ranges(plan, statistics, cfg=calib)
     quantized = quantize_model(model, plan=plan, ranges=ranges, cfg=calib)
     quantized = TARGETS[config.platform.name].on_grids(model, quantized)
     config = dataclasses.replace(config, calib=calib)
-    return QuantizedRun(config, model, plan, quantized, found.statistics, loaded.inputs)
+    return QuantizedRun(config, model, plan, quantized, statistics, loaded.inputs)
+
+
+def _is_empty(statistics: Statistics) -> bool:
+    """Return whether a value had no numbers, as the boxes have none of an image in which nothing is found."""
+    return not statistics.count and not statistics.infinite
+
+
+def _something(name: str) -> Statistics:
+    """Return statistics of some numbers, for a value that is empty for the one sample."""
+    observer = Observer(name)
+    observer.update(torch.tensor([-1.0, 1.0]))
+    return observer.result()
 
 
 def _run(

@@ -93,7 +93,9 @@ def in_groups(data: Datasets, size: int, axes: InputAxes) -> Datasets:
 
 
 def _one_by_one(specs: Sequence[InputSpec], axes: InputAxes) -> list[InputSpec]:
-    return [
-        dataclasses.replace(spec, shape=samples_first(spec.sample_shape, axes[spec.name]), axis=axes[spec.name])
-        for spec in specs
-    ]
+    found = []
+    for spec in specs:
+        shape = samples_first(spec.sample_shape, axes[spec.name])
+        sizes = tuple(size if isinstance(size, int) else None for size in shape)
+        found.append(dataclasses.replace(spec, shape=sizes, axis=axes[spec.name]))
+    return found

@@ -201,3 +201,19 @@ def test_targets_that_follow_from_shapes_are_constants():
     assert as_in_file(model).graph.inputs[0].shape[0] == "N"
     target = model.graph.node("flat").inputs[1].const_value.numpy()
     assert target.tolist() in ([0, 80], [0, -1])
+
+
+@pytest.mark.parametrize("platform", ["ort", "qnn"])
+def test_boxes_of_which_the_first_sample_has_none(platform):
+    """What stands for an output of varying size is compared as the file rounds it."""
+    more = "    [places] i = Gather<axis=1>(picks, last)\n    [kept] k = Gather<axis=1>(boxes, i)\n}"
+    text = DETECTOR.replace("float[N", "float[1").replace("int64[k,3] picks", "float[1,k,1,4] k").replace("}", more)
+    weights = DETECTOR_WEIGHTS | {
+        "cb": np.zeros(5, np.float32), "db": np.zeros(12, np.float32), "last": np.array([2]),
+        "rows": np.array([1, 32, 6]), "least": np.float32([0.55]),
+    }  # fmt: skip
+    samples = normal(16, 3, 6, 6)
+    samples[0] = 0
+    found = dipo.quantize(network(text, **weights), {"x": samples}, algo="none", target=platform)
+    assert found.report.error["deployed_vs_fp32"].sqnr_db > 25
+    assert found.report.error["deployed_vs_simulated"].sqnr_db > 60
