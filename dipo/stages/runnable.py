@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dipo.algo.activation_cache import cut
 from dipo.data.samples import Datasets
 from dipo.errors import UserError
+from dipo.graph.decisions import decided_by_samples
 from dipo.graph.find_samples import complete_types, find_rows, find_sample_axes
 from dipo.graph.layers import layers_of
 from dipo.graph.load import load
@@ -117,10 +118,15 @@ def _tells_apart(model: ir.Model, samples: SampleAxes) -> bool:
     """Return whether samples can be told apart where they have to be.
 
     That is in all outputs but those whose size numbers decide on; and, in a network whose batch was fixed, in every
-    float within it: what is mixed there, such as rows that are picked by constant places, was right for one batch.
+    float within it: what is mixed there, such as rows that are picked by constant places, was right for one batch, and
+    so was the way that an If or a Loop took by its numbers.
     """
     values = list(model.graph.outputs)
     if fixed_batch(model) is not None:
+        if decided_by_samples(
+            model, {name for name, axis in {**_first(model), **input_axes(model)}.items() if axis is not None}
+        ):
+            return False
         values += [value for node in model.graph for value in node.outputs if is_float(value)]
     varying = sized_by_numbers(model)
     return not any(value.name in samples.mixed and value.name not in varying for value in values)
