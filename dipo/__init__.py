@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         quantize,
     )
 
-__version__ = "0.7.0"
+__version__ = "0.8.0"
 
 __all__ = [
     "JobError",
