@@ -54,7 +54,10 @@ def test_unseen_samples_are_served_better(job, tmp_path, capsys):
         folder = tmp_path / headroom
         assert main(arguments(job, folder, f"calib.headroom={headroom}")) == 0
         said = capsys.readouterr().out.replace("\n", " ")
-        assert ("times as wide as 16 samples show them" in said) == (headroom == "auto")
+        assert ("as wide (median) as 16 samples make them" in said) == (headroom == "auto")
+        assert said.count("headroom:") == (2 if headroom == "auto" else 0), "one task, begun and ended"
+        assert ("headroom 1 s" in said) == (headroom == "auto"), "the estimate counts it"
+        assert "judge" not in said
         reached[headroom] = sqnr_db(job[0], folder / "quantized.onnx")
     assert reached["auto"] > reached["none"] + 2
     events = [json.loads(line) for line in (tmp_path / "auto" / "events.jsonl").read_text().splitlines()]

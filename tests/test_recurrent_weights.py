@@ -211,6 +211,20 @@ def test_weights_of_layers_in_branches_are_stored_in_8_bits(place, algo):
     assert note.endswith("4 weights of layers inside are stored in 8 bits")
 
 
+def test_a_dry_run_says_how_weights_in_branches_are_stored(tmp_path, capsys):
+    path, data = tmp_path / "net.onnx", tmp_path / "x.npz"
+    onnx.save(branches("outside"), path)
+    np.savez(data, x=np.random.default_rng(0).normal(size=(16, 3, 5)).astype(np.float32))
+    job = [f"model.path={path}", f"data.path={data}", "data.fixed.rate=16", "cluster=inline"]
+    assert main([*job, "dry_run=true"]) == 0
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "either (If), 100.0 % of the multiplications" in said
+    assert "computed in ONNX Runtime, 4 weights of layers inside are stored in 8 bits" in said
+    assert "headroom" not in said, "there are no activations on grids"
+    assert main([*job, f"run.dir={tmp_path / 'run'}"]) == 0
+    assert "worst layers" not in capsys.readouterr().out, "there are none"
+
+
 def test_what_a_branch_reads_otherwise_too_stays_float():
     model = branches("outside")
     then = next(a.g for a in model.graph.node[-1].attribute if a.name == "then_branch")

@@ -54,9 +54,7 @@ def activation_range(
         raise UserError(f"{name}: no value was observed, so it has no range; give calibration samples that reach it")
     choose = RANGE_METHODS[method].choose
     assert choose is not None, method
-    found = choose(stats, spec, percentile)
-    low, high = stats.room
-    return Range(found.min * low, found.max * high)
+    return choose(stats, spec, percentile).stretched(stats.room)
 
 
 def minmax_range(stats: Statistics) -> Range:

@@ -19,6 +19,10 @@ class Range:
     min: float
     max: float
 
+    def stretched(self, factors: tuple[float, float]) -> Range:
+        """Return the range with its lower and its upper end multiplied by a factor each."""
+        return Range(self.min * factors[0], self.max * factors[1])
+
 
 @dataclass(frozen=True)
 class QuantSpec:

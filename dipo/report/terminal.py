@@ -81,7 +81,8 @@ class Terminal:
     def show(self, report: Report) -> None:
         """Print the table at the end of a run."""
         each = [_each_output(report, narrow=self.console.width < NARROW)] if len(report.outputs) > 1 else []
-        self.console.print(Group(Text(""), _outputs(report), *each, _layers(report), _costs(report)))
+        worst = [_layers(report)] if report.worst_layers(WORST_LAYERS) else []
+        self.console.print(Group(Text(""), _outputs(report), *each, *worst, _costs(report)))
 
     def show_analysis(self, analysis: AnalysisReport) -> None:
         """Print the layers that cost most accuracy, and the options that would help them."""

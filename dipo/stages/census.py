@@ -19,6 +19,7 @@ from dipo.graph.accessors import name_of, node_name
 from dipo.graph.float_products import float_products
 from dipo.graph.layers import layer_of, layers_of
 from dipo.graph.multiplications import Shapes, multiplications
+from dipo.graph.opset import ENCLOSED
 from dipo.graph.program import regions
 from dipo.graph.recurrent import BITS, is_recurrent, names_of
 from dipo.graph.torch_module import GraphModule, channels_last
@@ -46,20 +47,16 @@ def network_facts(loaded: JobInputs, config: Config, *, shapes: Shapes) -> Netwo
     groups = regions(model)
     in_runtime = set(itertools.chain(*groups))
     why = _reasons(loaded, config, [node for node in model.graph if products[node] or layer_of(node)], in_runtime)
-    rows = [FloatRow(node_name(node), operators.key_of(node), reason, share([node])) for node, reason in why.items()]
+    rows = [FloatRow(node_name(node), _operator(node, model), reason, share([node])) for node, reason in why.items()]
     quantized = [node for node in model.graph if node not in why]
     return NetworkFacts(
-        operators=_counted(node for node in model.graph if node not in in_runtime),
+        operators=_counted((node for node in model.graph if node not in in_runtime), model),
         regions=[
             RegionRow(
                 [node_name(node) for node in group],
-                _counted(group),
+                _counted(group, model),
                 share(group),
-                {
-                    node_name(node): _weights(node, loaded, config)
-                    for node in group
-                    if is_recurrent(node) or names_of(node)
-                },
+                {node_name(node): _weights(node, loaded, config) for node in group if _has_weights(node)},
             )
             for group in groups
         ],
@@ -103,7 +100,7 @@ def _reasons(
         if name in plan.layers:
             continue
         if node in in_runtime:
-            weights = _weights(node, loaded, config) if is_recurrent(node) else "its weights stay float"
+            weights = _weights(node, loaded, config) if _has_weights(node) else "its weights stay float"
             found[node] = f"computed in ONNX Runtime, {weights}"
         elif name in known:
             found[node] = known[name]
@@ -147,5 +144,11 @@ def _units(loaded: JobInputs) -> int | None:
     return max(len(solved_units(units, loaded.plan)) for units in found)
 
 
-def _counted(nodes: Iterable[ir.Node]) -> dict[str, int]:
-    return dict(Counter(operators.key_of(node) for node in nodes).most_common())
+def _counted(nodes: Iterable[ir.Node], model: ir.Model) -> dict[str, int]:
+    return dict(Counter(_operator(node, model) for node in nodes).most_common())
+
+
+def _operator(node: ir.Node, model: ir.Model) -> str:
+    """Return a node's operator; of a call that holds a node with subgraphs, that node's."""
+    held = model.functions[node.op_identifier()][0] if node.domain == ENCLOSED else node
+    return operators.key_of(held)

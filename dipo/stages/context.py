@@ -77,11 +77,18 @@ class Context:
         return self.pool.share(value)
 
     def over_samples(
-        self, make: Callable[[Sequence[Batch]], Task[ResultT]], *, title: str, num_samples: int
+        self, make: Callable[[Sequence[Batch]], Task[ResultT]], *, title: str | None, num_samples: int
     ) -> list[ResultT]:
-        """Run a task on shares of the samples and return the results in the shares' order."""
+        """Run a task on shares of the samples and return the results in the shares' order.
+
+        Args:
+            make: Makes the task for a share.
+            title: Its name on the terminal; None: it is a part of what is shown there.
+            num_samples: Number of samples.
+        """
         shares = self.shares(num_samples)
-        with self.terminal.task(title, num_samples, "samples") as progress:
+        terminal = Terminal.silent() if title is None else self.terminal
+        with terminal.task(title or "", num_samples, "samples") as progress:
             tasks, sizes = [make(share) for share in shares], [sum(map(len, share)) for share in shares]
             results = dict(self.pool.map(tasks, sizes=sizes, progress=progress))
         return [results[index] for index in range(len(shares))]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from dipo.algo.headroom import ROOMS
 from dipo.algo.step import FloatStep, UnitStep
 from dipo.config import Config
 from dipo.graph.accessors import name_of
@@ -17,6 +18,7 @@ from dipo.graph.multiplications import Shapes
 from dipo.graph.torch_module import GraphModule, channels_last
 from dipo.graph.units import Unit, find_units
 from dipo.report.network_facts import Estimate
+from dipo.stages.headroom import is_tried
 from dipo.stages.load import JobInputs
 from dipo.stages.sequential import solved_units
 
@@ -24,7 +26,8 @@ BUDGET_SECONDS = 0.3
 """Time that a measurement may take, beyond the passes of one sample."""
 CALIBRATION_PASSES, VERIFY_PASSES, MEASURING_PASSES = 2.0, 3.0, 3.0
 """Forward passes of the float network that take as long as calibration (with histograms), as verification (float,
-simulated and deployed), and as a step that only measures units (both networks), for each sample."""
+simulated and deployed), and as a step that only measures units or a trial of room beyond the ranges (both networks),
+for each sample."""
 TRAINING_PASSES, TRAINING_STARTS = 2.0, 5.0
 """Passes there and back of the float network that take as long as one optimizer step in all units: by the size of its
 batch, and, for what a step costs whatever its size, of one sample. Measured on ResNet-20 and MobileNetV1."""
@@ -55,6 +58,8 @@ def estimate(loaded: JobInputs, config: Config, *, shapes: Shapes, device: str) 
     batch = min(config.data.batch_size, num)
     forward = passes.forward(batch) / batch
     seconds = {"calibrate": CALIBRATION_PASSES * forward * num / workers}
+    if is_tried(loaded, config):
+        seconds["headroom"] = len(ROOMS) * MEASURING_PASSES * forward * num / workers
     unknown, trained = list[str](), list[UnitStep]()
     for step in loaded.steps:
         if isinstance(step, FloatStep):

@@ -100,14 +100,23 @@ class NetworkGuard:
         """Return the sum of the squared errors of each of the network's outputs on the samples that judge, by name."""
         if self._known is not None and self._known[0] is quantized:
             return self._known[1]
-        return output_errors(self.context, quantized, self.samples)
+        return output_errors(self.context, quantized, self.samples, title="judge")
 
 
-def output_errors(context: Context, quantized: QuantizedModel, samples: Sequence[int]) -> dict[str, float]:
-    """Return the sum of the squared errors of each of the network's outputs on some calibration samples, by name."""
+def output_errors(
+    context: Context, quantized: QuantizedModel, samples: Sequence[int], *, title: str | None
+) -> dict[str, float]:
+    """Return the sum of the squared errors of each of the network's outputs on some calibration samples, by name.
+
+    Args:
+        context: The job.
+        quantized: The network.
+        samples: Indices of the samples.
+        title: Name of the pass on the terminal; None: it is a part of what is shown there.
+    """
     shared, picked = context.share(quantized), Picked(context.loaded.data.calib, samples)
     parts = context.over_samples(
-        lambda batches: SimulateBatches(batches, picked, shared, 0), title="judge", num_samples=len(picked)
+        lambda batches: SimulateBatches(batches, picked, shared, 0), title=title, num_samples=len(picked)
     )
     return {
         name: squared_error(*(np.concatenate(each) for each in zip(*_outputs(parts, name), strict=True)))

@@ -14,8 +14,9 @@ from dataclasses import replace
 import numpy as np
 
 from dipo.algo.calibrate import Calibration, activation_grids, activation_ranges
-from dipo.algo.headroom import AS_IT_IS, ROOMS, Room
+from dipo.algo.headroom import AS_IT_IS, ROOMS, Room, are_few
 from dipo.algo.judgement import Judgement
+from dipo.config import Config
 from dipo.export.targets import TARGETS
 from dipo.graph.plan import QuantizedModel
 from dipo.quant.observers import NO_ROOM
@@ -23,6 +24,7 @@ from dipo.quant.ranges import minmax_range
 from dipo.report.report import Note
 from dipo.stages.context import Context
 from dipo.stages.guard import output_errors
+from dipo.stages.load import JobInputs
 
 log = logging.getLogger("dipo")
 
@@ -40,13 +42,15 @@ def with_headroom(
         calibration: The statistics, without room; with each sample's extremes where samples are few.
         quantized: The network with the ranges that follow from them.
     """
-    calib, loaded = context.config.calib, context.loaded
-    asked = calib.headroom == "auto" and calib.reads_statistics and loaded.has_samples
-    if not (asked and calibration.extremes and loaded.plan.activations):
+    loaded = context.loaded
+    if not (is_tried(loaded, context.config) and calibration.extremes):
         return calibration, quantized
     trial = _Trial(context, calibration, quantized)
-    with context.stage("headroom"):
-        errors = {room: trial.errors(room) for room in ROOMS}
+    errors: dict[Room, dict[str, float]] = {}
+    with context.stage("headroom"), context.terminal.task("headroom", len(ROOMS), "widths of the ranges") as progress:
+        for done, room in enumerate(ROOMS, start=1):
+            errors[room] = trial.errors(room)
+            progress(done)
     judged = {room: Judgement.of(errors[AS_IT_IS], own) for room, own in errors.items()}
     best = _safest({room: each.gain_db for room, each in judged.items() if each.kept or room == AS_IT_IS})
     log.info("room beyond the ranges: %s", {room: round(each.gain_db, 2) for room, each in judged.items()})
@@ -55,6 +59,12 @@ def with_headroom(
         return calibration, quantized
     roomy = trial.with_room(best, range(len(loaded.data.calib)))
     return roomy, trial.requantized(roomy)
+
+
+def is_tried(loaded: JobInputs, config: Config) -> bool:
+    """Return whether a job asks for room, of samples few enough for it to be worth the trial."""
+    asked = config.calib.headroom == "auto" and config.calib.reads_statistics and loaded.has_samples
+    return asked and are_few(len(loaded.data.calib)) and bool(loaded.plan.activations)
 
 
 def without_room(calibration: Calibration) -> Calibration:
@@ -74,8 +84,9 @@ def note_of(calibration: Calibration, *, num_samples: int) -> list[Note]:
     if not wider:
         return []
     what = (
-        f"ranges are {statistics.median(wider):.2f} times as wide as {num_samples} samples show them (the median), for "
-        "those of either half served the other half worse; more samples tell better, calib.headroom=none leaves them"
+        f"ranges are {statistics.median(wider):.2f} times as wide (median) as {num_samples} samples make them: with "
+        "that room, ranges of one half of the samples lose less on the other half; more samples tell better, "
+        "calib.headroom=none leaves ranges as they are"
     )
     return [Note("calibration", what)]
 
@@ -101,7 +112,7 @@ class _Trial:
         total: dict[str, float] = {}
         for seen, unseen in (self._halves, self._halves[::-1]):
             candidate = self.requantized(self.with_room(room, seen))
-            for name, error in output_errors(self._context, candidate, unseen).items():
+            for name, error in output_errors(self._context, candidate, unseen, title=None).items():
                 total[name] = total.get(name, 0.0) + error
         return total
 
@@ -116,6 +127,10 @@ class _Trial:
     def requantized(self, calibration: Calibration) -> QuantizedModel:
         """Return the network with the activations' grids that follow from statistics, and the weights that it has."""
         config, loaded = self._context.config, self._context.loaded
-        ranges = activation_ranges(loaded.plan, calibration.statistics, cfg=config.calib)
+        # Room stretches the ranges that there are: their search, which takes longer than a pass, is not repeated.
+        ranges = {
+            name: self._ranges[name] if spec.fixed else self._ranges[name].stretched(calibration.statistics[name].room)
+            for name, spec in loaded.plan.activations.items()
+        }
         found = replace(self._quantized, activations=activation_grids(loaded.plan, ranges))
         return TARGETS[config.platform.name].on_grids(loaded.model, found)

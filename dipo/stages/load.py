@@ -163,8 +163,8 @@ def planned(loaded: JobInputs, config: Config) -> JobInputs:
         readers = " or ".join(name for name in TARGETS if TARGETS[name].spec.recurrent_weights)
         raise UserError(
             f"model.path={loaded.path}: no layer is left to quantize, give a network with a Conv, ConvTranspose, Gemm "
-            f"or MatMul of constant weights, with platform={readers} an LSTM, GRU or RNN, that precision.skip does not "
-            "name"
+            f"or MatMul of constant weights, with platform={readers} an LSTM, GRU or RNN or such a layer in a branch "
+            "or loop, that precision.skip does not name"
         )
     plan = dataclasses.replace(plan, observed=_observed(config, model, plan))
     return dataclasses.replace(loaded, plan=plan)
