@@ -38,7 +38,8 @@ class Grouped:
 
     def describe(self) -> str:
         """Return a short description."""
-        return f"{self.dataset.describe()}, {self.size} at a time"
+        unread = "" if self.dataset.read(0, 1).labels is None else ", so labels are not read"
+        return f"{self.dataset.describe()}, {self.size} at a time{unread}"
 
     def pixels(self) -> str | None:
         """Say how pixels are read, see `Dataset.pixels`."""

@@ -165,6 +165,12 @@ def top1_agreement(reference: NDArray[Any], other: NDArray[Any], axis: int) -> f
     return 100.0 * float(same.mean())
 
 
+def has_top1(outputs: Outputs) -> bool:
+    """Return whether the first output has numbers along one axis for each sample, as classes have; an image has not."""
+    first = next(iter(outputs.values()))
+    return first[:1].size == max(first.shape[1:], default=1)
+
+
 def accuracy(outputs: Outputs, labels: NDArray[np.int64]) -> float:
     """Return the per cent of samples whose top-1 of the first output is their label."""
     return 100.0 * float((_top1(next(iter(outputs.values()))) == labels).mean())

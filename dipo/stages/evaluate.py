@@ -22,7 +22,15 @@ from dipo.export.targets import TARGETS
 from dipo.graph.class_axes import class_axes
 from dipo.graph.passes.interface import declared_types
 from dipo.graph.plan import QuantizedModel
-from dipo.report.measures import OutputError, accuracy, class_axis, least_sqnr_db, output_error, output_figures
+from dipo.report.measures import (
+    OutputError,
+    accuracy,
+    class_axis,
+    has_top1,
+    least_sqnr_db,
+    output_error,
+    output_figures,
+)
 from dipo.report.report import OutputRow, TargetRow
 from dipo.stages.context import Context
 from dipo.stages.float_types import as_given
@@ -74,7 +82,7 @@ class Evaluation:
 
     @property
     def accuracy(self) -> dict[str, float | None]:
-        """Top-1 of the three networks in per cent; None without labels."""
+        """Top-1 of the three networks in per cent; None without labels, or classes that these could be."""
         outputs = {"fp32": self.simulated.fp_outputs, "simulated": self.simulated.q_outputs, "deployed": self.deployed}
         return {name: None if self.labels is None else accuracy(each, self.labels) for name, each in outputs.items()}
 
@@ -104,6 +112,7 @@ def evaluate(
         targets = [_target_row(context, dataset, source, target, list(its), axes) for target, its in others.items()]
         deployed, labels = _deploy(context, dataset, written_model(files))
         peaks = context.pool.ask(Worker.peak_rss_mb)
+    labels = labels if has_top1(simulated.fp_outputs) else None
     _check_labels(labels, simulated.fp_outputs)
     return Evaluation(simulated, deployed, axes, _types(context), labels, targets, peaks)
 

@@ -11,6 +11,7 @@ from dipo.report.measures import (
     OutputFigures,
     accuracy,
     cosine,
+    has_top1,
     least_sqnr_db,
     output_error,
     output_figures,
@@ -77,6 +78,14 @@ def test_infinities_that_both_have_are_no_error():
 
 def test_accuracy_of_a_class_is_the_class():
     assert accuracy({"k": np.array([[1], [2], [3]])}, np.array([1, 2, 0])) == pytest.approx(200 / 3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "found"),
+    [((2,), True), ((2, 10), True), ((2, 10, 1, 1), True), ((2, 1, 10), True), ((2, 3, 8, 8), False)],
+)
+def test_an_output_with_numbers_along_one_axis_has_a_top_1(shape, found):
+    assert has_top1({"y": np.zeros(shape), "image": np.zeros((2, 3, 8, 8))}) == found
 
 
 def test_accuracy_counts_top_1_of_the_first_output():
