@@ -47,7 +47,7 @@ def with_headroom(
         return calibration, quantized
     trial = _Trial(context, calibration, quantized)
     errors: dict[Room, dict[str, float]] = {}
-    with context.stage("headroom"), context.terminal.task("headroom", len(ROOMS), "widths of the ranges") as progress:
+    with context.stage("headroom"), context.terminal.task("headroom", len(ROOMS), "widths") as progress:
         for done, room in enumerate(ROOMS, start=1):
             errors[room] = trial.errors(room)
             progress(done)
