@@ -1,0 +1,203 @@
+"""A unit's layers in closed form: each from sums over the samples, with the damping that held-out samples choose."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dipo.algo.closed_form import Sums, damped, descend, least_squares, round_columns
+from dipo.algo.held_out import held_out_samples
+from dipo.algo.judgement import Judgement
+from dipo.algo.layer_sums import Sampling, SplitSums, layer_sums
+from dipo.algo.reference_weights import target_of
+from dipo.algo.steps.gptq import GptqOptions
+from dipo.algo.unit_solver import UnitResult, UnitWork
+from dipo.algo.weight_grids import Entries, Scales, as_columns, choose_scales, refit_scales
+from dipo.graph.accessors import name_of
+from dipo.graph.plan import QuantizedLayer
+from dipo.graph.weight_layout import WeightLayout
+from dipo.quant.spec import QParams, QuantSpec
+
+REFITS = 3
+"""Number of times that scales are fitted anew to the codes."""
+SWEEPS = 8
+"""Number of sweeps of the coordinate descent behind them, at most."""
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """A layer's weights on their grids, for each damping."""
+
+    weight: torch.Tensor
+    """[K, G, D + 1, O], the bias last."""
+    scales: Scales
+
+
+def solve_layer(
+    weight: torch.Tensor, sums: Sums, scales: Scales, entries: Entries, *, damping: Sequence[float], cfg: GptqOptions,
+    kept: torch.Tensor | None = None, free_bias: bool = True,
+) -> Solution:  # fmt: skip
+    """Return a layer's weights in closed form, for each of some dampings.
+
+    Args:
+        weight: The float weight, and its bias last, [G, D + 1, O].
+        sums: H and C.
+        scales: The grids to begin with.
+        entries: Which weights share a scale.
+        damping: Dampings, each as a part of the mean of H's diagonal.
+        cfg: What is done.
+        kept: 1 for a weight, 0 where it was pruned, [G, D, O]; None: none was.
+        free_bias: Whether the layer has a bias that may change.
+    """
+    copies, groups = len(damping), len(weight)
+    strength = torch.tensor(damping, dtype=torch.float64, device=weight.device).repeat_interleave(groups)
+    metric = damped(sums.gram.repeat(copies, 1, 1), strength, free_bias=free_bias)
+    best = least_squares(weight, sums, metric) if cfg.least_squares else weight.repeat(copies, 1, 1)
+    every, own = entries.copies(copies), scales.copies(copies)
+    kept = None if kept is None else kept.repeat(copies, 1, 1)
+    if cfg.search_grids:
+        own = choose_scales(best, metric, own, every)
+    found = round_columns(best, metric, own.grids(every, kept), act_order=cfg.act_order)
+    for _ in range(REFITS if cfg.descend else 0):
+        found, _ = descend(best, found, metric, own.grids(every, kept), sweeps=1)
+        own, found = refit_scales(best, found, metric, own, every)
+    if cfg.descend:
+        found, _ = descend(best, found, metric, own.grids(every, kept), sweeps=SWEEPS)
+    return Solution(found.view(copies, groups, *found.shape[1:]), own)
+
+
+def solve_unit(work: UnitWork, *, cfg: GptqOptions, specs: dict[str, QuantSpec], num_samples: int, seed: int) -> UnitResult:
+    """Solve a unit's layers, first to last, together with the other workers.
+
+    Args:
+        work: The unit.
+        cfg: What is done.
+        specs: Grids of the layers, by name.
+        num_samples: Number of samples of all workers.
+        seed: Seed of the positions that are looked at.
+    """
+    held_out = work.held_out or held_out_samples(num_samples)
+    sampling = Sampling(cfg.positions, num_samples, held_out, seed)
+    found, befores, afters = {}, {}, {}
+    for name in work.layers:
+        sums = layer_sums(work.pair, work.unit, name, sampling)
+        if sums is None:
+            continue
+        problem = LayerProblem.of(work, name, specs[name])
+        found[name], before, after = problem.best(sums, cfg)
+        output = name_of(work.pair.nodes[name].outputs[0])
+        befores[output], afters[output] = before, after
+        work.pair.adopt({name: found[name]}, {})
+    judged = None
+    if befores and work.held_out:
+        judged = Judgement.of(befores, afters)
+    return UnitResult(found, {}, bias_corrected=True, judged=judged)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerProblem:
+    """A layer, with its weights as columns."""
+
+    layer: QuantizedLayer
+    layout: WeightLayout
+    spec: QuantSpec
+    weight: torch.Tensor
+    """The float weight, and its bias last, float64 [G, D + 1, O]."""
+    entries: Entries
+    kept: torch.Tensor | None
+
+    @staticmethod
+    def of(work: UnitWork, name: str, spec: QuantSpec) -> LayerProblem:
+        """Return the problem of a unit's layer."""
+        pair, layer = work.pair, work.pair.layers[name]
+        target = target_of(pair, name)
+        layout = WeightLayout.of(pair.nodes[name], target.shape)
+        columns = as_columns(target, layout, pair.device)
+        kept = None if layer.target is None else (columns != 0).double()
+        entries = Entries.of(layer.qparams, layout, pair.device)
+        return LayerProblem(layer, layout, spec, _with_bias(columns, layer.bias), entries, kept)
+
+    def best(self, sums: SplitSums, cfg: GptqOptions) -> tuple[QuantizedLayer, float, float]:
+        """Return what has the least error on the held-out samples, or on all where there are none.
+
+        Candidates are the layer as it is, the same with its mean error taken into its bias, and the solutions.
+
+        Returns:
+            The layer, the error of the layer as it is, and its own.
+        """
+        judge = sums.held_out or sums.fitted
+        damping = cfg.dampings if sums.held_out is not None else (cfg.few_damping,)
+        solution = solve_layer(
+            self.weight, sums.fitted, self.scales(), self.entries, damping=damping, cfg=cfg, kept=self.kept,
+            free_bias=self.layer.bias is not None,
+        )  # fmt: skip
+        candidates = [self.layer, *self.corrected(sums.fitted), *self.solved(solution)]
+        errors = [float(judge.error(self.columns(each)).sum()) for each in candidates]
+        index = int(np.argmin(errors))
+        return candidates[index], errors[0], errors[index]
+
+    def scales(self) -> Scales:
+        """Return the scales that the layer has."""
+        device, qparams = self.weight.device, self.layer.qparams
+        return Scales(
+            scale=torch.tensor(qparams.scale.reshape(-1), dtype=torch.float64, device=device),
+            zero=torch.tensor(qparams.zero_point.reshape(-1), dtype=torch.float64, device=device),
+            qmin=qparams.qmin,
+            qmax=qparams.qmax,
+            free=not qparams.power_of_two,
+            moves=not self.spec.symmetric,
+        )
+
+    def columns(self, layer: QuantizedLayer) -> torch.Tensor:
+        """Return a layer's dequantized weight and its bias as columns, float64 [G, D + 1, O]."""
+        return _with_bias(as_columns(layer.weight, self.layout, self.weight.device), layer.bias)
+
+    def corrected(self, sums: Sums) -> list[QuantizedLayer]:
+        """Return the layer with its mean error taken into its bias, where it has one."""
+        if self.layer.bias is None:
+            return []
+        own = self.columns(self.layer)
+        shift = (sums.cross - sums.gram @ own)[:, -1] / sums.count
+        bias = (self.layer.bias + shift.flatten().cpu().numpy()).astype(np.float32)
+        return [dataclasses.replace(self.layer, bias=bias)]
+
+    def solved(self, solution: Solution) -> list[QuantizedLayer]:
+        """Return the layer for each solution."""
+        number, copies = self.layer.qparams.scale.size, len(solution.weight)
+        return [
+            self._solved(solution.weight[copy], *(each.view(copies, number)[copy] for each in (solution.scales.scale, solution.scales.zero)))
+            for copy in range(copies)
+        ]  # fmt: skip
+
+    def _solved(self, weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> QuantizedLayer:
+        codes = (weight[:, :-1] / scale[self.entries.of_weight]).round() + zero[self.entries.of_weight]
+        qparams: QParams = self.layer.qparams
+        shape = qparams.scale.shape
+        qparams = dataclasses.replace(
+            qparams,
+            scale=scale.cpu().numpy().astype(np.float32).reshape(shape),
+            zero_point=zero.cpu().numpy().astype(np.int32).reshape(shape),
+        )
+        bias = self.layer.bias
+        if bias is not None:
+            bias = weight[:, -1].flatten().cpu().numpy().astype(np.float32)
+        return dataclasses.replace(self.layer, codes=self._joined(codes), qparams=qparams, bias=bias)
+
+    def _joined(self, codes: torch.Tensor) -> NDArray[np.int32]:
+        """Return codes [G, D, O] in the shape of the weight."""
+        rows = codes.transpose(1, 2).cpu().numpy().astype(np.float32)
+        positions = int(np.prod(self.layout.shape[2:])) if self.layout.spatial else 1
+        return self.layout.join(rows.reshape(*rows.shape[:2], positions, -1)).astype(np.int32)
+
+
+def _with_bias(columns: torch.Tensor, bias: NDArray[np.float32] | None) -> torch.Tensor:
+    groups, _, outputs = columns.shape
+    last = torch.zeros(groups, 1, outputs, dtype=torch.float64, device=columns.device)
+    if bias is not None:
+        last = torch.tensor(bias, dtype=torch.float64, device=columns.device).view(groups, 1, outputs)
+    return torch.cat([columns.double(), last], 1)

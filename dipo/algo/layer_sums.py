@@ -1,0 +1,309 @@
+"""Sums over what a layer reads in the quantized network and what it should give: H, C and the power of the target.
+
+The target is what the layer gives in the float network; where its output is added to another value, that value's
+error is taken off it, so that the sum comes near the float one.
+
+Both are put on integer grids, the inputs on their own where they are quantized. Products and sums of integers are
+exact in float64 below 2^53, so no sum depends on the order or on the number of workers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from dipo.algo.activation_cache import CachedActivation, Rows
+from dipo.algo.closed_form import Sums
+from dipo.algo.network_pair import NetworkPair
+from dipo.algo.pair_statistics import fitted_rows, held_out_rows
+from dipo.algo.weight_grids import as_columns
+from dipo.algo.window_reader import WindowReader
+from dipo.graph import operators
+from dipo.graph.accessors import array_of, name_of, sole_consumer
+from dipo.graph.layers import layer_of
+from dipo.graph.operators import Operand
+from dipo.graph.units import Unit
+
+EXACT32, EXACT = 2.0**24, 2.0**53
+"""Integers up to these are float32 and float64 numbers."""
+FLOAT_STEPS = 2.0**18
+"""The grid of numbers that are not quantized: this many steps from zero to the largest."""
+LEAST_CHUNK = 128
+"""Number of positions from which on a sum in float32 is worth while."""
+EXCHANGED_ELEMENTS = 1 << 21
+"""Elements that are added up over the workers at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class SplitSums:
+    """The sums over the samples that a layer is fitted to, and over the held-out ones."""
+
+    fitted: Sums
+    held_out: Sums | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Some samples of a batch, and the positions of the layer that are looked at."""
+
+    held_out: bool
+    rows: Rows
+    chosen: torch.Tensor | None
+    target: torch.Tensor
+    """What the layer should give there, float32 [G, chosen, O]."""
+
+
+@dataclass
+class _Total:
+    """Sums of integers, on one worker."""
+
+    gram: torch.Tensor
+    cross: torch.Tensor
+    power: torch.Tensor
+    count: int = 0
+
+    @staticmethod
+    def of(groups: int, width: int, outputs: int, device: torch.device) -> _Total:
+        shapes = (groups, width + 1, width + 1), (groups, width + 1, outputs), (groups, outputs)
+        return _Total(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
+
+    def add(self, x: torch.Tensor, t: torch.Tensor, *, largest: float) -> None:
+        """Add positions: integers x, float32 [G, n, D], of this magnitude at most, and t, float64 [G, n, O]."""
+        self.count += x.shape[1]
+        chunk, doubled = int(EXACT32 / max(1.0, largest) ** 2), x.double()
+        own = self.gram[:, :-1, :-1]
+        if chunk < LEAST_CHUNK:
+            own += doubled.transpose(1, 2) @ doubled
+        else:
+            for some in x.split(chunk, 1):
+                own += some.transpose(1, 2) @ some
+        sums = doubled.sum(1)
+        self.gram[:, -1, :-1] += sums
+        self.gram[:, :-1, -1] += sums
+        self.gram[:, -1, -1] += x.shape[1]
+        self.cross[:, :-1] += doubled.transpose(1, 2) @ t
+        self.cross[:, -1] += t.sum(1)
+        self.power += t.square().sum(1)
+
+    def sums(self, *, unit: float, target_unit: float) -> Sums:
+        """Return the sums in the units of x and t."""
+        gram, cross = self.gram.clone(), self.cross * target_unit
+        gram[:, :-1] *= unit
+        gram[:, :, :-1] *= unit
+        cross[:, :-1] *= unit
+        return Sums(float(self.gram[0, -1, -1]), gram, cross, self.power * target_unit**2)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which positions of a layer are looked at."""
+
+    positions: int
+    """Number of positions in all samples together, about."""
+    num_samples: int
+    """Number of samples of all workers."""
+    held_out: Sequence[int] = ()
+    """Indices of the samples that nothing is fitted to, rising."""
+    seed: int = 0
+    """Seed of the choice."""
+
+
+def layer_sums(pair: NetworkPair, unit: Unit, name: str, sampling: Sampling) -> SplitSums | None:
+    """Return the sums of a layer over all workers' samples; every worker calls at the same time.
+
+    Args:
+        pair: Both networks, in front of the unit.
+        unit: The unit.
+        name: The layer, one of the unit's.
+        sampling: Which positions are looked at.
+
+    Returns:
+        The sums; None where values are not finite, or the weight of a MatMul is broadcast over its input.
+    """
+    values = _LayerValues.of(pair, unit, name)
+    parts, largest, fits = [], [0.0, 0.0], True
+    for held, (batch, rows) in _parts(pair, sampling.held_out):
+        x = values.input(pair.fp, rows, quantized=False)
+        fits = fits and values.reader.takes(x)
+        if not fits:
+            break
+        chosen = _chosen(values.reader.count(x), _share(sampling, rows), seed=(sampling.seed, unit.index, batch, held))
+        target = values.target(x, rows, chosen)
+        reads = values.input(pair.q, rows, quantized=True) if values.grid is None else target
+        largest = [max(old, float(new.abs().max())) for old, new in zip(largest, (target, reads), strict=True)]
+        parts.append(_Part(held, rows, chosen, target))
+    high = _largest(pair, [*largest, float(not fits)])
+    if high[2] > 0 or not np.isfinite(high).all():
+        return None
+    return _sums(pair, values, parts, largest_target=high[0], largest_input=high[1], has_held_out=bool(sampling.held_out))
+
+
+def _sums(
+    pair: NetworkPair, values: _LayerValues, parts: Sequence[_Part], *, largest_target: float, largest_input: float,
+    has_held_out: bool,
+) -> SplitSums:  # fmt: skip
+    """Add up the positions of all parts, on all workers."""
+    groups, width, outputs = values.weight.shape
+    target_unit = _unit(largest_target, FLOAT_STEPS)
+    unit, reach = (_unit(largest_input, FLOAT_STEPS), FLOAT_STEPS) if values.grid is None else values.grid
+    totals = [_Total.of(groups, width, outputs, pair.device) for _ in range(1 + has_held_out)]
+    for part in parts:
+        x = values.reader.inputs(values.input(pair.q, part.rows, quantized=True), part.chosen)
+        t = part.target.double().div_(target_unit).round_()
+        totals[part.held_out].add(x.div_(unit).round_(), t, largest=reach)
+    for total in totals:
+        for each in (total.gram, total.cross, total.power):
+            _exchange(pair, each)
+    found = [total.sums(unit=unit, target_unit=target_unit) for total in totals]
+    return SplitSums(found[0], found[1] if has_held_out else None)
+
+
+def added_to(output: ir.Value) -> ir.Value | None:
+    """Return the other value that a layer's output is added to, constants aside; None where it is not.
+
+    Args:
+        output: What the layer gives.
+    """
+    while (node := sole_consumer(output)) is not None and operators.of(node).operand is Operand.SUMMAND:
+        others = [value for value in node.inputs if value is not None and value is not output]
+        if len(others) != 1:
+            return None
+        if others[0].const_value is None:
+            return others[0]
+        output = node.outputs[0]
+    return None
+
+
+@dataclass(frozen=True, eq=False)
+class _LayerValues:
+    """A layer's values in both networks."""
+
+    pair: NetworkPair
+    reader: WindowReader
+    source: str
+    """Name of what it reads."""
+    added: str | None
+    """Name of what its output is added to, where that is known in front of it."""
+    before: list[ir.Node]
+    """The unit's nodes in front of the layer."""
+    layers: tuple[str, ...]
+    """The unit's layers."""
+    weight: torch.Tensor
+    """The float network's weight as columns, float32 [G, D, O]."""
+    bias: torch.Tensor | None
+    """The float network's bias, [G, O]."""
+    grid: tuple[float, float] | None
+    """Scale of the quantized input, and its largest integer; None where it is not quantized."""
+
+    @staticmethod
+    def of(pair: NetworkPair, unit: Unit, name: str) -> _LayerValues:
+        node = pair.nodes[name]
+        layer = layer_of(node)
+        assert layer is not None and layer.input is not None, name
+        nodes = pair.nodes_of(unit)
+        before = nodes[: nodes.index(node)]
+        other = added_to(layer.output)
+        known = {name_of(value) for each in before for value in each.outputs if value.name} | pair.q.keys()
+        added = name_of(other) if other is not None and other.name in known and other.shape == layer.output.shape else None
+        bias = None if layer.bias is None else torch.tensor(array_of(layer.bias), device=pair.device)
+        source = name_of(layer.input)
+        grid = None
+        if source in pair.activations:
+            qparams = pair.activations[source]
+            zero = int(qparams.zero_point)
+            grid = float(qparams.scale), float(max(qparams.qmax - zero, zero - qparams.qmin))
+        return _LayerValues(
+            pair=pair,
+            reader=WindowReader.of(layer, pair.model),
+            source=source,
+            added=added,
+            before=before,
+            layers=unit.layers,
+            weight=as_columns(np.asarray(layer.array, np.float32), layer.layout, pair.device),
+            bias=None if bias is None else bias.view(layer.layout.groups, -1),
+            grid=grid,
+        )
+
+    def input(self, captures: Mapping[str, CachedActivation], rows: Rows, *, quantized: bool) -> torch.Tensor:
+        """Return the layer's input for some samples."""
+        return self._value(self.source, captures, rows, quantized=quantized)
+
+    def target(self, x: torch.Tensor, rows: Rows, chosen: torch.Tensor | None) -> torch.Tensor:
+        """Return what the layer should give at some positions, [G, chosen, O].
+
+        Args:
+            x: Its input in the float network.
+            rows: The samples.
+            chosen: The positions.
+        """
+        target = self.reader.inputs(x, chosen) @ self.weight
+        if self.bias is not None:
+            target += self.bias[:, None]
+        if self.added is not None:
+            fp = self._value(self.added, self.pair.fp, rows, quantized=False)
+            q = self._value(self.added, self.pair.q, rows, quantized=True)
+            target += self.reader.outputs(fp, chosen) - self.reader.outputs(q, chosen)
+        return target
+
+    def _value(
+        self, name: str, captures: Mapping[str, CachedActivation], rows: Rows, *, quantized: bool
+    ) -> torch.Tensor:
+        if name in captures:
+            return captures[name].at(rows)
+        module = self.pair.module(self.before, [name])
+        hook = self.pair.hook(self.before) if quantized else None
+        constants = self.pair.weights(self.layers) if quantized else {}
+        value = module(self.pair.read(captures, module.inputs, rows), hook=hook, constants=constants)[name]
+        return value if hook is None else hook(name, value)
+
+
+def _parts(pair: NetworkPair, held_out: Sequence[int]) -> list[tuple[bool, tuple[int, Rows]]]:
+    fitted = [(False, (batch.index, rows)) for batch, rows in fitted_rows(pair, held_out)]
+    return fitted + [(True, (batch.index, rows)) for batch, rows in held_out_rows(pair, held_out)]
+
+
+def _share(sampling: Sampling, rows: Rows) -> int:
+    """Return the number of positions that some samples are asked for."""
+    number = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+    return -(-sampling.positions * number // sampling.num_samples)
+
+
+def _chosen(count: int, wanted: int, *, seed: tuple[int, ...]) -> torch.Tensor | None:
+    """Return one position of each of as many equal stretches as are wanted, rising; None: all.
+
+    The positions of a sample lie together, so each sample gives as many.
+    """
+    if count <= wanted:
+        return None
+    cuts = np.arange(wanted + 1) * count // wanted
+    return torch.from_numpy(np.random.default_rng(seed).integers(cuts[:-1], cuts[1:]))
+
+
+def _unit(largest: float, steps: float) -> float:
+    """Return the power of two that is the step of a grid."""
+    return 2.0 ** math.ceil(math.log2(largest / steps)) if largest > 0 else 1.0
+
+
+def _largest(pair: NetworkPair, mine: Sequence[float]) -> list[float]:
+    """Return the largest of all workers' numbers."""
+    everyone = torch.zeros(len(mine), max(pair.owners) + 1, dtype=torch.float64, device=pair.device)
+    everyone[:, _rank(pair)] = torch.tensor(mine, dtype=torch.float64)
+    _exchange(pair, everyone)
+    return [float(number) for number in everyone.amax(1)]
+
+
+def _rank(pair: NetworkPair) -> int:
+    return pair.owners[pair.batches[0].index]
+
+
+def _exchange(pair: NetworkPair, mine: torch.Tensor) -> None:
+    """Add up a tensor of each worker, in place and in pieces: copies of a large one need not stand side by side."""
+    numbers, owners = mine.view(-1), list(range(max(pair.owners) + 1))
+    for start in range(0, len(numbers), EXCHANGED_ELEMENTS):
+        piece = numbers[start : start + EXCHANGED_ELEMENTS]
+        piece.copy_(pair.collectives.all_reduce_ordered({_rank(pair): piece.clone()}, owners=owners))

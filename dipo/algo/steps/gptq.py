@@ -1,0 +1,80 @@
+"""GPTQ with an asymmetric target: every layer in closed form behind the quantized ones before it, nothing trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self
+
+from dipo.algo.step import GuardOptions, NetworkState, StepOptions, UnitStep
+from dipo.algo.steps.reconstruction import NEVER_AFTER
+from dipo.section import Between
+
+if TYPE_CHECKING:
+    from dipo.algo.unit_solver import UnitResult, UnitWork
+    from dipo.quant.spec import QuantSpec
+
+
+@dataclass(frozen=True)
+class GptqOptions(GuardOptions):
+    """How a layer is solved in closed form."""
+
+    positions: Annotated[int, Between(1)] = 40000
+    """Positions of a layer's output that its sums take, spread evenly over the samples."""
+    damping: Annotated[float | None, Between(0, above=True)] = None
+    """What is added to the diagonal of H, as a part of its mean; null: what is best on held-out samples."""
+    least_squares: bool = True
+    """Round the weights that repeat the float network's values best from the quantized inputs (GPTAQ), instead of the
+    float weights."""
+    search_grids: bool = True
+    """Choose scales and zero points by the error of the layer's output, instead of the weight's."""
+    act_order: bool = False
+    """Begin with the inputs that have most power."""
+    descend: bool = True
+    """Let coordinate descent follow, with the scales fitted in between (QuantEase)."""
+
+    @property
+    def dampings(self) -> tuple[float, ...]:
+        """The dampings that held-out samples choose from."""
+        return (0.003, 0.03, 0.3, 3.0) if self.damping is None else (self.damping,)
+
+    @property
+    def few_damping(self) -> float:
+        """The damping where no sample is held out."""
+        return 1.0 if self.damping is None else self.damping
+
+
+@dataclass(frozen=True)
+class Gptq(UnitStep):
+    """Least squares, GPTQ's columns and coordinate descent, for one layer after the other.
+
+    Reads both networks in front of the layer; leaves codes, scales, zero points and biases.
+    """
+
+    name = "gptq"
+    Options: ClassVar[type[StepOptions]] = GptqOptions
+    never_after: ClassVar[Mapping[str, str]] = NEVER_AFTER
+    carries_float = True
+
+    options: GptqOptions
+    specs: Mapping[str, QuantSpec] = field(default_factory=dict, kw_only=True)
+    """Grids of the layers' weights, by name."""
+    num_samples: int = field(default=0, kw_only=True)
+    """Number of calibration samples."""
+
+    @property
+    def granularity(self) -> str:
+        """Size of a unit: a layer."""
+        return "layer"
+
+    def bound(self, state: NetworkState) -> Self:
+        """Return the step with the grids and the number of samples."""
+        specs = {name: layer.spec for name, layer in state.plan.layers.items()}
+        return dataclasses.replace(self.seeded(state.seed), specs=specs, num_samples=state.num_samples)
+
+    def solve(self, work: UnitWork) -> UnitResult:
+        """Solve the unit's layers."""
+        from dipo.algo.gptq import solve_unit
+
+        return solve_unit(work, cfg=self.options, specs=self.specs, num_samples=self.num_samples, seed=self.seed)
