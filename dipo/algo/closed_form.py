@@ -19,7 +19,6 @@ stand as columns, [B, D + 1, O], with the bias in the last row, so that an input
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -177,7 +176,9 @@ def descend(
                 level = (wanted / scale).round_().clamp_(grids.low[:, column], grids.high[:, column])
                 new = torch.addcmul(best[:, column], level, scale, value=-1)
                 step = new - error[:, column]
-                gradient[:, column - first + 1 :] += within[:, column - first + 1 :, column - first, None] * step[:, None]
+                gradient[:, column - first + 1 :] += (
+                    within[:, column - first + 1 :, column - first, None] * step[:, None]
+                )
                 error[:, column] = new
             moved = torch.maximum(moved, (error[:, first:end] - before).abs().max())
         error[:, width:] = -(pull[:, width:, :width] @ error[:, :width])

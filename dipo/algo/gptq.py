@@ -31,47 +31,55 @@ SWEEPS = 8
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """A layer's weights on their grids, for each damping."""
+    """A layer's weights on their grids, for one damping."""
 
+    best: torch.Tensor
+    """The weights before they were rounded, [G, D + 1, O], the bias last."""
+    metric: torch.Tensor
+    """H', [G, D + 1, D + 1]."""
     weight: torch.Tensor
-    """[K, G, D + 1, O], the bias last."""
+    """The weights, and the bias last."""
     scales: Scales
 
 
-def solve_layer(
-    weight: torch.Tensor, sums: Sums, scales: Scales, entries: Entries, *, damping: Sequence[float], cfg: GptqOptions,
-    kept: torch.Tensor | None = None, free_bias: bool = True,
-) -> Solution:  # fmt: skip
-    """Return a layer's weights in closed form, for each of some dampings.
+def round_layer(problem: LayerProblem, sums: Sums, damping: Sequence[float], cfg: GptqOptions) -> list[Solution]:
+    """Return a layer's weights by least squares and rounding of columns, for each of some dampings.
 
     Args:
-        weight: The float weight, and its bias last, [G, D + 1, O].
+        problem: The layer.
         sums: H and C.
-        scales: The grids to begin with.
-        entries: Which weights share a scale.
         damping: Dampings, each as a part of the mean of H's diagonal.
         cfg: What is done.
-        kept: 1 for a weight, 0 where it was pruned, [G, D, O]; None: none was.
-        free_bias: Whether the layer has a bias that may change.
     """
-    copies, groups = len(damping), len(weight)
-    strength = torch.tensor(damping, dtype=torch.float64, device=weight.device).repeat_interleave(groups)
-    metric = damped(sums.gram.repeat(copies, 1, 1), strength, free_bias=free_bias)
-    best = least_squares(weight, sums, metric) if cfg.least_squares else weight.repeat(copies, 1, 1)
-    every, own = entries.copies(copies), scales.copies(copies)
-    kept = None if kept is None else kept.repeat(copies, 1, 1)
+    copies, groups = len(damping), len(problem.weight)
+    strength = torch.tensor(damping, dtype=torch.float64, device=problem.weight.device).repeat_interleave(groups)
+    metric = damped(sums.gram.repeat(copies, 1, 1), strength, free_bias=problem.layer.bias is not None)
+    best = problem.weight.repeat(copies, 1, 1)
+    if cfg.least_squares:
+        best = least_squares(problem.weight, sums, metric)
+    entries, scales = problem.entries.copies(copies), problem.scales().copies(copies)
+    kept = None if problem.kept is None else problem.kept.repeat(copies, 1, 1)
     if cfg.search_grids:
-        own = choose_scales(best, metric, own, every)
-    found = round_columns(best, metric, own.grids(every, kept), act_order=cfg.act_order)
-    for _ in range(REFITS if cfg.descend else 0):
-        found, _ = descend(best, found, metric, own.grids(every, kept), sweeps=1)
-        own, found = refit_scales(best, found, metric, own, every)
-    if cfg.descend:
-        found, _ = descend(best, found, metric, own.grids(every, kept), sweeps=SWEEPS)
-    return Solution(found.view(copies, groups, *found.shape[1:]), own)
+        scales = choose_scales(best, metric, scales, entries)
+    weight = round_columns(best, metric, scales.grids(entries, kept), act_order=cfg.act_order)
+    parts = (each.view(copies, groups, *each.shape[1:]) for each in (best, metric, weight))
+    return [Solution(*own, scales.copy(copy, copies)) for copy, own in enumerate(zip(*parts, strict=True))]
 
 
-def solve_unit(work: UnitWork, *, cfg: GptqOptions, specs: dict[str, QuantSpec], num_samples: int, seed: int) -> UnitResult:
+def polish(problem: LayerProblem, solution: Solution) -> Solution:
+    """Return a solution after coordinate descent, with its scales fitted to its codes in between."""
+    best, metric, weight, scales = solution.best, solution.metric, solution.weight, solution.scales
+    entries, kept = problem.entries, problem.kept
+    for _ in range(REFITS):
+        weight, _ = descend(best, weight, metric, scales.grids(entries, kept), sweeps=1)
+        scales, weight = refit_scales(best, weight, metric, scales, entries)
+    weight, _ = descend(best, weight, metric, scales.grids(entries, kept), sweeps=SWEEPS)
+    return dataclasses.replace(solution, weight=weight, scales=scales)
+
+
+def solve_unit(
+    work: UnitWork, *, cfg: GptqOptions, specs: dict[str, QuantSpec], num_samples: int, seed: int
+) -> UnitResult:
     """Solve a unit's layers, first to last, together with the other workers.
 
     Args:
@@ -132,11 +140,11 @@ class LayerProblem:
         """
         judge = sums.held_out or sums.fitted
         damping = cfg.dampings if sums.held_out is not None else (cfg.few_damping,)
-        solution = solve_layer(
-            self.weight, sums.fitted, self.scales(), self.entries, damping=damping, cfg=cfg, kept=self.kept,
-            free_bias=self.layer.bias is not None,
-        )  # fmt: skip
-        candidates = [self.layer, *self.corrected(sums.fitted), *self.solved(solution)]
+        solutions = round_layer(self, sums.fitted, damping, cfg)
+        solutions = sorted(solutions, key=lambda each: float(judge.error(each.weight).sum()))[:1]
+        if cfg.descend:
+            solutions += [polish(self, each) for each in solutions]
+        candidates = [self.layer, *self.corrected(sums.fitted), *(self.solved(each) for each in solutions)]
         errors = [float(judge.error(self.columns(each)).sum()) for each in candidates]
         index = int(np.argmin(errors))
         return candidates[index], errors[0], errors[index]
@@ -166,15 +174,9 @@ class LayerProblem:
         bias = (self.layer.bias + shift.flatten().cpu().numpy()).astype(np.float32)
         return [dataclasses.replace(self.layer, bias=bias)]
 
-    def solved(self, solution: Solution) -> list[QuantizedLayer]:
-        """Return the layer for each solution."""
-        number, copies = self.layer.qparams.scale.size, len(solution.weight)
-        return [
-            self._solved(solution.weight[copy], *(each.view(copies, number)[copy] for each in (solution.scales.scale, solution.scales.zero)))
-            for copy in range(copies)
-        ]  # fmt: skip
-
-    def _solved(self, weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> QuantizedLayer:
+    def solved(self, solution: Solution) -> QuantizedLayer:
+        """Return the layer with a solution."""
+        weight, scale, zero = solution.weight, solution.scales.scale, solution.scales.zero
         codes = (weight[:, :-1] / scale[self.entries.of_weight]).round() + zero[self.entries.of_weight]
         qparams: QParams = self.layer.qparams
         shape = qparams.scale.shape

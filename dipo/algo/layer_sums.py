@@ -10,8 +10,8 @@ exact in float64 below 2^53, so no sum depends on the order or on the number of 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -19,6 +19,7 @@ import torch
 
 from dipo.algo.activation_cache import CachedActivation, Rows
 from dipo.algo.closed_form import Sums
+from dipo.algo.integer_sums import IntegerSums, in_units
 from dipo.algo.network_pair import NetworkPair
 from dipo.algo.pair_statistics import fitted_rows, held_out_rows
 from dipo.algo.weight_grids import as_columns
@@ -29,12 +30,8 @@ from dipo.graph.layers import layer_of
 from dipo.graph.operators import Operand
 from dipo.graph.units import Unit
 
-EXACT32, EXACT = 2.0**24, 2.0**53
-"""Integers up to these are float32 and float64 numbers."""
 FLOAT_STEPS = 2.0**18
 """The grid of numbers that are not quantized: this many steps from zero to the largest."""
-LEAST_CHUNK = 128
-"""Number of positions from which on a sum in float32 is worth while."""
 EXCHANGED_ELEMENTS = 1 << 21
 """Elements that are added up over the workers at a time."""
 
@@ -47,6 +44,15 @@ class SplitSums:
     held_out: Sums | None
 
 
+@dataclass(frozen=True)
+class IntegerGrid:
+    """The integers that stand for a value: value = integer * unit."""
+
+    unit: float
+    low: float
+    high: float
+
+
 @dataclass(frozen=True, eq=False)
 class _Part:
     """Some samples of a batch, and the positions of the layer that are looked at."""
@@ -56,47 +62,6 @@ class _Part:
     chosen: torch.Tensor | None
     target: torch.Tensor
     """What the layer should give there, float32 [G, chosen, O]."""
-
-
-@dataclass
-class _Total:
-    """Sums of integers, on one worker."""
-
-    gram: torch.Tensor
-    cross: torch.Tensor
-    power: torch.Tensor
-    count: int = 0
-
-    @staticmethod
-    def of(groups: int, width: int, outputs: int, device: torch.device) -> _Total:
-        shapes = (groups, width + 1, width + 1), (groups, width + 1, outputs), (groups, outputs)
-        return _Total(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
-
-    def add(self, x: torch.Tensor, t: torch.Tensor, *, largest: float) -> None:
-        """Add positions: integers x, float32 [G, n, D], of this magnitude at most, and t, float64 [G, n, O]."""
-        self.count += x.shape[1]
-        chunk, doubled = int(EXACT32 / max(1.0, largest) ** 2), x.double()
-        own = self.gram[:, :-1, :-1]
-        if chunk < LEAST_CHUNK:
-            own += doubled.transpose(1, 2) @ doubled
-        else:
-            for some in x.split(chunk, 1):
-                own += some.transpose(1, 2) @ some
-        sums = doubled.sum(1)
-        self.gram[:, -1, :-1] += sums
-        self.gram[:, :-1, -1] += sums
-        self.gram[:, -1, -1] += x.shape[1]
-        self.cross[:, :-1] += doubled.transpose(1, 2) @ t
-        self.cross[:, -1] += t.sum(1)
-        self.power += t.square().sum(1)
-
-    def sums(self, *, unit: float, target_unit: float) -> Sums:
-        """Return the sums in the units of x and t."""
-        gram, cross = self.gram.clone(), self.cross * target_unit
-        gram[:, :-1] *= unit
-        gram[:, :, :-1] *= unit
-        cross[:, :-1] *= unit
-        return Sums(float(self.gram[0, -1, -1]), gram, cross, self.power * target_unit**2)
 
 
 @dataclass(frozen=True)
@@ -135,12 +100,14 @@ def layer_sums(pair: NetworkPair, unit: Unit, name: str, sampling: Sampling) -> 
         chosen = _chosen(values.reader.count(x), _share(sampling, rows), seed=(sampling.seed, unit.index, batch, held))
         target = values.target(x, rows, chosen)
         reads = values.input(pair.q, rows, quantized=True) if values.grid is None else target
-        largest = [max(old, float(new.abs().max())) for old, new in zip(largest, (target, reads), strict=True)]
+        largest = [max(old, _reach(new)) for old, new in zip(largest, (target, reads), strict=True)]
         parts.append(_Part(held, rows, chosen, target))
     high = _largest(pair, [*largest, float(not fits)])
     if high[2] > 0 or not np.isfinite(high).all():
         return None
-    return _sums(pair, values, parts, largest_target=high[0], largest_input=high[1], has_held_out=bool(sampling.held_out))
+    return _sums(
+        pair, values, parts, largest_target=high[0], largest_input=high[1], has_held_out=bool(sampling.held_out)
+    )
 
 
 def _sums(
@@ -150,16 +117,17 @@ def _sums(
     """Add up the positions of all parts, on all workers."""
     groups, width, outputs = values.weight.shape
     target_unit = _unit(largest_target, FLOAT_STEPS)
-    unit, reach = (_unit(largest_input, FLOAT_STEPS), FLOAT_STEPS) if values.grid is None else values.grid
-    totals = [_Total.of(groups, width, outputs, pair.device) for _ in range(1 + has_held_out)]
+    grid = values.grid or IntegerGrid(_unit(largest_input, FLOAT_STEPS), -FLOAT_STEPS, FLOAT_STEPS)
+    totals = [
+        IntegerSums(groups, width, outputs, low=grid.low, high=grid.high, device=pair.device)
+        for _ in range(1 + has_held_out)
+    ]
     for part in parts:
         x = values.reader.inputs(values.input(pair.q, part.rows, quantized=True), part.chosen)
         t = part.target.double().div_(target_unit).round_()
-        totals[part.held_out].add(x.div_(unit).round_(), t, largest=reach)
-    for total in totals:
-        for each in (total.gram, total.cross, total.power):
-            _exchange(pair, each)
-    found = [total.sums(unit=unit, target_unit=target_unit) for total in totals]
+        totals[part.held_out].add(x.div_(grid.unit).round_(), t)
+    sums = [tuple(_exchanged(pair, each) for each in total.total()) for total in totals]
+    found = [in_units(*each, unit=grid.unit, target_unit=target_unit) for each in sums]
     return SplitSums(found[0], found[1] if has_held_out else None)
 
 
@@ -197,8 +165,8 @@ class _LayerValues:
     """The float network's weight as columns, float32 [G, D, O]."""
     bias: torch.Tensor | None
     """The float network's bias, [G, O]."""
-    grid: tuple[float, float] | None
-    """Scale of the quantized input, and its largest integer; None where it is not quantized."""
+    grid: IntegerGrid | None
+    """That of the quantized input; None where it is not quantized."""
 
     @staticmethod
     def of(pair: NetworkPair, unit: Unit, name: str) -> _LayerValues:
@@ -209,14 +177,16 @@ class _LayerValues:
         before = nodes[: nodes.index(node)]
         other = added_to(layer.output)
         known = {name_of(value) for each in before for value in each.outputs if value.name} | pair.q.keys()
-        added = name_of(other) if other is not None and other.name in known and other.shape == layer.output.shape else None
+        added = (
+            name_of(other) if other is not None and other.name in known and other.shape == layer.output.shape else None
+        )
         bias = None if layer.bias is None else torch.tensor(array_of(layer.bias), device=pair.device)
         source = name_of(layer.input)
         grid = None
         if source in pair.activations:
             qparams = pair.activations[source]
             zero = int(qparams.zero_point)
-            grid = float(qparams.scale), float(max(qparams.qmax - zero, zero - qparams.qmin))
+            grid = IntegerGrid(float(qparams.scale), qparams.qmin - zero, qparams.qmax - zero)
         return _LayerValues(
             pair=pair,
             reader=WindowReader.of(layer, pair.model),
@@ -284,6 +254,12 @@ def _chosen(count: int, wanted: int, *, seed: tuple[int, ...]) -> torch.Tensor |
     return torch.from_numpy(np.random.default_rng(seed).integers(cuts[:-1], cuts[1:]))
 
 
+def _reach(value: torch.Tensor) -> float:
+    """Return the largest magnitude, infinite where a number is none."""
+    largest = float(value.abs().max()) if value.numel() else 0.0
+    return math.inf if math.isnan(largest) else largest
+
+
 def _unit(largest: float, steps: float) -> float:
     """Return the power of two that is the step of a grid."""
     return 2.0 ** math.ceil(math.log2(largest / steps)) if largest > 0 else 1.0
@@ -293,17 +269,17 @@ def _largest(pair: NetworkPair, mine: Sequence[float]) -> list[float]:
     """Return the largest of all workers' numbers."""
     everyone = torch.zeros(len(mine), max(pair.owners) + 1, dtype=torch.float64, device=pair.device)
     everyone[:, _rank(pair)] = torch.tensor(mine, dtype=torch.float64)
-    _exchange(pair, everyone)
-    return [float(number) for number in everyone.amax(1)]
+    return [float(number) for number in _exchanged(pair, everyone).amax(1)]
 
 
 def _rank(pair: NetworkPair) -> int:
     return pair.owners[pair.batches[0].index]
 
 
-def _exchange(pair: NetworkPair, mine: torch.Tensor) -> None:
-    """Add up a tensor of each worker, in place and in pieces: copies of a large one need not stand side by side."""
-    numbers, owners = mine.view(-1), list(range(max(pair.owners) + 1))
+def _exchanged(pair: NetworkPair, mine: torch.Tensor) -> torch.Tensor:
+    """Return the sum of a tensor of each worker, in pieces: copies of a large one need not stand side by side."""
+    numbers, owners = mine.reshape(-1).clone(), list(range(max(pair.owners) + 1))
     for start in range(0, len(numbers), EXCHANGED_ELEMENTS):
         piece = numbers[start : start + EXCHANGED_ELEMENTS]
         piece.copy_(pair.collectives.all_reduce_ordered({_rank(pair): piece.clone()}, owners=owners))
+    return numbers.view(mine.shape)

@@ -83,11 +83,18 @@ class Scales:
         """Return the grid of every weight; those that are not kept, [B, D, O], have the level 0 alone."""
         zero = self.zero[entries.of_weight]
         low, high = self.qmin - zero, self.qmax - zero
-        return Grids(self.scale[entries.of_weight], low if kept is None else low * kept, high if kept is None else high * kept)
+        return Grids(
+            self.scale[entries.of_weight], low if kept is None else low * kept, high if kept is None else high * kept
+        )
 
     def copies(self, number: int) -> Scales:
         """Return the same for so many copies of the layer."""
         return dataclasses.replace(self, scale=self.scale.repeat(number), zero=self.zero.repeat(number))
+
+    def copy(self, index: int, number: int) -> Scales:
+        """Return those of one of so many copies."""
+        scale, zero = (each.view(number, -1)[index] for each in (self.scale, self.zero))
+        return dataclasses.replace(self, scale=scale, zero=zero)
 
 
 def choose_scales(best: torch.Tensor, metric: torch.Tensor, scales: Scales, entries: Entries) -> Scales:
