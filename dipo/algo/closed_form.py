@@ -19,6 +19,7 @@ stand as columns, [B, D + 1, O], with the bias in the last row, so that an input
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +44,12 @@ class Sums:
     """C, float64 [G, D + 1, O]."""
     power: torch.Tensor
     """Sum of t^2, float64 [G, O]."""
+
+    def without_bias(self) -> Sums:
+        """Return the sums of a layer without a bias: nothing has to do with the constant one."""
+        gram, cross = self.gram.clone(), self.cross.clone()
+        gram[:, -1, :-1], gram[:, :-1, -1], gram[:, -1, -1], cross[:, -1] = 0, 0, 1, 0
+        return dataclasses.replace(self, gram=gram, cross=cross)
 
     def error(self, weight: torch.Tensor) -> torch.Tensor:
         """Return the sum of the squared errors of each output channel, [..., G, O], for weights [..., G, D + 1, O]."""
@@ -73,19 +80,17 @@ class Grids:
         return Grids(*(picked(each, order) for each in (self.scale, self.low, self.high)))
 
 
-def damped(gram: torch.Tensor, damping: torch.Tensor, *, free_bias: bool) -> torch.Tensor:
+def damped(gram: torch.Tensor, damping: torch.Tensor) -> torch.Tensor:
     """Return H with damping on the diagonal of the weights, next to none on that of the bias.
 
     Args:
         gram: H, [B, D + 1, D + 1].
         damping: Parts of the mean of the diagonal, [B].
-        free_bias: Whether the bias is solved for; otherwise it is held in place.
     """
     means = gram.diagonal(dim1=1, dim2=2)[:, :-1].mean(1)
     floor = float(means.mean()) * FLOOR or 1.0
     extra = (damping * means).clamp_min(floor)[:, None].expand(-1, gram.shape[1]).clone()
-    ones = gram[:, -1, -1]
-    extra[:, -1] = ones * FLOOR if free_bias else ones * 1e12
+    extra[:, -1] = gram[:, -1, -1] * FLOOR
     return gram + torch.diag_embed(extra)
 
 

@@ -53,7 +53,7 @@ def round_layer(problem: LayerProblem, sums: Sums, damping: Sequence[float], cfg
     """
     copies, groups = len(damping), len(problem.weight)
     strength = torch.tensor(damping, dtype=torch.float64, device=problem.weight.device).repeat_interleave(groups)
-    metric = damped(sums.gram.repeat(copies, 1, 1), strength, free_bias=problem.layer.bias is not None)
+    metric = damped(sums.gram.repeat(copies, 1, 1), strength)
     best = problem.weight.repeat(copies, 1, 1)
     if cfg.least_squares:
         best = least_squares(problem.weight, sums, metric)
@@ -138,6 +138,8 @@ class LayerProblem:
         Returns:
             The layer, the error of the layer as it is, and its own.
         """
+        if self.layer.bias is None:
+            sums = sums.without_bias()
         judge = sums.held_out or sums.fitted
         damping = cfg.dampings if sums.held_out is not None else (cfg.few_damping,)
         solutions = round_layer(self, sums.fitted, damping, cfg)

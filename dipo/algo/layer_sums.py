@@ -43,6 +43,10 @@ class SplitSums:
     fitted: Sums
     held_out: Sums | None
 
+    def without_bias(self) -> SplitSums:
+        """Return the sums of a layer without a bias."""
+        return SplitSums(self.fitted.without_bias(), None if self.held_out is None else self.held_out.without_bias())
+
 
 @dataclass(frozen=True)
 class IntegerGrid:
