@@ -28,8 +28,6 @@ BLOCK = 64
 """Number of columns whose effect on those after is applied at once."""
 FLOOR = 1e-9
 """Least damping as a part of the mean of H's diagonal over all groups: an input that is always zero has none there."""
-MOST_RESCALED = 1.25
-"""A scale moves by at most this factor in one refit."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +131,7 @@ def round_columns(best: torch.Tensor, metric: torch.Tensor, grids: Grids, *, act
         turned = picked(picked(metric, whole).transpose(1, 2), whole)
         rounded = round_columns(picked(best, whole), turned, grids.picked(order))
         return picked(rounded, torch.argsort(whole, dim=1))
-    factor = _upper_factor(metric)
+    factor = upper_factor(metric)
     factor = factor / factor.diagonal(dim1=1, dim2=2)[:, None]
     error, width = torch.zeros_like(best), best.shape[1] - 1
     for start in range(0, width, BLOCK):
@@ -198,6 +196,6 @@ def picked(rows: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     return torch.take_along_dim(rows, order[:, :, None], 1)
 
 
-def _upper_factor(metric: torch.Tensor) -> torch.Tensor:
+def upper_factor(metric: torch.Tensor) -> torch.Tensor:
     """Return the upper triangular R with H' = R R^T."""
     return torch.linalg.cholesky(metric.flip(1, 2)).flip(1, 2)

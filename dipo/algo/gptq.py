@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dipo.algo.closed_form import Sums, damped, descend, least_squares, round_columns
+from dipo.algo.closed_form import Sums, damped, descend, least_squares, round_columns, upper_factor
 from dipo.algo.held_out import held_out_samples
 from dipo.algo.judgement import Judgement
 from dipo.algo.layer_sums import Sampling, SplitSums, layer_sums
@@ -43,7 +43,7 @@ class Solution:
 
 
 def round_layer(problem: LayerProblem, sums: Sums, damping: Sequence[float], cfg: GptqOptions) -> list[Solution]:
-    """Return a layer's weights by least squares and rounding of columns, for each of some dampings.
+    """Return a layer's weights by least squares and rounding of columns, for each of some dampings and orders.
 
     Args:
         problem: The layer.
@@ -55,15 +55,19 @@ def round_layer(problem: LayerProblem, sums: Sums, damping: Sequence[float], cfg
     strength = torch.tensor(damping, dtype=torch.float64, device=problem.weight.device).repeat_interleave(groups)
     metric = damped(sums.gram.repeat(copies, 1, 1), strength)
     best = problem.weight.repeat(copies, 1, 1)
-    if cfg.least_squares:
+    if cfg.gptq_target == "asymmetric":
         best = least_squares(problem.weight, sums, metric)
     entries, scales = problem.entries.copies(copies), problem.scales().copies(copies)
     kept = None if problem.kept is None else problem.kept.repeat(copies, 1, 1)
-    if cfg.search_grids:
-        scales = choose_scales(best, metric, scales, entries)
-    weight = round_columns(best, metric, scales.grids(entries, kept), act_order=cfg.act_order)
-    parts = (each.view(copies, groups, *each.shape[1:]) for each in (best, metric, weight))
-    return [Solution(*own, scales.copy(copy, copies)) for copy, own in enumerate(zip(*parts, strict=True))]
+    if cfg.gptq_grids == "output":
+        scales = choose_scales(best, upper_factor(metric).diagonal(dim1=1, dim2=2).square(), scales, entries)
+    orders = (False, True) if cfg.gptq_act_order is None else (cfg.gptq_act_order,)
+    found = []
+    for act_order in orders:
+        weight = round_columns(best, metric, scales.grids(entries, kept), act_order=act_order)
+        parts = (each.view(copies, groups, *each.shape[1:]) for each in (best, metric, weight))
+        found += [Solution(*own, scales.copy(copy, copies)) for copy, own in enumerate(zip(*parts, strict=True))]
+    return found
 
 
 def polish(problem: LayerProblem, solution: Solution) -> Solution:
@@ -90,7 +94,7 @@ def solve_unit(
         seed: Seed of the positions that are looked at.
     """
     held_out = work.held_out or held_out_samples(num_samples)
-    sampling = Sampling(cfg.positions, num_samples, held_out, seed)
+    sampling = Sampling(cfg.gptq_positions, num_samples, held_out, seed)
     found, befores, afters = {}, {}, {}
     for name in work.layers:
         sums = layer_sums(work.pair, work.unit, name, sampling)
@@ -144,7 +148,7 @@ class LayerProblem:
         damping = cfg.dampings if sums.held_out is not None else (cfg.few_damping,)
         solutions = round_layer(self, sums.fitted, damping, cfg)
         solutions = sorted(solutions, key=lambda each: float(judge.error(each.weight).sum()))[:1]
-        if cfg.descend:
+        if cfg.gptq_descent:
             solutions += [polish(self, each) for each in solutions]
         candidates = [self.layer, *self.corrected(sums.fitted), *(self.solved(each) for each in solutions)]
         errors = [float(judge.error(self.columns(each)).sum()) for each in candidates]

@@ -1,4 +1,4 @@
-"""The grids of a layer's weights by the error that they make in its outputs: e H' e^T, not e e^T.
+"""The grids of a layer's weights by the error that they make in its outputs.
 
 Whatever shares a scale is one entry here: a row of the weight, all rows of a tensor, a block of a row, or the rows of
 the same number in all groups. Each weight has the number of its entry.
@@ -97,27 +97,30 @@ class Scales:
         return dataclasses.replace(self, scale=scale, zero=zero)
 
 
-def choose_scales(best: torch.Tensor, metric: torch.Tensor, scales: Scales, entries: Entries) -> Scales:
-    """Return the scales and zero points whose nearest weights have the least error in a metric.
+def choose_scales(best: torch.Tensor, power: torch.Tensor, scales: Scales, entries: Entries) -> Scales:
+    """Return the scales and zero points whose nearest weights have the least error, with each column counting its own.
+
+    Where columns are rounded one after the other, what counts is what those after cannot make up for: for the j-th
+    column R_jj^2, see `closed_form.round_columns`.
 
     Args:
         best: What is to be rounded, [B, D + 1, O].
-        metric: H', [B, D + 1, D + 1].
+        power: What the square of each column's error counts, [B, D + 1].
         scales: Where the search begins.
         entries: Which weights share a scale.
     """
     for part in entries.parts:
         own, of_rows = best[:, part].float(), entries.of_rows(part)
-        within = metric[:, part][:, :, part].float()
+        counts = power[:, part, None].float()
         least = torch.full((entries.count,), torch.inf, device=best.device)
         mine = torch.zeros(entries.count, dtype=torch.bool, device=best.device).index_fill_(0, of_rows.flatten(), True)
-        start, found = scales, scales
+        found = scales
         for coarse in (True, False):
-            for scale, zero in _tried(start, coarse=coarse):
+            for scale, zero in _tried(found, coarse=coarse):
                 step, low = scale[of_rows][:, None].float(), (scales.qmin - zero)[of_rows][:, None].float()
                 high = low + (scales.qmax - scales.qmin)
                 error = (own / step).round_().clamp_(low, high).mul_(step).sub_(own)
-                total = entries.summed(((within @ error) * error).sum(1), part)
+                total = entries.summed((error.square_() * counts).sum(1), part)
                 better = mine & (total < least)
                 least = torch.where(better, total, least)
                 found = dataclasses.replace(
@@ -125,7 +128,6 @@ def choose_scales(best: torch.Tensor, metric: torch.Tensor, scales: Scales, entr
                     scale=torch.where(better, scale, found.scale),
                     zero=torch.where(better, zero, found.zero),
                 )
-            start = found
         scales = found
     return scales
 

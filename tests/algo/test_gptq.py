@@ -14,6 +14,7 @@ from dipo.algo.gptq import LayerProblem, polish, round_layer, solve_unit
 from dipo.algo.held_out import held_out_samples
 from dipo.algo.steps.gptq import Gptq, GptqOptions
 from dipo.algo.unit_solver import UnitWork, as_it_is
+from dipo.config import AlgoConfig
 from dipo.graph.layers import layer_of
 from dipo.quant.codes import nearest_codes
 
@@ -90,7 +91,7 @@ def problem_of(net):
 
 def fitted_to_all(net, **options):
     """The layer `it`, fitted to all samples and judged by them."""
-    return problem_of(net).best(sums_of(net)[0], GptqOptions(**{"damping": 1e-3, **options}))[0]
+    return problem_of(net).best(sums_of(net)[0], GptqOptions(**{"gptq_damping": 1e-3, **options}))[0]
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -116,9 +117,9 @@ def test_blocks_have_scales_of_their_own(tmp_path, kind):
 @pytest.mark.parametrize("kind", LAYERS)
 def test_one_worker_or_several_to_the_same_bits(tmp_path, kind):
     net, held_out = layer_net(tmp_path, kind, num=29, weight_bits=4), held_out_samples(29)
-    (alone,), _ = solved(net, held_out=held_out, positions=100)
+    (alone,), _ = solved(net, held_out=held_out, gptq_positions=100)
     for workers in (2, 3):
-        for other in solved(net, held_out=held_out, positions=100, workers=workers)[0]:
+        for other in solved(net, held_out=held_out, gptq_positions=100, workers=workers)[0]:
             assert same(alone, other)
 
 
@@ -167,8 +168,8 @@ def test_nothing_is_fitted_to_held_out_samples(tmp_path):
     net, held_out = layer_net(tmp_path, "conv", num=29, weight_bits=4), held_out_samples(29)
     samples = net.samples.copy()
     samples[list(held_out)] *= 0.9
-    (one,), _ = solved(net, held_out=held_out, damping=0.1)
-    (other,), _ = solved(dataclasses.replace(net, samples=samples), held_out=held_out, damping=0.1)
+    (one,), _ = solved(net, held_out=held_out, gptq_damping=0.1, gptq_act_order=False)
+    (other,), _ = solved(dataclasses.replace(net, samples=samples), held_out=held_out, gptq_damping=0.1, gptq_act_order=False)
     assert same(one, other)
 
 
@@ -179,9 +180,9 @@ def test_each_part_does_its_share(tmp_path, kind):
     errors = [
         error_of(net, fitted_to_all(net, **values))
         for values in (
-            {"least_squares": False, "search_grids": False, "descend": False},
-            {"search_grids": False, "descend": False},
-            {"search_grids": False},
+            {"gptq_target": "symmetric", "gptq_grids": "weight", "gptq_descent": False},
+            {"gptq_grids": "weight", "gptq_descent": False},
+            {"gptq_grids": "weight"},
         )
     ]
     assert errors[0] > errors[1] > errors[2]
@@ -219,6 +220,7 @@ def test_a_stack_that_is_broadcast_is_left_as_it_was(tmp_path):
 
 
 def test_it_reads_its_options():
-    step = Gptq.configured(GptqOptions(), {"damping": 0.5, "positions": 7})
+    step = Gptq.configured(AlgoConfig(gptq_act_order=True), {"gptq_damping": 0.5, "gptq_positions": 7})
+    assert step.options == GptqOptions(gptq_act_order=True, gptq_damping=0.5, gptq_positions=7)
     assert step.options.dampings == (0.5,) and step.options.few_damping == 0.5
     assert len(GptqOptions().dampings) > 1 and step.guarded and step.granularity == "layer"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
 from dipo.algo.step import GuardOptions, NetworkState, StepOptions, UnitStep
 from dipo.algo.steps.reconstruction import NEVER_AFTER
-from dipo.section import Between
+from dipo.section import Between, OneOf
 
 if TYPE_CHECKING:
     from dipo.algo.unit_solver import UnitResult, UnitWork
@@ -20,29 +20,29 @@ if TYPE_CHECKING:
 class GptqOptions(GuardOptions):
     """How a layer is solved in closed form."""
 
-    positions: Annotated[int, Between(1)] = 40000
+    gptq_positions: Annotated[int, Between(1)] = 40000
     """Positions of a layer's output that its sums take, spread evenly over the samples."""
-    damping: Annotated[float | None, Between(0, above=True)] = None
+    gptq_damping: Annotated[float | None, Between(0, above=True)] = None
     """What is added to the diagonal of H, as a part of its mean; null: what is best on held-out samples."""
-    least_squares: bool = True
-    """Round the weights that repeat the float network's values best from the quantized inputs (GPTAQ), instead of the
-    float weights."""
-    search_grids: bool = True
-    """Choose scales and zero points by the error of the layer's output, instead of the weight's."""
-    act_order: bool = False
-    """Begin with the inputs that have most power."""
-    descend: bool = True
+    gptq_target: Annotated[str, OneOf(("asymmetric", "symmetric"))] = "asymmetric"
+    """What is rounded: the weights that repeat the float network's values best from the quantized inputs, the error of
+    a shortcut included (asymmetric, GPTAQ), or the float weights (symmetric, GPTQ)."""
+    gptq_grids: Annotated[str, OneOf(("output", "weight"))] = "output"
+    """Scales and zero points to begin with: by what the layer's output loses to them, or those of calibration."""
+    gptq_act_order: bool | None = None
+    """Round the columns of the inputs with most power first; null: what is better on held-out samples."""
+    gptq_descent: bool = True
     """Let coordinate descent follow, with the scales fitted in between (QuantEase)."""
 
     @property
     def dampings(self) -> tuple[float, ...]:
         """The dampings that held-out samples choose from."""
-        return (0.003, 0.03, 0.3, 3.0) if self.damping is None else (self.damping,)
+        return (0.003, 0.03, 0.3, 3.0) if self.gptq_damping is None else (self.gptq_damping,)
 
     @property
     def few_damping(self) -> float:
         """The damping where no sample is held out."""
-        return 1.0 if self.damping is None else self.damping
+        return 10.0 if self.gptq_damping is None else self.gptq_damping
 
 
 @dataclass(frozen=True)
