@@ -198,4 +198,5 @@ def picked(rows: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
 
 def upper_factor(metric: torch.Tensor) -> torch.Tensor:
     """Return the upper triangular R with H' = R R^T."""
-    return torch.linalg.cholesky(metric.flip(1, 2)).flip(1, 2)
+    lower: torch.Tensor = torch.linalg.cholesky(metric.flip(1, 2))
+    return lower.flip(1, 2)

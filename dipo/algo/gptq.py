@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,8 +65,10 @@ def round_layer(problem: LayerProblem, sums: Sums, damping: Sequence[float], cfg
     found = []
     for act_order in orders:
         weight = round_columns(best, metric, scales.grids(entries, kept), act_order=act_order)
-        parts = (each.view(copies, groups, *each.shape[1:]) for each in (best, metric, weight))
-        found += [Solution(*own, scales.copy(copy, copies)) for copy, own in enumerate(zip(*parts, strict=True))]
+        parts = [each.view(copies, groups, *each.shape[1:]) for each in (best, metric, weight)]
+        for copy in range(copies):
+            own_best, own_metric, own_weight = (each[copy] for each in parts)
+            found.append(Solution(own_best, own_metric, own_weight, scales.copy(copy, copies)))
     return found
 
 
@@ -82,7 +84,7 @@ def polish(problem: LayerProblem, solution: Solution) -> Solution:
 
 
 def solve_unit(
-    work: UnitWork, *, cfg: GptqOptions, specs: dict[str, QuantSpec], num_samples: int, seed: int
+    work: UnitWork, *, cfg: GptqOptions, specs: Mapping[str, QuantSpec], num_samples: int, seed: int
 ) -> UnitResult:
     """Solve a unit's layers, first to last, together with the other workers.
 

@@ -30,10 +30,8 @@ class IntegerSums:
             high: None is above it.
             device: Device of the sums.
         """
-        shape = {"dtype": torch.float64, "device": device}
-        self.gram = torch.zeros(groups, width + 1, width + 1, **shape)
-        self.cross = torch.zeros(groups, width + 1, outputs, **shape)
-        self.power = torch.zeros(groups, outputs, **shape)
+        shapes = (groups, width + 1, width + 1), (groups, width + 1, outputs), (groups, outputs)
+        self.gram, self.cross, self.power = (torch.zeros(each, dtype=torch.float64, device=device) for each in shapes)
         # Numbers about zero are smaller, so more products of them add up exactly in float32.
         self.middle = float((low + high) // 2)
         largest = max(1.0, high - self.middle, self.middle - low)
@@ -74,8 +72,9 @@ class IntegerSums:
         self.cross[:, -1] += t.sum(1)
         self.power += t.square().sum(1)
         centred = (doubled if self.chunk < LEAST_CHUNK else x).sub_(self.middle)
-        for some in (centred,) if self.chunk < LEAST_CHUNK else centred.split(self.chunk, 1):
-            _add_products(self.gram[:, :-1, :-1], some)
+        chunk = centred.shape[1] if self.chunk < LEAST_CHUNK else self.chunk
+        for start in range(0, centred.shape[1], chunk):
+            _add_products(self.gram[:, :-1, :-1], centred[:, start : start + chunk])
 
 
 def in_units(gram: torch.Tensor, cross: torch.Tensor, power: torch.Tensor, *, unit: float, target_unit: float) -> Sums:

@@ -168,8 +168,8 @@ def test_nothing_is_fitted_to_held_out_samples(tmp_path):
     net, held_out = layer_net(tmp_path, "conv", num=29, weight_bits=4), held_out_samples(29)
     samples = net.samples.copy()
     samples[list(held_out)] *= 0.999
-    (one,), _ = solved(net, held_out=held_out, gptq_damping=0.1, gptq_act_order=False)
-    (other,), _ = solved(dataclasses.replace(net, samples=samples), held_out=held_out, gptq_damping=0.1, gptq_act_order=False)
+    nets, options = (net, dataclasses.replace(net, samples=samples)), {"gptq_damping": 0.1, "gptq_act_order": False}
+    one, other = (solved(each, held_out=held_out, **options)[0][0] for each in nets)
     assert same(one, other)
 
 

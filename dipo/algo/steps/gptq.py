@@ -55,6 +55,7 @@ class Gptq(UnitStep):
     name = "gptq"
     Options: ClassVar[type[StepOptions]] = GptqOptions
     never_after: ClassVar[Mapping[str, str]] = NEVER_AFTER
+    learns_rounding = True
     carries_float = True
 
     options: GptqOptions
