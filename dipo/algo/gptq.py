@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dipo.algo.closed_form import Sums, damped, descend, least_squares, round_columns, upper_factor
+from dipo.algo.closed_form import Sums, damped, descend, least_squares, round_columns
 from dipo.algo.held_out import held_out_samples
 from dipo.algo.judgement import Judgement
 from dipo.algo.layer_sums import Sampling, SplitSums, layer_sums
-from dipo.algo.reference_weights import target_of
+from dipo.algo.reference_weights import rounded, target_of
 from dipo.algo.steps.gptq import GptqOptions
 from dipo.algo.unit_solver import UnitResult, UnitWork
-from dipo.algo.weight_grids import Entries, Scales, as_columns, choose_scales, refit_scales
+from dipo.algo.weight_grids import Entries, Scales, as_columns, as_weight, refit_scales
 from dipo.graph.accessors import name_of
-from dipo.graph.plan import QuantizedLayer
+from dipo.graph.plan import LayerPlan, QuantizedLayer
 from dipo.graph.weight_layout import WeightLayout
-from dipo.quant.spec import QParams, QuantSpec
+from dipo.recipe import CalibConfig
 
 REFITS = 3
 """Number of times that scales are fitted anew to the codes."""
@@ -57,10 +57,8 @@ def round_layer(problem: LayerProblem, sums: Sums, damping: Sequence[float], cfg
     best = problem.weight.repeat(copies, 1, 1)
     if cfg.gptq_target == "asymmetric":
         best = least_squares(problem.weight, sums, metric)
-    entries, scales = problem.entries.copies(copies), problem.scales().copies(copies)
+    entries, scales = problem.entries.copies(copies), problem.scales(best, copies=copies, anew=cfg.gptq_new_grids)
     kept = None if problem.kept is None else problem.kept.repeat(copies, 1, 1)
-    if cfg.gptq_grids == "output":
-        scales = choose_scales(best, upper_factor(metric).diagonal(dim1=1, dim2=2).square(), scales, entries)
     orders = (False, True) if cfg.gptq_act_order is None else (cfg.gptq_act_order,)
     found = []
     for act_order in orders:
@@ -83,15 +81,13 @@ def polish(problem: LayerProblem, solution: Solution) -> Solution:
     return dataclasses.replace(solution, weight=weight, scales=scales)
 
 
-def solve_unit(
-    work: UnitWork, *, cfg: GptqOptions, specs: Mapping[str, QuantSpec], num_samples: int, seed: int
-) -> UnitResult:
+def solve_unit(work: UnitWork, *, cfg: GptqOptions, calib: CalibConfig, num_samples: int, seed: int) -> UnitResult:
     """Solve a unit's layers, first to last, together with the other workers.
 
     Args:
         work: The unit.
         cfg: What is done.
-        specs: Grids of the layers, by name.
+        calib: How grids of weights are chosen.
         num_samples: Number of samples of all workers.
         seed: Seed of the positions that are looked at.
     """
@@ -102,7 +98,7 @@ def solve_unit(
         sums = layer_sums(work.pair, work.unit, name, sampling)
         if sums is None:
             continue
-        problem = LayerProblem.of(work, name, specs[name])
+        problem = LayerProblem.of(work, name, calib)
         found[name], before, after = problem.best(sums, cfg)
         output = name_of(work.pair.nodes[name].outputs[0])
         befores[output], afters[output] = before, after
@@ -119,14 +115,15 @@ class LayerProblem:
 
     layer: QuantizedLayer
     layout: WeightLayout
-    spec: QuantSpec
+    plan: LayerPlan
+    calib: CalibConfig
     weight: torch.Tensor
     """The float weight, and its bias last, float64 [G, D + 1, O]."""
     entries: Entries
     kept: torch.Tensor | None
 
     @staticmethod
-    def of(work: UnitWork, name: str, spec: QuantSpec) -> LayerProblem:
+    def of(work: UnitWork, name: str, calib: CalibConfig) -> LayerProblem:
         """Return the problem of a unit's layer."""
         pair, layer = work.pair, work.pair.layers[name]
         target = target_of(pair, name)
@@ -134,7 +131,9 @@ class LayerProblem:
         columns = as_columns(target, layout, pair.device)
         kept = None if layer.target is None else (columns != 0).double()
         entries = Entries.of(layer.qparams, layout, pair.device)
-        return LayerProblem(layer, layout, spec, _with_bias(columns, layer.bias), entries, kept)
+        return LayerProblem(
+            layer, layout, pair.plan.layers[name], calib, _with_bias(columns, layer.bias), entries, kept
+        )
 
     def best(self, sums: SplitSums, cfg: GptqOptions) -> tuple[QuantizedLayer, float, float]:
         """Return what has the least error on the held-out samples, or on all where there are none.
@@ -157,17 +156,20 @@ class LayerProblem:
         index = int(np.argmin(errors))
         return candidates[index], errors[0], errors[index]
 
-    def scales(self) -> Scales:
-        """Return the scales that the layer has."""
+    def scales(self, best: torch.Tensor, *, copies: int, anew: bool) -> Scales:
+        """Return the grids on which some weights are rounded.
+
+        Args:
+            best: The weights, [K * G, D + 1, O], the bias last.
+            copies: K.
+            anew: Choose grids for them as calibration does, instead of those that the layer has.
+        """
         device, qparams = self.weight.device, self.layer.qparams
-        return Scales(
-            scale=torch.tensor(qparams.scale.reshape(-1), dtype=torch.float64, device=device),
-            zero=torch.tensor(qparams.zero_point.reshape(-1), dtype=torch.float64, device=device),
-            qmin=qparams.qmin,
-            qmax=qparams.qmax,
-            free=not qparams.power_of_two,
-            moves=not self.spec.symmetric,
-        )
+        if not anew:
+            return Scales.joined([Scales.of(qparams, device)] * copies)
+        weights = (as_weight(each[:, :-1], self.layout) for each in best.view(copies, -1, *best.shape[1:]))
+        chosen = (rounded(each, None, layer=self.plan, calib=self.calib).qparams for each in weights)
+        return Scales.joined([Scales.of(each, device) for each in chosen])
 
     def columns(self, layer: QuantizedLayer) -> torch.Tensor:
         """Return a layer's dequantized weight and its bias as columns, float64 [G, D + 1, O]."""
@@ -184,25 +186,11 @@ class LayerProblem:
 
     def solved(self, solution: Solution) -> QuantizedLayer:
         """Return the layer with a solution."""
-        weight, scale, zero = solution.weight, solution.scales.scale, solution.scales.zero
-        codes = (weight[:, :-1] / scale[self.entries.of_weight]).round() + zero[self.entries.of_weight]
-        qparams: QParams = self.layer.qparams
-        shape = qparams.scale.shape
-        qparams = dataclasses.replace(
-            qparams,
-            scale=scale.cpu().numpy().astype(np.float32).reshape(shape),
-            zero_point=zero.cpu().numpy().astype(np.int32).reshape(shape),
-        )
-        bias = self.layer.bias
-        if bias is not None:
-            bias = weight[:, -1].flatten().cpu().numpy().astype(np.float32)
-        return dataclasses.replace(self.layer, codes=self._joined(codes), qparams=qparams, bias=bias)
-
-    def _joined(self, codes: torch.Tensor) -> NDArray[np.int32]:
-        """Return codes [G, D, O] in the shape of the weight."""
-        rows = codes.transpose(1, 2).cpu().numpy().astype(np.float32)
-        positions = int(np.prod(self.layout.shape[2:])) if self.layout.spatial else 1
-        return self.layout.join(rows.reshape(*rows.shape[:2], positions, -1)).astype(np.int32)
+        weight, scales, entries = solution.weight, solution.scales, self.entries.of_weight
+        codes = as_weight((weight[:, :-1] / scales.scale[entries]).round() + scales.zero[entries], self.layout)
+        bias = None if self.layer.bias is None else weight[:, -1].flatten().cpu().numpy().astype(np.float32)
+        qparams = scales.to_qparams(self.layer.qparams)
+        return dataclasses.replace(self.layer, codes=codes.astype(np.int32), qparams=qparams, bias=bias)
 
 
 def _with_bias(columns: torch.Tensor, bias: NDArray[np.float32] | None) -> torch.Tensor:

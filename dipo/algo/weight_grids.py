@@ -1,4 +1,4 @@
-"""The grids of a layer's weights by the error that they make in its outputs.
+"""The scales and zero points of weights that are solved: which weights share them, and their fit to the codes.
 
 Whatever shares a scale is one entry here: a row of the weight, all rows of a tensor, a block of a row, or the rows of
 the same number in all groups. Each weight has the number of its entry.
@@ -7,23 +7,19 @@ the same number in all groups. Each weight has the number of its entry.
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dipo.algo.closed_form import Grids
 from dipo.graph.weight_layout import WeightLayout
 from dipo.quant.spec import QParams
 
-COARSE = tuple(1.12**step for step in range(-5, 3))
-"""Factors on a scale that a search begins with."""
-FINE = (0.96, 0.98, 1.02, 1.04)
-"""Factors on the best of these."""
-POWERS = (0.25, 0.5, 1.0, 2.0)
-"""Factors on a scale that is a power of two."""
-FEW_CODES = 8
-"""Number of codes up to which every zero point is tried; else the neighbours of the present one."""
 MOST_RESCALED = 1.25
 """A scale moves by at most this factor in one refit."""
 SMALLEST = float(np.finfo(np.float32).tiny)
@@ -66,7 +62,7 @@ class Entries:
 
 @dataclass(frozen=True, eq=False)
 class Scales:
-    """Scale and zero point of each entry, and what they may be."""
+    """Scale and zero point of each entry, and the limits of the codes."""
 
     scale: torch.Tensor
     """Float64 numbers that float32 can hold, [entries]."""
@@ -76,8 +72,28 @@ class Scales:
     qmax: int
     free: bool
     """Whether the scale may be any number; a power of two otherwise."""
-    moves: bool
-    """Whether the zero point may be any code."""
+
+    @staticmethod
+    def of(qparams: QParams, device: torch.device) -> Scales:
+        """Return the scales of a layer's weight."""
+        return Scales(
+            scale=torch.tensor(qparams.scale.reshape(-1), dtype=torch.float64, device=device),
+            zero=torch.tensor(qparams.zero_point.reshape(-1), dtype=torch.float64, device=device),
+            qmin=qparams.qmin,
+            qmax=qparams.qmax,
+            free=not qparams.power_of_two,
+        )
+
+    @staticmethod
+    def joined(parts: Sequence[Scales]) -> Scales:
+        """Return the scales of several copies of a layer, one behind the other."""
+        scale, zero = torch.cat([each.scale for each in parts]), torch.cat([each.zero for each in parts])
+        return dataclasses.replace(parts[0], scale=scale, zero=zero)
+
+    def to_qparams(self, before: QParams) -> QParams:
+        """Return the grids of a layer's weight, in the form that they had before."""
+        scale, zero = (each.cpu().numpy().reshape(before.scale.shape) for each in (self.scale, self.zero))
+        return dataclasses.replace(before, scale=scale.astype(np.float32), zero_point=zero.astype(np.int32))
 
     def grids(self, entries: Entries, kept: torch.Tensor | None) -> Grids:
         """Return the grid of every weight; those that are not kept, [B, D, O], have the level 0 alone."""
@@ -87,61 +103,10 @@ class Scales:
             self.scale[entries.of_weight], low if kept is None else low * kept, high if kept is None else high * kept
         )
 
-    def copies(self, number: int) -> Scales:
-        """Return the same for so many copies of the layer."""
-        return dataclasses.replace(self, scale=self.scale.repeat(number), zero=self.zero.repeat(number))
-
     def copy(self, index: int, number: int) -> Scales:
         """Return those of one of so many copies."""
         scale, zero = (each.view(number, -1)[index] for each in (self.scale, self.zero))
         return dataclasses.replace(self, scale=scale, zero=zero)
-
-
-def choose_scales(best: torch.Tensor, power: torch.Tensor, scales: Scales, entries: Entries) -> Scales:
-    """Return the scales and zero points whose nearest weights have the least error, with each column counting its own.
-
-    Where columns are rounded one after the other, what counts is what those after cannot make up for: for the j-th
-    column R_jj^2, see `closed_form.round_columns`.
-
-    Args:
-        best: What is to be rounded, [B, D + 1, O].
-        power: What the square of each column's error counts, [B, D + 1].
-        scales: Where the search begins.
-        entries: Which weights share a scale.
-    """
-    for part in entries.parts:
-        own, of_rows = best[:, part].float(), entries.of_rows(part)
-        counts = power[:, part, None].float()
-        least = torch.full((entries.count,), torch.inf, device=best.device)
-        mine = torch.zeros(entries.count, dtype=torch.bool, device=best.device).index_fill_(0, of_rows.flatten(), True)
-        found = scales
-        for coarse in (True, False):
-            for scale, zero in _tried(found, coarse=coarse):
-                step, low = scale[of_rows][:, None].float(), (scales.qmin - zero)[of_rows][:, None].float()
-                high = low + (scales.qmax - scales.qmin)
-                error = (own / step).round_().clamp_(low, high).mul_(step).sub_(own)
-                total = entries.summed((error.square_() * counts).sum(1), part)
-                better = mine & (total < least)
-                least = torch.where(better, total, least)
-                found = dataclasses.replace(
-                    found,
-                    scale=torch.where(better, scale, found.scale),
-                    zero=torch.where(better, zero, found.zero),
-                )
-        scales = found
-    return scales
-
-
-def _tried(start: Scales, *, coarse: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Return the scales and zero points that a search tries."""
-    if not coarse:
-        return [(_held(start.scale * factor), start.zero) for factor in FINE] if start.free else []
-    zeros = [start.zero]
-    if start.moves and start.qmax - start.qmin < FEW_CODES:
-        zeros = [torch.full_like(start.zero, code) for code in range(start.qmin, start.qmax + 1)]
-    elif start.moves:
-        zeros += [(start.zero + shift).clamp(start.qmin, start.qmax) for shift in (-1, 1)]
-    return [(_held(start.scale * factor), zero) for zero in zeros for factor in (COARSE if start.free else POWERS)]
 
 
 def refit_scales(
@@ -176,7 +141,14 @@ def refit_scales(
     return scales, weight
 
 
-def as_columns(weight: np.ndarray, layout: WeightLayout, device: torch.device) -> torch.Tensor:
+def as_weight(columns: torch.Tensor, layout: WeightLayout) -> NDArray[np.float32]:
+    """Return columns [G, D, O] in the shape of the weight: the inverse of `as_columns`."""
+    rows = columns.transpose(1, 2).cpu().numpy().astype(np.float32)
+    positions = math.prod(layout.shape[2:]) if layout.spatial else 1
+    return layout.join(rows.reshape(*rows.shape[:2], positions, -1))
+
+
+def as_columns(weight: NDArray[Any], layout: WeightLayout, device: torch.device) -> torch.Tensor:
     """Return a weight as columns, [G, D, O]."""
     rows = layout.split(weight)
     return torch.tensor(rows.reshape(*rows.shape[:2], -1).transpose(0, 2, 1), device=device)

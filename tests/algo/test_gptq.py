@@ -17,7 +17,9 @@ from dipo.algo.unit_solver import UnitWork, as_it_is
 from dipo.config import AlgoConfig
 from dipo.graph.layers import layer_of
 from dipo.quant.codes import nearest_codes
+from dipo.recipe import CalibConfig
 
+CALIB = CalibConfig(weights="mse")
 GRIDS = {
     "4 bits": {"weight_bits": 4},
     "2 bits": {"weight_bits": 2},
@@ -36,14 +38,13 @@ def work_of(pair, unit, held_out=()):
 def solved(net, *, workers=1, held_out=(), options=None, **values):
     """What became of the network: of each worker's pair the layers, and the results of the units."""
     cfg = options or GptqOptions(**values)
-    specs = {name: layer.spec for name, layer in net.plan.layers.items()}
     results = [[] for _ in range(workers)]
 
     def step(pair, unit):
         if not unit.layers:
             return {}
         work = work_of(pair, unit, held_out)
-        result = solve_unit(work, cfg=cfg, specs=specs, num_samples=len(net.samples), seed=0)
+        result = solve_unit(work, cfg=cfg, calib=CALIB, num_samples=len(net.samples), seed=0)
         results[pair.owners[pair.batches[0].index]].append(result)
         return result.layers
 
@@ -84,8 +85,8 @@ def error_of(net, layer, *, held_out=None):
 
 def problem_of(net):
     """The layer `it` in front of its solution."""
-    found, spec = [], net.plan.layers["it"].spec
-    net.walk(lambda pair, unit: found.append(LayerProblem.of(work_of(pair, unit), "it", spec)), with_float=True)
+    found = []
+    net.walk(lambda pair, unit: found.append(LayerProblem.of(work_of(pair, unit), "it", CALIB)), with_float=True)
     return found[0]
 
 
@@ -180,9 +181,9 @@ def test_each_part_does_its_share(tmp_path, kind):
     errors = [
         error_of(net, fitted_to_all(net, **values))
         for values in (
-            {"gptq_target": "symmetric", "gptq_grids": "weight", "gptq_descent": False},
-            {"gptq_grids": "weight", "gptq_descent": False},
-            {"gptq_grids": "weight"},
+            {"gptq_target": "symmetric", "gptq_new_grids": False, "gptq_descent": False},
+            {"gptq_new_grids": False, "gptq_descent": False},
+            {"gptq_new_grids": False},
         )
     ]
     assert errors[0] > errors[1] > errors[2]

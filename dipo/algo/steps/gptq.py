@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
 from dipo.algo.step import GuardOptions, NetworkState, StepOptions, UnitStep
 from dipo.algo.steps.reconstruction import NEVER_AFTER
+from dipo.recipe import CalibConfig
 from dipo.section import Between, OneOf
 
 if TYPE_CHECKING:
     from dipo.algo.unit_solver import UnitResult, UnitWork
-    from dipo.quant.spec import QuantSpec
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class GptqOptions(GuardOptions):
     gptq_target: Annotated[str, OneOf(("asymmetric", "symmetric"))] = "asymmetric"
     """What is rounded: the weights that repeat the float network's values best from the quantized inputs, the error of
     a shortcut included (asymmetric, GPTAQ), or the float weights (symmetric, GPTQ)."""
-    gptq_grids: Annotated[str, OneOf(("output", "weight"))] = "output"
-    """Scales and zero points to begin with: by what the layer's output loses to them, or those of calibration."""
+    gptq_new_grids: bool = True
+    """Choose scales and zero points anew, as calib.weights says, for the weights that are rounded."""
     gptq_act_order: bool | None = None
     """Round the columns of the inputs with most power first; null: what is better on held-out samples."""
     gptq_descent: bool = True
@@ -59,8 +59,7 @@ class Gptq(UnitStep):
     carries_float = True
 
     options: GptqOptions
-    specs: Mapping[str, QuantSpec] = field(default_factory=dict, kw_only=True)
-    """Grids of the layers' weights, by name."""
+    calib: CalibConfig = field(default_factory=CalibConfig, kw_only=True)
     num_samples: int = field(default=0, kw_only=True)
     """Number of calibration samples."""
 
@@ -70,12 +69,11 @@ class Gptq(UnitStep):
         return "layer"
 
     def bound(self, state: NetworkState) -> Self:
-        """Return the step with the grids and the number of samples."""
-        specs = {name: layer.spec for name, layer in state.plan.layers.items()}
-        return dataclasses.replace(self.seeded(state.seed), specs=specs, num_samples=state.num_samples)
+        """Return the step with the way to choose grids and the number of samples."""
+        return dataclasses.replace(self.seeded(state.seed), calib=state.calib, num_samples=state.num_samples)
 
     def solve(self, work: UnitWork) -> UnitResult:
         """Solve the unit's layers."""
         from dipo.algo.gptq import solve_unit
 
-        return solve_unit(work, cfg=self.options, specs=self.specs, num_samples=self.num_samples, seed=self.seed)
+        return solve_unit(work, cfg=self.options, calib=self.calib, num_samples=self.num_samples, seed=self.seed)
