@@ -43,7 +43,7 @@ class Solution:
 
 
 def round_layer(problem: LayerProblem, sums: Sums, damping: Sequence[float], cfg: GptqOptions) -> list[Solution]:
-    """Return a layer's weights by least squares and rounding of columns, for each of some dampings and orders.
+    """Return a layer's weights by least squares and rounding of columns, for each of some dampings.
 
     Args:
         problem: The layer.
@@ -59,15 +59,9 @@ def round_layer(problem: LayerProblem, sums: Sums, damping: Sequence[float], cfg
         best = least_squares(problem.weight, sums, metric)
     entries, scales = problem.entries.copies(copies), problem.scales(best, copies=copies, anew=cfg.gptq_new_grids)
     kept = None if problem.kept is None else problem.kept.repeat(copies, 1, 1)
-    orders = (False, True) if cfg.gptq_act_order is None else (cfg.gptq_act_order,)
-    found = []
-    for act_order in orders:
-        weight = round_columns(best, metric, scales.grids(entries, kept), act_order=act_order)
-        parts = [each.view(copies, groups, *each.shape[1:]) for each in (best, metric, weight)]
-        for copy in range(copies):
-            own_best, own_metric, own_weight = (each[copy] for each in parts)
-            found.append(Solution(own_best, own_metric, own_weight, scales.copy(copy, copies)))
-    return found
+    weight = round_columns(best, metric, scales.grids(entries, kept), act_order=cfg.gptq_act_order)
+    parts = [each.view(copies, groups, *each.shape[1:]) for each in (best, metric, weight)]
+    return [Solution(*(each[copy] for each in parts), scales.copy(copy, copies)) for copy in range(copies)]
 
 
 def polish(problem: LayerProblem, solution: Solution) -> Solution:
@@ -162,14 +156,15 @@ class LayerProblem:
         Args:
             best: The weights, [K * G, D + 1, O], the bias last.
             copies: K.
-            anew: Choose grids for them as calibration does, instead of those that the layer has.
+            anew: Choose grids as calibration does, for the weights of the middle damping, instead of those that the
+                layer has.
         """
         device, qparams = self.weight.device, self.layer.qparams
         if not anew:
             return Scales.joined([Scales.of(qparams, device)] * copies)
-        weights = (as_weight(each[:, :-1], self.layout) for each in best.view(copies, -1, *best.shape[1:]))
-        chosen = (rounded(each, None, layer=self.plan, calib=self.calib).qparams for each in weights)
-        return Scales.joined([Scales.of(each, device) for each in chosen])
+        middle = best.view(copies, -1, *best.shape[1:])[copies // 2]
+        chosen = rounded(as_weight(middle[:, :-1], self.layout), None, layer=self.plan, calib=self.calib)
+        return Scales.joined([Scales.of(chosen.qparams, device)] * copies)
 
     def columns(self, layer: QuantizedLayer) -> torch.Tensor:
         """Return a layer's dequantized weight and its bias as columns, float64 [G, D + 1, O]."""

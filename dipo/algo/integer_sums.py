@@ -46,6 +46,8 @@ class IntegerSums:
             x: Integers, float32 [G, n, D].
             t: Integers, float64 [G, n, O].
         """
+        if not x.shape[1]:
+            return
         self._pending.append((x, t))
         self._elements += x.numel()
         if self._elements >= PENDING_ELEMENTS:

@@ -10,7 +10,7 @@ exact in float64 below 2^53, so no sum depends on the order or on the number of 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 
 from dipo.algo.activation_cache import CachedActivation, Rows
 from dipo.algo.closed_form import Sums
+from dipo.algo.held_out import places
 from dipo.algo.integer_sums import IntegerSums, in_units
 from dipo.algo.network_pair import NetworkPair
 from dipo.algo.pair_statistics import fitted_rows, held_out_rows
@@ -57,13 +58,27 @@ class IntegerGrid:
     high: float
 
 
+@dataclass(frozen=True)
+class _Samples:
+    """Some samples of a batch."""
+
+    batch: int
+    """Index of the batch."""
+    rows: Rows
+    """Where the captures hold them."""
+    number: int
+    held_out: tuple[int, ...]
+    """Which of them are held out: places among them; all, none, or some of those that lie one behind the other."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Part:
     """Some samples of a batch, and the positions of the layer that are looked at."""
 
-    held_out: bool
     rows: Rows
-    chosen: torch.Tensor | None
+    chosen: torch.Tensor
+    """Those of the fitted samples, then those of the held-out ones."""
+    num_fitted: int
     target: torch.Tensor
     """What the layer should give there, float32 [G, chosen, O]."""
 
@@ -96,16 +111,17 @@ def layer_sums(pair: NetworkPair, unit: Unit, name: str, sampling: Sampling) -> 
     """
     values = _LayerValues.of(pair, unit, name)
     parts, largest, fits = [], [0.0, 0.0], True
-    for held, (batch, rows) in _parts(pair, sampling.held_out):
-        x = values.input(pair.fp, rows, quantized=False)
+    for samples in _samples(pair, sampling.held_out, apart=not pair.samples.of(values.source).is_first):
+        x = values.input(pair.fp, samples.rows, quantized=False)
         fits = fits and values.reader.takes(x)
         if not fits:
             break
-        chosen = _chosen(values.reader.count(x), _share(sampling, rows), seed=(sampling.seed, unit.index, batch, held))
-        target = values.target(x, rows, chosen)
-        reads = values.input(pair.q, rows, quantized=True) if values.grid is None else target
+        chosen, num_fitted = _chosen(values.reader.count(x), samples, sampling, seed=(sampling.seed, unit.index))
+        chosen = chosen.to(pair.device)
+        target = values.target(x, samples.rows, chosen)
+        reads = values.input(pair.q, samples.rows, quantized=True) if values.grid is None else target
         largest = [max(old, _reach(new)) for old, new in zip(largest, (target, reads), strict=True)]
-        parts.append(_Part(held, rows, chosen, target))
+        parts.append(_Part(samples.rows, chosen, num_fitted, target))
     high = _largest(pair, [*largest, float(not fits)])
     if high[2] > 0 or not np.isfinite(high).all():
         return None
@@ -128,8 +144,10 @@ def _sums(
     ]
     for part in parts:
         x = values.reader.inputs(values.input(pair.q, part.rows, quantized=True), part.chosen)
-        t = part.target.double().div_(target_unit).round_()
-        totals[part.held_out].add(x.div_(grid.unit).round_(), t)
+        x, t = x.div_(grid.unit).round_(), part.target.double().div_(target_unit).round_()
+        cut = part.num_fitted
+        for total, own in zip(totals, ((x[:, :cut], t[:, :cut]), (x[:, cut:], t[:, cut:])), strict=False):
+            total.add(*own)
     sums = [tuple(_exchanged(pair, each) for each in total.total()) for total in totals]
     found = [in_units(*each, unit=grid.unit, target_unit=target_unit) for each in sums]
     return SplitSums(found[0], found[1] if has_held_out else None)
@@ -207,7 +225,7 @@ class _LayerValues:
         """Return the layer's input for some samples."""
         return self._value(self.source, captures, rows, quantized=quantized)
 
-    def target(self, x: torch.Tensor, rows: Rows, chosen: torch.Tensor | None) -> torch.Tensor:
+    def target(self, x: torch.Tensor, rows: Rows, chosen: torch.Tensor) -> torch.Tensor:
         """Return what the layer should give at some positions, [G, chosen, O].
 
         Args:
@@ -236,26 +254,38 @@ class _LayerValues:
         return value if hook is None else hook(name, value)
 
 
-def _parts(pair: NetworkPair, held_out: Sequence[int]) -> list[tuple[bool, tuple[int, Rows]]]:
-    fitted = [(False, (batch.index, rows)) for batch, rows in fitted_rows(pair, held_out)]
-    return fitted + [(True, (batch.index, rows)) for batch, rows in held_out_rows(pair, held_out)]
+def _samples(pair: NetworkPair, held_out: Sequence[int], *, apart: bool) -> Iterator[_Samples]:
+    """Yield this worker's samples, batch by batch; with `apart` the held-out ones by themselves."""
+    if not apart:
+        for batch, rows in zip(pair.batches, pair.rows, strict=True):
+            yield _Samples(batch.index, rows, len(batch), tuple(places(batch, held_out)))
+        return
+    for found, held in ((fitted_rows(pair, held_out), False), (held_out_rows(pair, held_out), True)):
+        for batch, some in found:
+            number = some.stop - some.start if isinstance(some, slice) else len(some)
+            yield _Samples(batch.index, some, number, tuple(range(number)) if held else ())
 
 
-def _share(sampling: Sampling, rows: Rows) -> int:
-    """Return the number of positions that some samples are asked for."""
-    number = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
-    return -(-sampling.positions * number // sampling.num_samples)
+def _chosen(count: int, samples: _Samples, sampling: Sampling, *, seed: tuple[int, ...]) -> tuple[torch.Tensor, int]:
+    """Return positions of the fitted samples, then of the held-out ones; and the number of those of the fitted.
 
-
-def _chosen(count: int, wanted: int, *, seed: tuple[int, ...]) -> torch.Tensor | None:
-    """Return one position of each of as many equal stretches as are wanted, rising; None: all.
-
-    The positions of a sample lie together, so each sample gives as many.
+    Of each of as many equal stretches of a kind's positions as are wanted there is one, rising: those of a sample lie
+    together, so each sample gives as many.
     """
-    if count <= wanted:
-        return None
-    cuts = np.arange(wanted + 1) * count // wanted
-    return torch.from_numpy(np.random.default_rng(seed).integers(cuts[:-1], cuts[1:]))
+    each = count // samples.number
+    held = np.array(samples.held_out, np.int64)
+    found = []
+    for own in (np.setdiff1d(np.arange(samples.number), held), held):
+        total = count if len(own) == samples.number else each * len(own)
+        wanted = -(-sampling.positions * len(own) // sampling.num_samples)
+        index = np.arange(total)
+        if total > wanted:
+            cuts = np.arange(wanted + 1) * total // wanted
+            drawn = np.random.default_rng((*seed, samples.batch, len(found)))
+            index = drawn.integers(cuts[:-1], cuts[1:])
+        whole = len(own) in (0, samples.number)
+        found.append(index if whole else own[index // each] * each + index % each)
+    return torch.from_numpy(np.concatenate(found)), len(found[0])
 
 
 def _reach(value: torch.Tensor) -> float:

@@ -4,8 +4,8 @@ Three kinds, by the network that they change and the place where they run:
 
   FloatStep    changes the float network, before it is calibrated (equalize); on the driver;
   UnitStep     solves one unit after the other, each on the outputs of the quantized ones before (sparsify, update_bn,
-               bias_correction, gptq, adaround, brecq, qdrop, tune); on the workers, in lockstep. The loop alone moves on from
-               unit to unit, and a finished unit is taken up again without the step;
+               bias_correction, gptq, adaround, brecq, qdrop, tune); on the workers, in lockstep. The loop alone moves
+               on from unit to unit, and a finished unit is taken up again without the step;
   NetworkStep  looks at the network as a whole, or changes it (analyze); on the driver, which may hand out tasks.
 
 A step is one file in `algo/steps/`, or one of another package that announces it by an entry point of the group

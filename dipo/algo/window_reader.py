@@ -90,20 +90,19 @@ class WindowReader:
             return 1
         return math.prod(self._stacked(x).shape[:-1]) // self.layout.groups
 
-    def inputs(self, x: torch.Tensor, chosen: torch.Tensor | None) -> torch.Tensor:
+    def inputs(self, x: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
         """Return what some positions read, [G, chosen, D], D = kernel positions x inputs as in `WeightLayout`.
 
         Args:
             x: The layer's input.
-            chosen: Numbers of the positions; None: all.
+            chosen: Numbers of the positions.
         """
         groups = self.layout.groups
         if not self.layout.spatial:
             return self._rows(self._stacked(x), chosen)
         windows = self._of_size(x)
         outputs = len(windows.places)
-        every = torch.arange(len(x) * outputs, device=x.device) if chosen is None else chosen
-        sample, output = every // outputs, every % outputs
+        sample, output = chosen // outputs, chosen % outputs
         places = windows.places[output] + (sample * windows.inputs)[:, None]
         pixels = x.movedim(1, -1).reshape(-1, x.shape[1])
         read = pixels.index_select(0, places.flatten()).view(*places.shape, -1)
@@ -114,12 +113,12 @@ class WindowReader:
         apart = read.view(*places.shape, groups, -1).permute(2, 0, 1, 3)
         return apart.reshape(groups, len(places), -1)
 
-    def outputs(self, y: torch.Tensor, chosen: torch.Tensor | None) -> torch.Tensor:
+    def outputs(self, y: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
         """Return the outputs at some positions, [G, chosen, O]; see `inputs`."""
         if not self.layout.spatial:
             return self._rows(self._stacked(y), chosen)
         pixels = y.movedim(1, -1).reshape(-1, y.shape[1])
-        own = pixels if chosen is None else pixels[chosen]
+        own = pixels[chosen]
         return own.view(len(own), self.layout.groups, -1).transpose(0, 1)
 
     def _of_size(self, x: torch.Tensor) -> Windows:
@@ -138,10 +137,10 @@ class WindowReader:
             return x
         return x.expand(*np.broadcast_shapes(x.shape[:-2], self.layout.shape[:-2]), *x.shape[-2:])
 
-    def _rows(self, x: torch.Tensor, chosen: torch.Tensor | None) -> torch.Tensor:
+    def _rows(self, x: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
         groups = self.layout.groups
         if groups == 1:
             rows = x.reshape(1, -1, x.shape[-1])
         else:
             rows = x.reshape(-1, groups, *x.shape[-2:]).transpose(0, 1).reshape(groups, -1, x.shape[-1])
-        return rows if chosen is None else rows[:, chosen]
+        return rows[:, chosen]

@@ -29,8 +29,8 @@ class GptqOptions(GuardOptions):
     a shortcut included (asymmetric, GPTAQ), or the float weights (symmetric, GPTQ)."""
     gptq_new_grids: bool = True
     """Choose scales and zero points anew, as calib.weights says, for the weights that are rounded."""
-    gptq_act_order: bool | None = None
-    """Round the columns of the inputs with most power first; null: what is better on held-out samples."""
+    gptq_act_order: bool = False
+    """Round the columns of the inputs with most power first."""
     gptq_descent: bool = True
     """Let coordinate descent follow, with the scales fitted in between (QuantEase)."""
 
