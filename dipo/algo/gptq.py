@@ -61,7 +61,10 @@ def round_layer(problem: LayerProblem, sums: Sums, damping: Sequence[float], cfg
     kept = None if problem.kept is None else problem.kept.repeat(copies, 1, 1)
     weight = round_columns(best, metric, scales.grids(entries, kept), act_order=cfg.gptq_act_order)
     parts = [each.view(copies, groups, *each.shape[1:]) for each in (best, metric, weight)]
-    return [Solution(*(each[copy] for each in parts), scales.copy(copy, copies)) for copy in range(copies)]
+    return [
+        Solution(own_best, own_metric, own_weight, scales.copy(copy, copies))
+        for copy, (own_best, own_metric, own_weight) in enumerate(zip(*parts, strict=True))
+    ]
 
 
 def polish(problem: LayerProblem, solution: Solution) -> Solution:

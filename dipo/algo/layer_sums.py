@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 
 from dipo.algo.activation_cache import CachedActivation, Rows
 from dipo.algo.closed_form import Sums
@@ -274,7 +275,7 @@ def _chosen(count: int, samples: _Samples, sampling: Sampling, *, seed: tuple[in
     """
     each = count // samples.number
     held = np.array(samples.held_out, np.int64)
-    found = []
+    found: list[NDArray[np.int64]] = []
     for own in (np.setdiff1d(np.arange(samples.number), held), held):
         total = count if len(own) == samples.number else each * len(own)
         wanted = -(-sampling.positions * len(own) // sampling.num_samples)
