@@ -14,6 +14,7 @@ from dipo.algo.closed_form import Sums, damped, descend, least_squares, round_co
 from dipo.algo.held_out import held_out_samples
 from dipo.algo.judgement import Judgement
 from dipo.algo.layer_sums import Sampling, SplitSums, layer_sums
+from dipo.algo.output_grids import better_grids
 from dipo.algo.reference_weights import rounded, target_of
 from dipo.algo.steps.gptq import GptqOptions
 from dipo.algo.unit_solver import UnitResult, UnitWork
@@ -103,7 +104,8 @@ def solve_unit(work: UnitWork, *, cfg: GptqOptions, calib: CalibConfig, num_samp
     judged = None
     if befores and work.held_out:
         judged = Judgement.of(befores, afters)
-    return UnitResult(found, {}, bias_corrected=True, judged=judged)
+    activations = better_grids(work, sampling) if cfg.gptq_act_grids == "output" else {}
+    return UnitResult(found, activations, bias_corrected=True, judged=judged)
 
 
 @dataclass(frozen=True, eq=False)

@@ -60,7 +60,7 @@ class IntegerGrid:
 
 
 @dataclass(frozen=True)
-class _Samples:
+class SomeSamples:
     """Some samples of a batch."""
 
     batch: int
@@ -112,18 +112,20 @@ def layer_sums(pair: NetworkPair, unit: Unit, name: str, sampling: Sampling) -> 
     """
     values = _LayerValues.of(pair, unit, name)
     parts, largest, fits = [], [0.0, 0.0], True
-    for samples in _samples(pair, sampling.held_out, apart=not pair.samples.of(values.source).is_first):
+    for samples in samples_of(pair, sampling.held_out, apart=not pair.samples.of(values.source).is_first):
         x = values.input(pair.fp, samples.rows, quantized=False)
         fits = fits and values.reader.takes(x)
         if not fits:
             break
-        chosen, num_fitted = _chosen(values.reader.count(x), samples, sampling, seed=(sampling.seed, unit.index))
+        chosen, num_fitted = chosen_positions(
+            values.reader.count(x), samples, sampling, seed=(sampling.seed, unit.index)
+        )
         chosen = chosen.to(pair.device)
         target = values.target(x, samples.rows, chosen)
         reads = values.input(pair.q, samples.rows, quantized=True) if values.grid is None else target
-        largest = [max(old, _reach(new)) for old, new in zip(largest, (target, reads), strict=True)]
+        largest = [max(old, reach_of(new)) for old, new in zip(largest, (target, reads), strict=True)]
         parts.append(_Part(samples.rows, chosen, num_fitted, target))
-    high = _largest(pair, [*largest, float(not fits)])
+    high = largest_of_all(pair, [*largest, float(not fits)])
     if high[2] > 0 or not np.isfinite(high).all():
         return None
     return _sums(
@@ -137,8 +139,8 @@ def _sums(
 ) -> SplitSums:  # fmt: skip
     """Add up the positions of all parts, on all workers."""
     groups, width, outputs = values.weight.shape
-    target_unit = _unit(largest_target, FLOAT_STEPS)
-    grid = values.grid or IntegerGrid(_unit(largest_input, FLOAT_STEPS), -FLOAT_STEPS, FLOAT_STEPS)
+    target_unit = unit_of(largest_target, FLOAT_STEPS)
+    grid = values.grid or IntegerGrid(unit_of(largest_input, FLOAT_STEPS), -FLOAT_STEPS, FLOAT_STEPS)
     totals = [
         IntegerSums(groups, width, outputs, low=grid.low, high=grid.high, device=pair.device)
         for _ in range(1 + has_held_out)
@@ -149,7 +151,7 @@ def _sums(
         cut = part.num_fitted
         for total, own in zip(totals, ((x[:, :cut], t[:, :cut]), (x[:, cut:], t[:, cut:])), strict=False):
             total.add(*own)
-    sums = [tuple(_exchanged(pair, each) for each in total.total()) for total in totals]
+    sums = [tuple(exchanged(pair, each) for each in total.total()) for total in totals]
     found = [in_units(*each, unit=grid.unit, target_unit=target_unit) for each in sums]
     return SplitSums(found[0], found[1] if has_held_out else None)
 
@@ -255,19 +257,21 @@ class _LayerValues:
         return value if hook is None else hook(name, value)
 
 
-def _samples(pair: NetworkPair, held_out: Sequence[int], *, apart: bool) -> Iterator[_Samples]:
+def samples_of(pair: NetworkPair, held_out: Sequence[int], *, apart: bool) -> Iterator[SomeSamples]:
     """Yield this worker's samples, batch by batch; with `apart` the held-out ones by themselves."""
     if not apart:
         for batch, rows in zip(pair.batches, pair.rows, strict=True):
-            yield _Samples(batch.index, rows, len(batch), tuple(places(batch, held_out)))
+            yield SomeSamples(batch.index, rows, len(batch), tuple(places(batch, held_out)))
         return
     for found, held in ((fitted_rows(pair, held_out), False), (held_out_rows(pair, held_out), True)):
         for batch, some in found:
             number = some.stop - some.start if isinstance(some, slice) else len(some)
-            yield _Samples(batch.index, some, number, tuple(range(number)) if held else ())
+            yield SomeSamples(batch.index, some, number, tuple(range(number)) if held else ())
 
 
-def _chosen(count: int, samples: _Samples, sampling: Sampling, *, seed: tuple[int, ...]) -> tuple[torch.Tensor, int]:
+def chosen_positions(
+    count: int, samples: SomeSamples, sampling: Sampling, *, seed: tuple[int, ...]
+) -> tuple[torch.Tensor, int]:
     """Return positions of the fitted samples, then of the held-out ones; and the number of those of the fitted.
 
     Of each of as many equal stretches of a kind's positions as are wanted there is one, rising: those of a sample lie
@@ -289,29 +293,29 @@ def _chosen(count: int, samples: _Samples, sampling: Sampling, *, seed: tuple[in
     return torch.from_numpy(np.concatenate(found)), len(found[0])
 
 
-def _reach(value: torch.Tensor) -> float:
+def reach_of(value: torch.Tensor) -> float:
     """Return the largest magnitude, infinite where a number is none."""
     largest = float(value.abs().max()) if value.numel() else 0.0
     return math.inf if math.isnan(largest) else largest
 
 
-def _unit(largest: float, steps: float) -> float:
+def unit_of(largest: float, steps: float) -> float:
     """Return the power of two that is the step of a grid."""
     return 2.0 ** math.ceil(math.log2(largest / steps)) if largest > 0 else 1.0
 
 
-def _largest(pair: NetworkPair, mine: Sequence[float]) -> list[float]:
+def largest_of_all(pair: NetworkPair, mine: Sequence[float]) -> list[float]:
     """Return the largest of all workers' numbers."""
     everyone = torch.zeros(len(mine), max(pair.owners) + 1, dtype=torch.float64, device=pair.device)
     everyone[:, _rank(pair)] = torch.tensor(mine, dtype=torch.float64)
-    return [float(number) for number in _exchanged(pair, everyone).amax(1)]
+    return [float(number) for number in exchanged(pair, everyone).amax(1)]
 
 
 def _rank(pair: NetworkPair) -> int:
     return pair.owners[pair.batches[0].index]
 
 
-def _exchanged(pair: NetworkPair, mine: torch.Tensor) -> torch.Tensor:
+def exchanged(pair: NetworkPair, mine: torch.Tensor) -> torch.Tensor:
     """Return the sum of a tensor of each worker, in pieces: copies of a large one need not stand side by side."""
     numbers, owners = mine.reshape(-1).clone(), list(range(max(pair.owners) + 1))
     for start in range(0, len(numbers), EXCHANGED_ELEMENTS):

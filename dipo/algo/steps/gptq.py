@@ -31,6 +31,9 @@ class GptqOptions(GuardOptions):
     """Choose scales and zero points anew, as calib.weights says, for the weights that are rounded."""
     gptq_act_order: bool = False
     """Round the columns of the inputs with most power first."""
+    gptq_act_grids: Annotated[str, OneOf(("calibrated", "output"))] = "output"
+    """Scales of activations below 8 bits: those of calibration, or those with which the layers that read them lose
+    least (output)."""
     gptq_descent: bool = True
     """Let coordinate descent follow, with the scales fitted in between (QuantEase)."""
 
