@@ -45,6 +45,7 @@ def solved(net, *, workers=1, held_out=(), options=None, **values):
             return {}
         work = work_of(pair, unit, held_out)
         result = solve_unit(work, cfg=cfg, calib=CALIB, num_samples=len(net.samples), seed=0)
+        pair.adopt(result.layers, result.activations)
         results[pair.owners[pair.batches[0].index]].append(result)
         return result.layers
 
