@@ -42,6 +42,8 @@ COARSE = 255
 """Number of steps from which on a grid is fine enough as it is."""
 DAMPING = 0.03
 """Damping of the least squares, as a part of the mean of H's diagonal."""
+SMALLEST = np.finfo(np.float32).tiny
+"""The smallest scale."""
 POSITIONS = 8000
 """Number of positions that are looked at."""
 
@@ -57,14 +59,9 @@ def better_grids(work: UnitWork, sampling: Sampling) -> dict[str, QParams]:
         Those that differ from what they were, by name of the value.
     """
     found = {}
-    for name in work.unit.outputs:
-        readers = _readers(work, name)
-        grid = work.pair.activations.get(name)
-        if not readers or grid is None or name in work.pair.plan.aliases or grid.qmax - grid.qmin >= COARSE:
-            continue
-        few = dataclasses.replace(sampling, positions=min(sampling.positions, POSITIONS))
-        factors = POWERS if grid.power_of_two else FACTORS
-        tried = [dataclasses.replace(grid, scale=(grid.scale * factor).astype(np.float32)) for factor in factors]
+    few = dataclasses.replace(sampling, positions=min(sampling.positions, POSITIONS))
+    for name, readers in _movable(work).items():
+        tried = _tried(work.pair.activations[name])
         lost = np.zeros(len(tried))
         for layer in readers:
             lost += _lost(work, name, layer, tried, few)
@@ -72,6 +69,22 @@ def better_grids(work: UnitWork, sampling: Sampling) -> dict[str, QParams]:
         if np.isfinite(lost).all() and best:
             found[name] = tried[best]
     return found
+
+
+def _movable(work: UnitWork) -> dict[str, list[Layer]]:
+    """Return the unit's coarse outputs whose grids are calibrated ones, by name, with the layers that read them."""
+    found, specs = {}, work.pair.plan.activations
+    for name in work.unit.outputs:
+        # A grid that is fixed, or another value's, is not chosen here.
+        if name in specs and specs[name].fixed is None and specs[name].qmax - specs[name].qmin < COARSE:
+            found[name] = _readers(work, name)
+    return {name: readers for name, readers in found.items() if readers}
+
+
+def _tried(grid: QParams) -> list[QParams]:
+    """Return the grids that are tried, the present one first."""
+    scales = (np.maximum(grid.scale * factor, SMALLEST) for factor in (POWERS if grid.power_of_two else FACTORS))
+    return [dataclasses.replace(grid, scale=scale.astype(np.float32)) for scale in scales]
 
 
 def _readers(work: UnitWork, name: str) -> list[Layer]:
