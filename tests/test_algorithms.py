@@ -90,6 +90,8 @@ STEPS = {
     "equalize": ("+algo=equalize", "algo.equalize_per_channel=true"),
     "update_bn": ("+algo=update_bn",),
     "sparse": ("+algo=sparse", "algo.sparsity_pattern=2:4"),
+    "gptq": ("+algo=gptq",),
+    "gptq behind others": ("algo.steps=[equalize,sparsify,update_bn,gptq,bias_correction,tune]", "algo.tune_iters=4"),
     "tune": ("+algo=tune", "algo.tune_iters=4"),
     "full": ("+algo=full", "algo.tune_iters=4"),
     "stage": ("+algo=brecq", "algo.unit=stage"),
@@ -112,7 +114,9 @@ def test_every_step_leaves_a_model_that_computes_what_was_simulated(run, how, sc
     onnx.checker.check_model(folder / "quantized.onnx", full_check=True)
 
 
-@pytest.mark.parametrize("how", [STEPS[name] for name in ("order", "sparse", "update_bn", "fisher")], ids=" ".join)
+@pytest.mark.parametrize(
+    "how", [STEPS[name] for name in ("order", "sparse", "update_bn", "fisher", "gptq")], ids=" ".join
+)
 def test_every_step_is_resumed_to_the_same_bits(run, how):
     whole, _ = run(*how, "precision=w4a8", "cluster.grad_shards=2")
     expected = (whole / "quantized.onnx").read_bytes()

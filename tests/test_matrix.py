@@ -29,7 +29,7 @@ SLACK_DB = 1.0
 """The samples of the evaluation are others than those that an algorithm was judged on."""
 OPTIONS = {"algo.iters": 20, "algo.tune_iters": 4, "algo.equalize_per_channel": True, "cluster.compile": False}
 ALGOS = (
-    "none", "equalize", "update_bn", "bias_correction", "adaround", "brecq", "qdrop", "tune", "full", "analyze",
+    "none", "equalize", "update_bn", "bias_correction", "gptq", "adaround", "brecq", "qdrop", "tune", "full", "analyze",
     "sparse",
 )  # fmt: skip
 SWING_DB = 2.0

@@ -4,8 +4,8 @@ Three kinds, by the network that they change and the place where they run:
 
   FloatStep    changes the float network, before it is calibrated (equalize); on the driver;
   UnitStep     solves one unit after the other, each on the outputs of the quantized ones before (sparsify, update_bn,
-               bias_correction, adaround, brecq, qdrop, tune); on the workers, in lockstep. The loop alone moves on from
-               unit to unit, and a finished unit is taken up again without the step;
+               bias_correction, gptq, adaround, brecq, qdrop, tune); on the workers, in lockstep. The loop alone moves
+               on from unit to unit, and a finished unit is taken up again without the step;
   NetworkStep  looks at the network as a whole, or changes it (analyze); on the driver, which may hand out tasks.
 
 A step is one file in `algo/steps/`, or one of another package that announces it by an entry point of the group
@@ -73,7 +73,7 @@ class Step(abc.ABC):
     never_after: ClassVar[Mapping[str, str]] = {}
     """Names of steps that cannot come before this one, each with the reason."""
     learns_rounding: ClassVar[bool] = False
-    """Whether it decides the codes of weights by training: at most one such step makes sense."""
+    """Whether it decides the codes of weights from the float ones: at most one such step makes sense."""
 
     options: StepOptions
 

@@ -12,6 +12,7 @@ from dipo.algo.step import Step
 from dipo.algo.steps import STEPS, make_steps
 from dipo.algo.steps.bias_correction import BiasCorrectionOptions
 from dipo.algo.steps.equalize import EqualizeOptions
+from dipo.algo.steps.gptq import GptqOptions
 from dipo.algo.steps.sparsify import SparsifyOptions
 from dipo.algo.steps.tune import TuneOptions
 from dipo.errors import UserError
@@ -162,7 +163,7 @@ class StepsConfig(Section):
 
 
 @dataclass(frozen=True)
-class AlgoConfig(SparsifyOptions, BiasCorrectionOptions, EqualizeOptions, TuneOptions, StepsConfig):
+class AlgoConfig(SparsifyOptions, BiasCorrectionOptions, EqualizeOptions, GptqOptions, TuneOptions, StepsConfig):
     """What is done to the network: before calibration (equalize) and after it."""
 
     def __post_init__(self) -> None:

@@ -74,12 +74,14 @@ class Net:
     def _taken(pair: NetworkPair, unit: Unit, found: Any) -> Any:
         """Moves on behind the unit with what the step found for its layers."""
         pair.layers.update(found if isinstance(found, dict) else {})
+        targets = pair.targets(unit) if pair.with_float else {}
         pair.advance(unit)
+        pair.fp.update(targets)
         pair.forget(unit)
         return found
 
     def walk(
-        self, step: Callable[[NetworkPair, Unit], Any], *, workers: int = 1
+        self, step: Callable[[NetworkPair, Unit], Any], *, workers: int = 1, with_float: bool = False
     ) -> list[tuple[NetworkPair, list[Any]]]:
         """Each worker's pair behind all units, and what the step gave for each of them."""
         batches = cut(len(self.samples), self.batch_size)
@@ -93,7 +95,7 @@ class Net:
                 collectives=collectives, device=CPU,
             )  # fmt: skip
             with torch.inference_mode():
-                pair.read_samples(self.inputs, with_float=False)
+                pair.read_samples(self.inputs, with_float=with_float)
                 return pair, [self._taken(pair, unit, step(pair, unit)) for unit in self.units]
 
         with ThreadPoolExecutor(workers) as threads:

@@ -71,7 +71,7 @@ def fails(capsys, command: str) -> str:
         ),
         (
             "+algo=xyzzy",
-            "unknown algo 'xyzzy': choose from adaround, analyze, bias_correction, brecq, dfq, equalize, full, ",
+            "unknown algo 'xyzzy': choose from adaround, analyze, bias_correction, brecq, dfq, equalize, fast, full, ",
         ),
         ("+model", "model has no value: choose from mobilenet"),
         ("+model=", "model has no value: choose from mobilenet"),

@@ -46,8 +46,8 @@ def test_every_default_is_within_its_own_limits():
         (lambda: CalibConfig(percentile=101.0), "calib.percentile 101: give a number from 50 to 100"),
         (
             lambda: AlgoConfig(steps=["reconstruct"]),
-            "algo.steps 'reconstruct': choose from equalize, sparsify, update_bn, bias_correction, adaround, brecq, "
-            "qdrop, tune, analyze",
+            "algo.steps 'reconstruct': choose from equalize, sparsify, update_bn, bias_correction, gptq, adaround, "
+            "brecq, qdrop, tune, analyze",
         ),
         (lambda: AlgoConfig(fp_input_prob=1.5), "algo.fp_input_prob 1.5: give a number from 0 to 0.99"),
         (lambda: AlgoConfig(iters=0), "algo.iters 0: give a number >= 1"),

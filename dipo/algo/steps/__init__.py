@@ -11,6 +11,7 @@ from dipo.algo.steps.analyze import Analyze
 from dipo.algo.steps.bias_correction import BiasCorrection
 from dipo.algo.steps.brecq import Brecq
 from dipo.algo.steps.equalize import Equalize
+from dipo.algo.steps.gptq import Gptq
 from dipo.algo.steps.qdrop import QDrop
 from dipo.algo.steps.sparsify import Sparsify
 from dipo.algo.steps.tune import Tune
@@ -24,6 +25,7 @@ _OWN: tuple[type[Step], ...] = (
     Sparsify,
     UpdateBatchNorm,
     BiasCorrection,
+    Gptq,
     AdaRound,
     Brecq,
     QDrop,

@@ -18,6 +18,7 @@ NEVER_AFTER = {
     "adaround": _AGAIN,
     "brecq": _AGAIN,
     "qdrop": _AGAIN,
+    "gptq": _AGAIN,
     "tune": "it would undo what was tuned end to end",
 }
 

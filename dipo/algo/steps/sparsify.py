@@ -60,7 +60,8 @@ class Sparsify(UnitStep):
     name = "sparsify"
     Options: ClassVar[type[StepOptions]] = SparsifyOptions
     never_after: ClassVar[Mapping[str, str]] = {
-        other: _PRUNED.format(other) for other in ("update_bn", "bias_correction", "adaround", "brecq", "qdrop", "tune")
+        other: _PRUNED.format(other)
+        for other in ("update_bn", "bias_correction", "gptq", "adaround", "brecq", "qdrop", "tune")
     }
 
     options: SparsifyOptions
