@@ -65,6 +65,7 @@ ROWS = {
     "bias correction from BatchNorm": "+algo=bias_correction algo.bias_source=batchnorm",
     "update_bn": "+algo=update_bn",
     "update_bn, bias correction": "algo.steps=[update_bn,bias_correction]",
+    "gptq": "+algo=gptq",
     "adaround": f"+algo=adaround {TRAINED}",
     "brecq": f"+algo=brecq {TRAINED}",
     "qdrop": f"+algo=qdrop {TRAINED}",

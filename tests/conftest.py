@@ -32,6 +32,7 @@ class TinyJob:
             "cluster=inline",
             "cluster.compile=false",
             "algo.iters=4",
+            "calib.headroom=none",  # a quarter of such a job's time, and tests/test_few_samples.py is about it
             *more,
         ]
 

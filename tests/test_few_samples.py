@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from networks import network, saved
+from thread_pool import ThreadPool
 
 import dipo
 from dipo.launch import main
@@ -84,4 +85,15 @@ def test_many_samples_and_none_have_none(job, tmp_path):
     np.savez(many, x=loud_and_soft(99, 2))
     report = tmp_path / "run" / "report.json"
     assert main(arguments((job[0], many), tmp_path / "run")) == 0
-    assert "as wide as" not in report.read_text()
+    assert "as wide (median)" not in report.read_text()
+
+
+def test_any_number_of_workers_finds_the_same_room(job, tmp_path, monkeypatch):
+    written = []
+    for size in (1, 2, 3):
+        start = lambda job, model, size=size, **_: ThreadPool(job, model, size)  # noqa: E731
+        monkeypatch.setattr("dipo.stages.pipeline.start_pool", start)
+        assert main(arguments(job, tmp_path / str(size), "data.batch_size=3")) == 0
+        assert "as wide (median)" in (tmp_path / str(size) / "report.json").read_text()
+        written.append((tmp_path / str(size) / "quantized.onnx").read_bytes())
+    assert written[0] == written[1] == written[2]
