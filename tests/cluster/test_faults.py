@@ -164,7 +164,7 @@ def run_under_fire(folder, schedule, cluster, tally, whole, killer, *, num_worke
     assert sum(event["event"] == "worker_dies" for event in events) >= 1
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", ["sequential", pytest.param("parallel", marks=pytest.mark.slow)])
 def test_a_killed_worker_is_replaced(tmp_path, cluster, tally, whole, schedule):
     killer = Killer(7, kill_a_worker, tally, waits=(0.2, 1.5), limit=1)
     run_under_fire(tmp_path / "run", schedule, cluster, tally, whole, killer)
@@ -273,6 +273,7 @@ def test_a_killed_driver_with_a_ray_of_its_own_leaves_no_process_behind(tmp_path
     assert same
 
 
+@pytest.mark.slow
 def test_begun_on_three_workers_and_resumed_on_one(tmp_path, whole):
     for schedule in SCHEDULES:
         folder = tmp_path / schedule

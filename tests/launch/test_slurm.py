@@ -192,6 +192,7 @@ def test_an_array_takes_a_line_for_each_task(slurm):
     assert "models.txt: has no line 3" in slurm.output(f"{job}_3")
 
 
+@pytest.mark.slow
 def test_a_requeued_job_goes_on_with_its_run(slurm, undisturbed):
     job = slurm.submit(*OPTIONS)
     wait_for(lambda: slurm.units(job) > 1, "two units")
