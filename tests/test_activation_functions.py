@@ -71,7 +71,7 @@ def test_units_keep_it_with_its_layer(tmp_path, operator, granularity) -> None:
 
 
 @pytest.mark.parametrize("operator", LIKE_HARD_SWISH)
-@pytest.mark.parametrize("placement", ["input", "output"])
+@pytest.mark.parametrize("placement", ["input", pytest.param("output", marks=pytest.mark.slow)])
 def test_plans_quantize_around_it_alike(tmp_path, operator, placement) -> None:
     for rules in (target.spec for target in TARGETS.values()):
         # What a device has a kernel for it reads as integers.

@@ -49,6 +49,7 @@ def test_one_worker_and_three_give_the_same_bits(tmp_path):
     assert not [process for process in psutil.Process().children(recursive=True) if "ray::" in process.name()]
 
 
+@pytest.mark.slow
 def test_bias_correction_does_not_depend_on_the_workers(tmp_path):
     how = ["+algo=bias_correction", "cluster.grad_shards=5"]
     one = run(tmp_path / "one", *how, "cluster=inline")
