@@ -27,7 +27,7 @@ from dipo.algo.layer_sums import (
     unit_of,
 )
 from dipo.algo.unit_solver import UnitWork
-from dipo.algo.weight_grids import as_columns
+from dipo.algo.weight_grids import SMALLEST, as_columns
 from dipo.algo.window_reader import WindowReader
 from dipo.graph.accessors import array_of
 from dipo.graph.layers import Layer, layer_of
@@ -42,8 +42,6 @@ COARSE = 255
 """Number of steps from which on a grid is fine enough as it is."""
 DAMPING = 0.03
 """Damping of the least squares, as a part of the mean of H's diagonal."""
-SMALLEST = np.finfo(np.float32).tiny
-"""The smallest scale."""
 POSITIONS = 8000
 """Number of positions that are looked at."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import shutil
@@ -21,7 +22,6 @@ from dipo.api.files import wanted, write_files
 from dipo.api.inputs import Data, Model, model_file, place, preprocessing_of
 from dipo.api.settings import folder_of
 from dipo.config import resolve_path, to_plain
-from dipo.data.dataset import open_datasets
 from dipo.data.samples import Dataset
 from dipo.errors import UserError
 from dipo.export.runtime import run_model
@@ -183,24 +183,16 @@ class Result:
         cfg = self._config.data
         model, how = self._source.model, preprocessing_of(self._config)
         given = place(data, folder, prefix="", model=model, fixed=cfg.fixed, how=how, num=None)
-        opened = open_samples(
-            model,
-            "compare",
-            lambda inputs: open_datasets(
-                path=None if "path" not in given else resolve_path(given["path"]),
-                source=given.get("source"),
-                eval_path=None,
-                inputs=inputs,
-                num=None,
-                eval_num=None,
-                mean=cfg.mean,
-                std=cfg.std,
-                scale=cfg.scale,
-                size=cfg.size,
-                layout=cfg.layout,
-                fixed=cfg.fixed,
-            ),
+        own = dataclasses.replace(
+            cfg,
+            path=given.get("path"),
+            source=given.get("source"),
+            eval_path=None,
+            eval_source=None,
+            num=None,
+            eval_num=None,
         )
+        opened = open_samples(model, "compare", own.opened)
         return opened.eval or opened.calib
 
     def _reference(self, other: Model | Result | None, folder: Path) -> _Written:

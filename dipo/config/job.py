@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from dipo.algo.step import Step
 from dipo.algo.steps import STEPS, make_steps
@@ -22,6 +23,9 @@ from dipo.export.targets.stpu import StpuOptions
 from dipo.export.targets.trt import TensorRtOptions
 from dipo.recipe import CalibConfig, PrecisionConfig
 from dipo.section import Between, Called, OneOf, Section, show
+
+if TYPE_CHECKING:
+    from dipo.data.samples import Datasets, InputSpec
 
 ZOO = Path(__file__).parents[1] / "zoo"
 SOURCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -103,6 +107,30 @@ class DataConfig(Section):
     def is_given(self) -> bool:
         """Whether there are samples of the user's."""
         return self.path is not None or self.source is not None
+
+    def opened(self, inputs: Sequence[InputSpec]) -> Datasets:
+        """Return the samples, for these inputs of the model; see `dipo.data.dataset.open_datasets`.
+
+        Raises:
+            UserError: There are none, their form is not known, or they do not fit the model or the settings.
+        """
+        from dipo.data.dataset import open_datasets
+
+        return open_datasets(
+            path=None if self.path is None else resolve_path(self.path),
+            source=self.source,
+            eval_path=None if self.eval_path is None else resolve_path(self.eval_path),
+            eval_source=self.eval_source,
+            inputs=inputs,
+            num=self.num,
+            eval_num=self.eval_num,
+            mean=self.mean,
+            std=self.std,
+            scale=self.scale,
+            size=self.size,
+            layout=self.layout,
+            fixed=self.fixed,
+        )
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def quantized_values(nodes: Iterable[ir.Node], rules: TargetSpec, *, placement: 
     nodes = list(nodes)
     if rules.ends_on_codes and placement == "input":
         nodes = _ending_on_codes(nodes, rules)
-    names = {name_of(value) for node in nodes for value in _read(node, rules)}
+    names = _names_read(nodes, rules)
     made = [_made(node, rules) for node in nodes]
     if rules.quantize_outputs:
         # Such a device has codes wherever a kernel ends, so also where a head's output is cut into pieces.
@@ -46,7 +46,7 @@ def _ending_on_codes(nodes: Sequence[ir.Node], rules: TargetSpec) -> list[ir.Nod
     within = behind_floats(nodes[0].graph, rules) if nodes and nodes[0].graph is not None else set()
     nodes = [node for node in nodes if node not in within]
     while True:
-        names = {name_of(value) for node in nodes for value in _read(node, rules)}
+        names = _names_read(nodes, rules)
         kept = [node for node in nodes if _multiplies(node) or _is_quantized(_made(node, rules), names)]
         if len(kept) == len(nodes):
             return kept
@@ -86,6 +86,10 @@ def _is_last_float(value: ir.Value) -> bool:
         return maker is None or torch_ops.supported(maker)
     ends = [not operators.of(node).reads_shape and not any(map(is_float, node.outputs)) for node in readers]
     return bool(ends) and all(ends)
+
+
+def _names_read(nodes: Iterable[ir.Node], rules: TargetSpec) -> set[str]:
+    return {name_of(value) for node in nodes for value in _read(node, rules)}
 
 
 def _read(node: ir.Node, rules: TargetSpec) -> list[ir.Value]:

@@ -57,8 +57,9 @@ def with_headroom(
     context.events.emit("headroom_judged", share=best.share, gain_db=round(judged[best].gain_db, 3))
     if best == AS_IT_IS:
         return calibration, quantized
-    roomy = trial.with_room(best, range(len(loaded.data.calib)))
-    return roomy, trial.requantized(roomy)
+    factors = trial.factors(best, range(len(loaded.data.calib)))
+    roomy = {name: replace(own, room=factors.get(name, NO_ROOM)) for name, own in calibration.statistics.items()}
+    return replace(calibration, statistics=roomy), trial.requantized(factors)
 
 
 def is_tried(loaded: JobInputs, config: Config) -> bool:
@@ -111,25 +112,25 @@ class _Trial:
         """Return the outputs' squared errors, each half of the samples with the ranges of the other."""
         total: dict[str, float] = {}
         for seen, unseen in (self._halves, self._halves[::-1]):
-            candidate = self.requantized(self.with_room(room, seen))
+            candidate = self.requantized(self.factors(room, seen))
             for name, error in output_errors(self._context, candidate, unseen, title=None).items():
                 total[name] = total.get(name, 0.0) + error
         return total
 
-    def with_room(self, room: Room, samples: Sequence[int]) -> Calibration:
-        """Return the statistics as some of the samples show them, with room."""
-        found = dict(self._calibration.statistics)
+    def factors(self, room: Room, samples: Sequence[int]) -> dict[str, tuple[float, float]]:
+        """Return the factors on both ends of each range: to what some of the samples show, with room, by name."""
+        found = {}
         for name, extremes in self._calibration.extremes.items():
-            ends = self._ranges.get(name) or minmax_range(found[name])
-            found[name] = replace(found[name], room=room.factors(ends, extremes, samples=samples))
-        return replace(self._calibration, statistics=found)
+            ends = self._ranges.get(name) or minmax_range(self._calibration.statistics[name])
+            found[name] = room.factors(ends, extremes, samples=samples)
+        return found
 
-    def requantized(self, calibration: Calibration) -> QuantizedModel:
-        """Return the network with the activations' grids that follow from statistics, and the weights that it has."""
+    def requantized(self, factors: Mapping[str, tuple[float, float]]) -> QuantizedModel:
+        """Return the network with the activations' grids of stretched ranges, and the weights that it has."""
         config, loaded = self._context.config, self._context.loaded
-        # Room stretches the ranges that there are: their search, which takes longer than a pass, is not repeated.
+        # The ranges that there are are stretched: their search, which takes longer than a pass, is not repeated.
         ranges = {
-            name: self._ranges[name] if spec.fixed else self._ranges[name].stretched(calibration.statistics[name].room)
+            name: self._ranges[name] if spec.fixed else self._ranges[name].stretched(factors.get(name, NO_ROOM))
             for name, spec in loaded.plan.activations.items()
         }
         found = replace(self._quantized, activations=activation_grids(loaded.plan, ranges))

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from dipo.algo.joined_inputs import joins
 from dipo.algo.step import FloatChange, FloatNetwork, FloatStep, Step
 from dipo.config import Config, resolve_path
-from dipo.data.dataset import Datasets, open_datasets
 from dipo.data.noise import make_noise
+from dipo.data.samples import Datasets
 from dipo.errors import UserError
 from dipo.export.formats import OnnxFormat
 from dipo.export.targets import TARGETS, check_options
@@ -256,22 +256,4 @@ def _samples(config: Config, model: ir.Model, path: Path) -> Datasets:
         inputs = input_specs(model, source=source)
         noise = make_noise(inputs, num=NOISE_SAMPLES, seed=config.seed, mean=data.mean, std=data.std)
         return Datasets(calib=noise, eval=None)
-    return open_samples(
-        model,
-        source,
-        lambda inputs: open_datasets(
-            path=None if data.path is None else resolve_path(data.path),
-            source=data.source,
-            eval_path=None if data.eval_path is None else resolve_path(data.eval_path),
-            eval_source=data.eval_source,
-            inputs=inputs,
-            num=data.num,
-            eval_num=data.eval_num,
-            mean=data.mean,
-            std=data.std,
-            scale=data.scale,
-            size=data.size,
-            layout=data.layout,
-            fixed=data.fixed,
-        ),
-    )
+    return open_samples(model, source, data.opened)

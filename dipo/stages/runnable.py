@@ -44,7 +44,7 @@ def form_that_runs(model: ir.Model, data: Datasets, path: Path) -> tuple[ir.Mode
     try:
         several = _is_freed_from_several(model) and _hold_for_all(data, model)
         if several:
-            data = in_groups(data, size_of_run(model), {**_first(model), **input_axes(model)})
+            data = in_groups(data, size_of_run(model), _axes_of(model))
             two = data.calib.read(0, min(2, len(data.calib))).inputs
         alone = load(path, takes_one=True, whole=several or runs_whole(model))
         set_library(alone, library_of(model))
@@ -98,8 +98,9 @@ def _refuse_vectors(model: ir.Model, path: Path) -> None:
             )
 
 
-def _first(model: ir.Model) -> dict[str, int | None]:
-    return dict.fromkeys((value.name or "" for value in model.graph.inputs), 0)
+def _axes_of(model: ir.Model) -> dict[str, int | None]:
+    """Return the axis of the samples in each input, the first where nothing else is known."""
+    return {**dict.fromkeys((value.name or "" for value in model.graph.inputs), 0), **input_axes(model)}
 
 
 def _hold_for_all(data: Datasets, model: ir.Model) -> bool:
@@ -123,9 +124,7 @@ def _tells_apart(model: ir.Model, samples: SampleAxes) -> bool:
     """
     values = list(model.graph.outputs)
     if fixed_batch(model) is not None:
-        if decided_by_samples(
-            model, {name for name, axis in {**_first(model), **input_axes(model)}.items() if axis is not None}
-        ):
+        if decided_by_samples(model, {name for name, axis in _axes_of(model).items() if axis is not None}):
             return False
         values += [value for node in model.graph for value in node.outputs if is_float(value)]
     varying = sized_by_numbers(model)

@@ -68,27 +68,10 @@ def feed_of(model: Path, *, data: Mapping[str, Any] | None, samples: int) -> Fee
 
 
 def _samples(network: Network, data: Mapping[str, Any], samples: int) -> dict[str, NDArray[Any]]:
-    from dipo.config import DataConfig, resolve_path
-    from dipo.data.dataset import open_datasets
+    from dipo.config import DataConfig
     from dipo.section import from_plain
 
-    config = from_plain(DataConfig, data)
-    specs = [_spec(value, axis) for value, axis in _with_axes(network)]
-    found = open_datasets(
-        path=None if config.path is None else resolve_path(config.path),
-        source=config.source,
-        eval_path=None if config.eval_path is None else resolve_path(config.eval_path),
-        eval_source=config.eval_source,
-        inputs=specs,
-        num=config.num,
-        eval_num=config.eval_num,
-        mean=config.mean,
-        std=config.std,
-        scale=config.scale,
-        size=config.size,
-        layout=config.layout,
-        fixed=config.fixed,
-    )
+    found = from_plain(DataConfig, data).opened([_spec(value, axis) for value, axis in _with_axes(network)])
     dataset = found.eval or found.calib
     return dict(dataset.read(0, min(samples, len(dataset))).inputs)
 
